@@ -1,0 +1,1 @@
+"""Timing, peers and reports."""

@@ -1,0 +1,1 @@
+"""Reading checkpoints, the PyTorch YOLACT, ONNX export, precision and parity."""

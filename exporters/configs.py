@@ -1,0 +1,83 @@
+"""The published YOLACT configurations as specs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from yolact_deploy.errors import SpecError
+from yolact_deploy.spec import BackboneSpec, ModelSpec, PreprocessSpec, PriorsSpec
+
+COCO_CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
+    "hair drier", "toothbrush",
+)  # fmt: skip
+_COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids COCO skipped between 1 and 90
+COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _COCO_GAPS)
+PASCAL_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+_RATIOS = ((1.0, 0.5, 2.0),) * 5
+_BASE_SCALES = (24, 48, 96, 192, 384)
+_RESNET101 = BackboneSpec("resnet", (3, 4, 23, 3), (1, 2, 3))
+_RESNET50 = BackboneSpec("resnet", (3, 4, 6, 3), (1, 2, 3))
+_DARKNET53 = BackboneSpec("darknet", (1, 2, 8, 8, 4), (2, 3, 4))
+
+
+def _square_priors(input_size: int) -> PriorsSpec:
+    scales = tuple((int(input_size / 550 * scale),) for scale in _BASE_SCALES)
+    return PriorsSpec(scales, _RATIOS)
+
+
+_BASE = ModelSpec(
+    name="yolact_base",
+    input_size=550,
+    backbone=_RESNET101,
+    class_names=COCO_CLASSES,
+    category_ids=COCO_CATEGORY_IDS,
+    priors=_square_priors(550),
+)
+_RESNET50_SPEC = replace(_BASE, name="yolact_resnet50", backbone=_RESNET50)
+
+PUBLISHED: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        _BASE,
+        replace(_BASE, name="yolact_im400", input_size=400, priors=_square_priors(400)),
+        replace(_BASE, name="yolact_im700", input_size=700, priors=_square_priors(700)),
+        _RESNET50_SPEC,
+        replace(
+            _BASE,
+            name="yolact_darknet53",
+            backbone=_DARKNET53,
+            preprocess=PreprocessSpec(mean_rgb=(0.0, 0.0, 0.0), std_rgb=(255.0, 255.0, 255.0)),
+        ),
+        replace(
+            _RESNET50_SPEC,
+            name="yolact_resnet50_pascal",
+            class_names=PASCAL_CLASSES,
+            category_ids=tuple(range(1, 21)),
+            priors=PriorsSpec(
+                tuple((s,) for s in (32, 64, 128, 256, 512)), _RATIOS, use_square_anchors=False
+            ),
+        ),
+    )
+}
+
+
+def published_spec(name: str) -> ModelSpec:
+    """The spec of a published configuration. Raises SpecError listing the known names."""
+    try:
+        return PUBLISHED[name]
+    except KeyError:
+        raise SpecError(
+            f"no published configuration is named {name!r}; known are {', '.join(PUBLISHED)}."
+        ) from None

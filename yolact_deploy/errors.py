@@ -1,0 +1,67 @@
+"""Every error this project raises on purpose.
+
+    YolactDeployError
+    ├── CheckpointError          a checkpoint can't be read, or does not fit its spec
+    ├── SpecError                a ModelSpec is missing, malformed or contradicts the artifact
+    ├── ExportError              ONNX export, or its parity check, failed
+    ├── CalibrationError         INT8 calibration can't be done with what was given
+    ├── EngineError              a plan can't be built or run
+    │   └── PlanMismatchError    a plan does not belong to its sidecar, this runtime or this GPU
+    ├── ImageError               an input image can't be used
+    ├── OutputError              a result can't be written where it was asked for
+    └── MissingDependencyError   an optional package is needed; the message has the exact `pip install`
+
+A message says what failed, on which file or value, what was found, and what to do. ``exit_code`` is what the command line
+returns for it: 2 for wrong usage or bad input, 1 for work that failed.
+"""
+
+from __future__ import annotations
+
+
+class YolactDeployError(Exception):
+    exit_code = 1
+
+
+class CheckpointError(YolactDeployError):
+    exit_code = 2
+
+
+class SpecError(YolactDeployError):
+    exit_code = 2
+
+
+class ExportError(YolactDeployError):
+    exit_code = 1
+
+
+class CalibrationError(YolactDeployError):
+    exit_code = 2
+
+
+class EngineError(YolactDeployError):
+    exit_code = 1
+
+
+class PlanMismatchError(EngineError):
+    exit_code = 2
+
+
+class ImageError(YolactDeployError):
+    exit_code = 2
+
+
+class OutputError(YolactDeployError):
+    exit_code = 2
+
+
+class MissingDependencyError(YolactDeployError):
+    """An optional package is not installed; ``extra`` is the extra of this project that brings it."""
+
+    exit_code = 2
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        self.package = package
+        self.extra = extra
+        super().__init__(
+            f'{purpose} needs {package}, which is not installed.\n  pip install "yolact-deploy[{extra}]"'
+        )

@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.errors import OutputError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it is renamed onto `target`, on any error it is removed.
+
+    The temporary name keeps the target's suffix, as some writers choose the format by it.
+    Raises OutputError when the folder is missing or not writable, or `target` is a folder.
+    """
+    path = Path(target)
+    if path.is_dir():
+        raise OutputError(f"can't write {path}: it is a folder. Give a file name.")
+    try:
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent
+        )
+        os.close(descriptor)
+    except OSError as exc:
+        raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as exc:
+        raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(target: str | os.PathLike[str]) -> None:
+    """Raise OutputError now, before long work, if `target` could not be written at its end."""
+    path = Path(target)
+    if path.is_dir():
+        raise OutputError(f"can't write {path}: it is a folder. Give a file name.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as exc:
+        raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | os.PathLike[str], value: Any) -> None:
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _reason(exc: OSError, folder: Path) -> str:
+    if isinstance(exc, FileNotFoundError):
+        return f"the folder {folder} does not exist. Create it first."
+    if isinstance(exc, PermissionError):
+        return f"no permission to write in {folder}."
+    return f"{exc.strerror or exc}."
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

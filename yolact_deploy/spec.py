@@ -1,0 +1,300 @@
+"""`ModelSpec`: all that is needed to turn an image into head tensors and head tensors into detections."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from yolact_deploy.errors import SpecError
+from yolact_deploy.spec_json import decode, encode
+
+if TYPE_CHECKING:
+    from yolact_deploy.arrays import FloatArray
+
+SCHEMA_VERSION = 1
+SPEC_METADATA_KEY = "yolact_deploy.spec"  # in an ONNX's metadata_props
+
+BackboneKind = Literal["resnet", "darknet"]
+ConfActivation = Literal["softmax", "logits"]
+NmsMode = Literal["fast", "cross_class", "traditional"]
+
+IMAGENET_MEAN_RGB = (123.68, 116.78, 103.94)
+IMAGENET_STD_RGB = (58.40, 57.12, 57.38)
+_HALVINGS_BEFORE_STAGES = {
+    "resnet": 1,
+    "darknet": 0,
+}  # ResNet: the stem; its max-pool is counted with stage 0
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    kind: BackboneKind
+    stages: tuple[int, ...]  # residual blocks per stage
+    selected_layers: tuple[int, ...]  # stages that feed the FPN, shallowest first
+    dcn_blocks: tuple[int, ...] = ()  # YOLACT++: deformable blocks per stage, counted from its end; () = none
+    dcn_interval: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.stages or min(self.stages) < 1:
+            raise SpecError(f"backbone.stages must be positive block counts, found {list(self.stages)}.")
+        valid = list(range(len(self.stages)))
+        if not self.selected_layers or any(layer not in valid for layer in self.selected_layers):
+            raise SpecError(
+                f"backbone.selected_layers {list(self.selected_layers)} must name stages of {valid} "
+                f"(the backbone has {len(self.stages)})."
+            )
+
+    def stride_halvings(self, layer: int) -> int:
+        """How often the input size has been halved (rounding up) at the output of stage `layer`."""
+        return _HALVINGS_BEFORE_STAGES[self.kind] + layer + 1
+
+
+@dataclass(frozen=True)
+class FpnSpec:
+    channels: int = 256
+    num_downsample: int = 2  # stride-2 convolutions after the top level (P6, P7)
+    relu_pred_layers: bool = True
+    relu_downsample_layers: bool = False
+
+
+@dataclass(frozen=True)
+class ProtonetSpec:
+    # (channels, kernel); kernel -2 with channels null is a bilinear upsampling by 2. The last entry gives the prototypes.
+    layers: tuple[tuple[int | None, int], ...] = ((256, 3), (256, 3), (256, 3), (None, -2), (256, 3), (32, 1))
+    src_level: int = 0  # FPN level it reads, 0 = P3
+
+    def __post_init__(self) -> None:
+        if not self.layers or self.layers[-1][0] is None:
+            raise SpecError("protonet.layers must end in a convolution that gives the prototypes.")
+        for channels, kernel in self.layers:
+            if channels is None and kernel >= 0:
+                raise SpecError(
+                    f"protonet.layers: [null, {kernel}] is not an upsampling; its kernel must be negative."
+                )
+            if channels is not None and (kernel < 1 or kernel % 2 == 0):
+                raise SpecError(f"protonet.layers: [{channels}, {kernel}] needs an odd positive kernel.")
+
+    @property
+    def num_prototypes(self) -> int:
+        return self.layers[-1][0] or 0
+
+    @property
+    def upsampling(self) -> int:
+        factor = 1
+        for channels, kernel in self.layers:
+            if channels is None:
+                factor *= -kernel
+        return factor
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    extra_layers: tuple[tuple[int, int], ...] = (
+        (256, 3),
+    )  # (channels, kernel) of the convolutions shared by all outputs
+    kernel_size: int = 3  # of the loc, conf and mask_coeff convolutions
+
+
+@dataclass(frozen=True)
+class PriorsSpec:
+    scales: tuple[
+        tuple[float, ...], ...
+    ]  # per FPN level, shallowest first; pixels of the input when use_pixel_scales
+    aspect_ratios: tuple[tuple[float, ...], ...]  # per FPN level
+    use_square_anchors: bool = True
+    use_pixel_scales: bool = True
+    preapply_sqrt: bool = False  # aspect ratios are stored as their square roots
+
+    def __post_init__(self) -> None:
+        if len(self.scales) != len(self.aspect_ratios):
+            raise SpecError(
+                f"priors.scales has {len(self.scales)} levels but priors.aspect_ratios has {len(self.aspect_ratios)}; "
+                "give one entry per FPN level in both."
+            )
+        counts = {len(s) * len(a) for s, a in zip(self.scales, self.aspect_ratios, strict=True)}
+        if len(counts) != 1 or 0 in counts:
+            raise SpecError(
+                f"the shared head needs the same number of priors per cell on every level, found {sorted(counts)}."
+            )
+
+    @property
+    def per_cell(self) -> int:
+        return len(self.scales[0]) * len(self.aspect_ratios[0])
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """(pixel - mean) / std on values 0..255, per channel in RGB order; the image is stretched to the input size."""
+
+    mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB
+    std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB
+    channel_order: Literal["rgb"] = "rgb"  # of the network's input
+    resize: Literal["stretch"] = "stretch"
+
+    def __post_init__(self) -> None:
+        if min(self.std_rgb) <= 0:
+            raise SpecError(f"preprocess.std_rgb must be positive, found {list(self.std_rgb)}.")
+
+
+@dataclass(frozen=True)
+class PostprocessSpec:
+    nms: NmsMode = "fast"
+    conf_threshold: float = 0.05
+    iou_threshold: float = 0.5
+    top_k: int = 200  # per class
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1 or self.max_detections < 1:
+            raise SpecError(
+                f"postprocess.top_k and max_detections must be at least 1, found {self.top_k} and {self.max_detections}."
+            )
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Architecture, preprocessing, priors, classes and thresholds of one YOLACT; travels inside ONNX files and sidecars.
+
+    Raises SpecError when its parts contradict each other.
+    """
+
+    name: str
+    input_size: int  # S: the network's input is S x S
+    backbone: BackboneSpec
+    class_names: tuple[str, ...]  # foreground only
+    category_ids: tuple[int, ...]  # the annotation file's id of each class
+    priors: PriorsSpec
+    fpn: FpnSpec = field(default_factory=FpnSpec)
+    protonet: ProtonetSpec = field(default_factory=ProtonetSpec)
+    head: HeadSpec = field(default_factory=HeadSpec)
+    preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
+    postprocess: PostprocessSpec = field(default_factory=PostprocessSpec)
+    conf_activation: ConfActivation = "softmax"
+    mask_iou_layers: tuple[
+        tuple[int, int], ...
+    ] = ()  # YOLACT++: (channels, kernel), each stride 2; () = no rescoring
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise SpecError(
+                f"the spec has schema version {self.schema_version}, this version of yolact-deploy reads {SCHEMA_VERSION}. "
+                "Export the model again with this version, or install the version that wrote it."
+            )
+        if self.input_size < 32:
+            raise SpecError(f"input_size must be at least 32 pixels, found {self.input_size}.")
+        if not self.class_names:
+            raise SpecError("class_names is empty; give one name per foreground class.")
+        if len(self.category_ids) != len(self.class_names):
+            raise SpecError(
+                f"category_ids has {len(self.category_ids)} entries but there are {len(self.class_names)} class_names; "
+                "give one annotation id per class, in the same order."
+            )
+        if len(set(self.category_ids)) != len(self.category_ids):
+            raise SpecError(f"category_ids has repeated ids: {list(self.category_ids)}.")
+        if len(self.priors.scales) != self.num_levels:
+            raise SpecError(
+                f"priors.scales has {len(self.priors.scales)} levels, but the FPN has {self.num_levels} "
+                f"({len(self.backbone.selected_layers)} selected backbone layers + {self.fpn.num_downsample} downsampled)."
+            )
+        if not 0 <= self.protonet.src_level < self.num_levels:
+            raise SpecError(
+                f"protonet.src_level {self.protonet.src_level} is not one of the {self.num_levels} FPN levels."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """C, foreground classes; `conf` has C + 1 columns."""
+        return len(self.class_names)
+
+    @property
+    def num_prototypes(self) -> int:
+        return self.protonet.num_prototypes
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.backbone.selected_layers) + self.fpn.num_downsample
+
+    @property
+    def feature_sizes(self) -> tuple[int, ...]:
+        """Side of each (square) FPN level, shallowest first."""
+        sizes = [
+            _halve(self.input_size, self.backbone.stride_halvings(i)) for i in self.backbone.selected_layers
+        ]
+        for _ in range(self.fpn.num_downsample):
+            sizes.append(_halve(sizes[-1], 1))
+        return tuple(sizes)
+
+    @property
+    def num_priors(self) -> int:
+        return sum(size * size for size in self.feature_sizes) * self.priors.per_cell
+
+    @property
+    def proto_size(self) -> int:
+        """Side of the (square) prototypes."""
+        return self.feature_sizes[self.protonet.src_level] * self.protonet.upsampling
+
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the head tensors without the batch dimension."""
+        return {
+            "loc": (self.num_priors, 4),
+            "conf": (self.num_priors, 1 + self.num_classes),
+            "mask_coeff": (self.num_priors, self.num_prototypes),
+            "proto": (self.proto_size, self.proto_size, self.num_prototypes),
+        }
+
+    def make_priors(self) -> FloatArray:
+        """float32 [P, 4], (cx, cy, w, h) relative to the image."""
+        from yolact_deploy.priors import make_priors
+
+        return make_priors(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        encoded = encode(self)
+        return {"schema_version": encoded.pop("schema_version"), **encoded}
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, value: Any) -> ModelSpec:
+        """Raises SpecError naming the first field that is missing, unknown or of the wrong type."""
+        return decode(cls, value, "spec")
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        try:
+            value = json.loads(text)
+        except ValueError as exc:
+            raise SpecError(f"the spec is not valid JSON: {exc}.") from exc
+        return cls.from_dict(value)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> ModelSpec:
+        return cls.from_dict(read_spec_file(path))
+
+
+def read_spec_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object of a spec file, not yet checked. Raises SpecError when it can't be read or is no object."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise SpecError(f"can't read the spec file {path}: {reason}.") from exc
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise SpecError(f"{path} is not valid JSON: {exc}.") from exc
+    if not isinstance(value, dict):
+        raise SpecError(f"{path} must hold a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def _halve(size: int, times: int) -> int:
+    """Output size of `times` stride-2 layers with 'same' padding: rounds up each time."""
+    for _ in range(times):
+        size = (size + 1) // 2
+    return size
