@@ -6,7 +6,10 @@
     ├── ExportError              ONNX export, or its parity check, failed
     ├── CalibrationError         INT8 calibration can't be done with what was given
     ├── EngineError              a plan can't be built or run
+    │   ├── BuildRequestError    a plan can't be built from what was given: the file, runtime, targets, batch or precision
     │   └── PlanMismatchError    a plan does not belong to its sidecar, this runtime or this GPU
+    ├── ArtifactError            a model file is missing, unreadable or not of its kind
+    ├── AnnotationError          an annotation file can't be read, or does not go with the images or the model
     ├── ImageError               an input image can't be used
     ├── OutputError              a result can't be written where it was asked for
     └── MissingDependencyError   an optional package is needed; the message has the exact `pip install`
@@ -42,7 +45,19 @@ class EngineError(YolactDeployError):
     exit_code = 1
 
 
+class BuildRequestError(EngineError):
+    exit_code = 2
+
+
 class PlanMismatchError(EngineError):
+    exit_code = 2
+
+
+class ArtifactError(YolactDeployError):
+    exit_code = 2
+
+
+class AnnotationError(YolactDeployError):
     exit_code = 2
 
 
@@ -62,6 +77,4 @@ class MissingDependencyError(YolactDeployError):
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         self.package = package
         self.extra = extra
-        super().__init__(
-            f'{purpose} needs {package}, which is not installed.\n  pip install "yolact-deploy[{extra}]"'
-        )
+        super().__init__(f'{purpose} needs {package}, which is not installed.\n  pip install "yolact-deploy[{extra}]"')

@@ -27,9 +27,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     if path.is_dir():
         raise OutputError(f"can't write {path}: it is a folder. Give a file name.")
     try:
-        descriptor, name = tempfile.mkstemp(
-            prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent
-        )
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
         os.close(descriptor)
     except OSError as exc:
         raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc

@@ -22,9 +22,7 @@ def make_priors(spec: ModelSpec) -> FloatArray:
     (dbolya/yolact, yolact.py, PredictionModule.make_priors).
     """
     levels = []
-    for size, scales, ratios in zip(
-        spec.feature_sizes, spec.priors.scales, spec.priors.aspect_ratios, strict=True
-    ):
+    for size, scales, ratios in zip(spec.feature_sizes, spec.priors.scales, spec.priors.aspect_ratios, strict=True):
         extents = np.array(
             [_extent_wh(scale, ratio, size, spec) for scale in scales for ratio in ratios]
         )  # [A, 2], float64

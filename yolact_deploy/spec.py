@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from yolact_deploy.arrays import FloatArray
 
 SCHEMA_VERSION = 1
-SPEC_METADATA_KEY = "yolact_deploy.spec"  # in an ONNX's metadata_props
+# In an ONNX's metadata_props.
+SPEC_METADATA_KEY = "yolact_deploy.spec"  # ModelSpec.to_json()
+PRECISION_METADATA_KEY = "yolact_deploy.precision"  # "fp32", "fp16", "int8"
+CHECKPOINT_SHA256_METADATA_KEY = "yolact_deploy.checkpoint_sha256"
+VERSION_METADATA_KEY = "yolact_deploy.version"  # of this project, when it wrote the file
+MAX_BATCH_METADATA_KEY = "yolact_deploy.max_batch"  # largest batch the file was exported for
 
 BackboneKind = Literal["resnet", "darknet"]
 ConfActivation = Literal["softmax", "logits"]
@@ -71,9 +76,7 @@ class ProtonetSpec:
             raise SpecError("protonet.layers must end in a convolution that gives the prototypes.")
         for channels, kernel in self.layers:
             if channels is None and kernel >= 0:
-                raise SpecError(
-                    f"protonet.layers: [null, {kernel}] is not an upsampling; its kernel must be negative."
-                )
+                raise SpecError(f"protonet.layers: [null, {kernel}] is not an upsampling; its kernel must be negative.")
             if channels is not None and (kernel < 1 or kernel % 2 == 0):
                 raise SpecError(f"protonet.layers: [{channels}, {kernel}] needs an odd positive kernel.")
 
@@ -100,9 +103,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class PriorsSpec:
-    scales: tuple[
-        tuple[float, ...], ...
-    ]  # per FPN level, shallowest first; pixels of the input when use_pixel_scales
+    scales: tuple[tuple[float, ...], ...]  # per FPN level, shallowest first; pixels of the input when use_pixel_scales
     aspect_ratios: tuple[tuple[float, ...], ...]  # per FPN level
     use_square_anchors: bool = True
     use_pixel_scales: bool = True
@@ -173,9 +174,7 @@ class ModelSpec:
     preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
     postprocess: PostprocessSpec = field(default_factory=PostprocessSpec)
     conf_activation: ConfActivation = "softmax"
-    mask_iou_layers: tuple[
-        tuple[int, int], ...
-    ] = ()  # YOLACT++: (channels, kernel), each stride 2; () = no rescoring
+    mask_iou_layers: tuple[tuple[int, int], ...] = ()  # YOLACT++: (channels, kernel), each stride 2; () = no rescoring
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -221,9 +220,7 @@ class ModelSpec:
     @property
     def feature_sizes(self) -> tuple[int, ...]:
         """Side of each (square) FPN level, shallowest first."""
-        sizes = [
-            _halve(self.input_size, self.backbone.stride_halvings(i)) for i in self.backbone.selected_layers
-        ]
+        sizes = [_halve(self.input_size, self.backbone.stride_halvings(i)) for i in self.backbone.selected_layers]
         for _ in range(self.fpn.num_downsample):
             sizes.append(_halve(sizes[-1], 1))
         return tuple(sizes)

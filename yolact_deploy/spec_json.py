@@ -72,9 +72,7 @@ def _decode_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ..
         if len(value) != len(args):
             raise SpecError(f"{path} must have {len(args)} entries, found {len(value)}.")
         hints = list(args)
-    return tuple(
-        _decode_value(h, item, f"{path}[{i}]") for i, (h, item) in enumerate(zip(hints, value, strict=True))
-    )
+    return tuple(_decode_value(h, item, f"{path}[{i}]") for i, (h, item) in enumerate(zip(hints, value, strict=True)))
 
 
 def _describe(value: Any) -> str:

@@ -1,0 +1,96 @@
+"""The peer to be faster than: PyTorch eager with the original's Detect and postprocess done in torch.
+
+Written from the original's semantics (dbolya/yolact: layers/functions/detection.py, layers/output_utils.py): every
+survivor competes in every class, IoU is taken over all [C, top_k, top_k] pairs, masks are multiplied, squashed, cropped
+and upsampled as whole planes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class TorchDetections(NamedTuple):
+    class_ids: Tensor  # int64 [n]
+    scores: Tensor  # float32 [n]
+    boxes_xyxy: Tensor  # int64 [n, 4], pixels
+    masks: Tensor  # float32 [n, H, W], 0 or 1
+
+
+def detect_and_assemble(
+    loc: Tensor,  # [P, 4]
+    conf: Tensor,  # [P, 1 + C], softmaxed
+    mask_coeff: Tensor,  # [P, K]
+    proto: Tensor,  # [Hp, Wp, K]
+    priors: Tensor,  # [P, 4]
+    image_hw: tuple[int, int],
+) -> TorchDetections:
+    """FastNMS with the default thresholds, then full-size masks; one image."""
+    boxes, coefficients, class_ids, scores = fast_nms(loc, conf, mask_coeff, priors)
+    return assemble(boxes, coefficients, class_ids, scores, proto, image_hw)
+
+
+def fast_nms(loc: Tensor, conf: Tensor, mask_coeff: Tensor, priors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(boxes [n, 4] relative, coefficients [n, K], class_ids [n], scores [n])."""
+    centres = priors[:, :2] + loc[:, :2] * 0.1 * priors[:, 2:]
+    sizes = priors[:, 2:] * torch.exp(loc[:, 2:] * 0.2)
+    boxes = torch.cat([centres - sizes / 2, sizes], 1)
+    boxes[:, 2:] += boxes[:, :2]
+
+    foreground = conf.t()[1:]
+    confident = foreground.max(0).values > 0.05
+    scores, boxes, coefficients = foreground[:, confident], boxes[confident], mask_coeff[confident]
+
+    scores, order = scores.sort(1, descending=True)
+    scores, order = scores[:, :200].contiguous(), order[:, :200].contiguous()
+    num_classes, count = order.shape
+    boxes = boxes[order.view(-1)].view(num_classes, count, 4)
+    coefficients = coefficients[order.view(-1)].view(num_classes, count, -1)
+    keep = _pairwise_iou(boxes).triu_(diagonal=1).max(dim=1).values <= 0.5
+    class_ids = torch.arange(num_classes)[:, None].expand_as(keep)[keep]
+    scores, best = scores[keep].sort(0, descending=True)
+    best = best[:100]
+    return boxes[keep][best], coefficients[keep][best], class_ids[best], scores[:100]
+
+
+def assemble(
+    boxes: Tensor, coefficients: Tensor, class_ids: Tensor, scores: Tensor, proto: Tensor, image_hw: tuple[int, int]
+) -> TorchDetections:
+    """Masks of all detections at the size of the image, and integer boxes."""
+    height, width = image_hw
+    masks = _crop(torch.sigmoid(proto @ coefficients.t()), boxes).permute(2, 0, 1).contiguous()
+    masks = F.interpolate(masks[None], (height, width), mode="bilinear", align_corners=False)[0].gt_(0.5)
+    x1, x2 = _ordered(boxes[:, 0], boxes[:, 2], width, 0)
+    y1, y2 = _ordered(boxes[:, 1], boxes[:, 3], height, 0)
+    return TorchDetections(class_ids, scores, torch.stack([x1, y1, x2, y2], 1).long(), masks)
+
+
+def _pairwise_iou(boxes: Tensor) -> Tensor:
+    """[C, n, 4] -> [C, n, n]."""
+    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    overlap = (high - low).clamp(min=0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return intersection / (area[:, :, None] + area[:, None, :] - intersection)
+
+
+def _crop(masks: Tensor, boxes: Tensor) -> Tensor:
+    """[Hp, Wp, n] with everything outside of its box, widened by one cell, set to 0."""
+    height, width, count = masks.shape
+    x1, x2 = _ordered(boxes[:, 0], boxes[:, 2], width, 1)
+    y1, y2 = _ordered(boxes[:, 1], boxes[:, 3], height, 1)
+    columns = torch.arange(width, dtype=x1.dtype).view(1, -1, 1).expand(height, width, count)
+    rows = torch.arange(height, dtype=x1.dtype).view(-1, 1, 1).expand(height, width, count)
+    inside = (columns >= x1) * (columns < x2) * (rows >= y1) * (rows < y2)
+    return masks * inside.float()
+
+
+def _ordered(first: Tensor, second: Tensor, size: int, padding: int) -> tuple[Tensor, Tensor]:
+    first, second = first * size, second * size
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    return (low - padding).clamp(min=0), (high + padding).clamp(max=size)

@@ -1,0 +1,149 @@
+"""What a model found in an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy import masks as mask_assembly
+from yolact_deploy.arrays import BoolArray, FloatArray, IntArray
+from yolact_deploy.optional import require
+
+
+@dataclass(frozen=True)
+class RawDetections:
+    """Detections of one image before they meet the image: relative boxes, coefficients and prototypes."""
+
+    prior_idx: IntArray  # [n], row of `loc` and `conf` it came from
+    class_ids: IntArray  # [n], 0 = first foreground class
+    scores: FloatArray  # [n], descending
+    boxes_xyxy: FloatArray  # [n, 4], relative to the image, not clamped
+    mask_coeff: FloatArray  # [n, K]
+    proto: FloatArray  # [Hp, Wp, K]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, rows: IntArray) -> RawDetections:
+        """The given rows, in the given order."""
+        return RawDetections(
+            self.prior_idx[rows],
+            self.class_ids[rows],
+            self.scores[rows],
+            self.boxes_xyxy[rows],
+            self.mask_coeff[rows],
+            self.proto,
+        )
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one image, best first. Masks are assembled when first asked for.
+
+    `boxes_xyxy` are the original YOLACT's integer pixels (as float32); `boxes_relative` the exact ones.
+    """
+
+    raw: RawDetections
+    image_hw: tuple[int, int]  # of the input image, pixels
+    boxes_xyxy: FloatArray  # [n, 4], pixels of the input image
+    crop: bool = True  # masks end at their boxes
+    names: tuple[str, ...] = ()  # of every class of the model
+    category_ids: tuple[int, ...] = ()  # of every class of the model, as in its annotations
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @property
+    def scores(self) -> FloatArray:
+        """float32 [n], descending."""
+        return self.raw.scores
+
+    @property
+    def class_ids(self) -> IntArray:
+        """int64 [n], 0 = first foreground class."""
+        return self.raw.class_ids
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each detection's class; its number where the model has no names."""
+        return [self.names[i] if self.names else str(i) for i in self.class_ids.tolist()]
+
+    @property
+    def boxes_relative(self) -> FloatArray:
+        """float32 [n, 4], x1 y1 x2 y2 relative to the image, neither clamped nor rounded."""
+        return self.raw.boxes_xyxy
+
+    @cached_property
+    def masks(self) -> BoolArray:
+        """bool [n, H, W] at the size of the input image."""
+        return mask_assembly.assemble(
+            self.raw.proto, self.raw.mask_coeff, self.raw.boxes_xyxy, self.image_hw, crop=self.crop
+        )
+
+    def top(self, count: int) -> Detections:
+        """The `count` best."""
+        return self.take(np.arange(min(count, len(self))))
+
+    def take(self, rows: IntArray) -> Detections:
+        """The given rows, in the given order."""
+        return Detections(
+            self.raw.take(rows), self.image_hw, self.boxes_xyxy[rows], self.crop, self.names, self.category_ids
+        )
+
+    def iter_regions(self) -> Iterator[mask_assembly.MaskRegion]:
+        """Masks one at a time, each as the window in which it can be True; for images too large to hold all masks."""
+        return mask_assembly.regions(
+            self.raw.proto, self.raw.mask_coeff, self.raw.boxes_xyxy, self.image_hw, crop=self.crop
+        )
+
+    def rle(self) -> list[dict[str, Any]]:
+        """COCO run-length encodings, one per mask: {"size": [H, W], "counts": str}, as pycocotools writes them."""
+        from yolact_deploy.rle import encode_region
+
+        return [encode_region(region, self.image_hw) for region in self.iter_regions()]
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO result entries with bbox, segmentation and score.
+
+        As the original's dump, entries whose integer box has no area are left out. Category ids are the model's own;
+        without them, class ids counted from 1.
+        """
+        boxes = self.boxes_xyxy.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+            has_area = widths * heights > 0
+        rows = np.flatnonzero(has_area)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[class_id] if self.category_ids else class_id + 1,
+                "bbox": [boxes[row, 0], boxes[row, 1], widths[row], heights[row]],
+                "segmentation": rle,
+                "score": score,
+            }
+            for row, class_id, score, rle in zip(
+                rows.tolist(),
+                self.class_ids[rows].tolist(),
+                self.scores[rows].tolist(),
+                self.take(rows).rle(),
+                strict=True,
+            )
+        ]
+
+    def to_supervision(self) -> Any:
+        """A `supervision.Detections` with boxes, masks, confidences and class ids, and class names in `data`.
+
+        Raises MissingDependencyError without the supervision package.
+        """
+        sv = require("supervision", extra="draw", purpose="Detections.to_supervision()")
+        return sv.Detections(
+            xyxy=self.boxes_xyxy,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.class_ids,
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )

@@ -1,0 +1,100 @@
+"""Images from files and arrays, checked before anything is computed from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from yolact_deploy.arrays import Image
+from yolact_deploy.errors import ImageError
+
+ChannelOrder = Literal["bgr", "rgb"]
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG", b"IEND"
+
+
+def read_image(path: str | os.PathLike[str]) -> Image:
+    """Decode an image file to uint8 [H, W, 3] BGR, turned upright by its EXIF orientation.
+
+    Grayscale is repeated into three channels, alpha is dropped, 16-bit is reduced to 8. Raises ImageError for a file that
+    is missing, empty, truncated or no image.
+    """
+    import cv2
+
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise ImageError(f"can't read the image {path}: {exc.strerror or exc}.") from exc
+    if not data:
+        raise ImageError(f"can't read the image {path}: the file is empty (0 bytes).")
+    if _is_truncated(data):
+        raise ImageError(
+            f"can't read the image {path}: the file is truncated ({len(data)} bytes, without its end marker). Copy it again."
+        )
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as exc:
+        raise ImageError(f"can't read the image {path}: {exc.err or exc}.") from exc
+    if image is None:
+        raise ImageError(f"can't read the image {path}: no decoder knows it; it begins with {data[:8]!r}.")
+    return check_image(image, str(path))
+
+
+def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "bgr") -> Image:
+    """An array as uint8 [H, W, 3] BGR: 2-D and one-channel arrays are taken as gray, a fourth channel is dropped.
+
+    Raises ImageError for other types and shapes, and for an image without pixels.
+    """
+    if channel_order not in ("bgr", "rgb"):
+        raise ImageError(f'channel_order must be "bgr" or "rgb", found {channel_order!r}.')
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"{name} must be a NumPy array or a path, found {type(image).__name__}.")
+    if image.dtype != np.uint8:
+        hint = " Divide 16-bit values by 257." if image.dtype == np.uint16 else " Give values 0..255."
+        raise ImageError(f"{name} must be uint8, found {image.dtype}.{hint}")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise ImageError(f"{name} must be [H, W, 3], found {list(image.shape)}.")
+    if 0 in image.shape:
+        raise ImageError(f"{name} has no pixels: {image.shape[1]}x{image.shape[0]}.")
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    image = image[:, :, :3]
+    bgr: Image = image[:, :, ::-1] if channel_order == "rgb" else image
+    return bgr
+
+
+def list_images(inputs: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:
+    """The files named by `inputs`: files as given, folders as their images (and `videos`) sorted by name.
+
+    Raises ImageError for a path that does not exist and for a folder without images.
+    """
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
+    files: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = sorted(p for p in given.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+            if not found:
+                raise ImageError(f"the folder {given} holds no images ({', '.join(sorted(suffixes))}).")
+            files += found
+        elif given.exists():
+            files.append(given)
+        else:
+            raise ImageError(f"{given} does not exist. Give image files or a folder of images.")
+    return files
+
+
+def _is_truncated(data: bytes) -> bool:
+    """JPEG and PNG decoders fill what is missing with gray instead of failing."""
+    if data.startswith(_JPEG_START):
+        return data.find(_JPEG_END, max(0, data.rfind(_JPEG_SCAN))) < 0
+    return data.startswith(_PNG_START) and _PNG_END not in data[-64:]

@@ -1,0 +1,31 @@
+"""Images to the network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.spec import ModelSpec
+
+
+def preprocess(
+    images: Sequence[Image],  # each [H, W, 3] BGR, any size
+    spec: ModelSpec,
+) -> FloatArray:
+    """float32 [B, 3, S, S] RGB: stretched to the input size without keeping the aspect ratio, then (x - mean) / std.
+
+    The resize is OpenCV's bilinear on float32, as in the original's evaluation (utils/augmentations.py, BaseTransform).
+    """
+    import cv2
+
+    size = spec.input_size
+    batch = np.empty((len(images), 3, size, size), np.float32)
+    mean, std = np.array(spec.preprocess.mean_rgb, np.float32), np.array(spec.preprocess.std_rgb, np.float32)
+    for image, planes in zip(images, batch, strict=True):
+        resized = cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+        for channel in range(3):
+            np.subtract(resized[:, :, 2 - channel], mean[channel], out=planes[channel])
+            planes[channel] /= std[channel]
+    return batch

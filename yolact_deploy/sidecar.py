@@ -1,0 +1,186 @@
+"""The sidecar: a JSON file beside a plan that says what the plan is and proves that the two belong together.
+
+A plan is opaque, so everything a runtime or a reader needs travels in `model.engine.json` beside `model.engine`. The two
+are replaced one after the other, sidecar first; whatever a kill between them leaves is refused, since the old plan's
+digest disagrees with the new sidecar (or the plan did not change, and the new sidecar is right about it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
+
+from yolact_deploy.errors import PlanMismatchError, SpecError
+from yolact_deploy.files import sha256_file, write_json
+from yolact_deploy.spec import ModelSpec
+from yolact_deploy.spec_json import decode, encode
+
+SIDECAR_SCHEMA_VERSION = 1
+
+RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TARGET = re.compile(r"sm\d{2,3}")
+_SHOWN_DIGEST_CHARS = 12
+
+
+@dataclass(frozen=True)
+class IoTensor:
+    name: str
+    mode: Literal["input", "output"]
+    dtype: str  # NumPy's name
+    shape: tuple[int, ...]  # -1 where the size is chosen at run time
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """The batch sizes of the optimization profile."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise SpecError(f"batch must satisfy 1 <= min <= opt <= max, found {self.min},{self.opt},{self.max}.")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a plan holds and where it may run. Raises SpecError when a field's value can't be right."""
+
+    spec: ModelSpec
+    plan_sha256: str
+    plan_bytes: int
+    runtime: RuntimeName
+    runtime_version: str
+    targets: tuple[str, ...]  # GPU architectures, "sm86"; empty when the building GPU could not be named
+    precision: Precision
+    batch: BatchRange
+    onnx_sha256: str
+    onnx_name: str  # file name only
+    io_tensors: tuple[IoTensor, ...]
+    created: str  # UTC, ISO 8601
+    yolact_deploy_version: str
+    notes: tuple[str, ...] = ()
+    schema_version: int = SIDECAR_SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("plan_sha256", "onnx_sha256"):
+            if not _SHA256.fullmatch(getattr(self, name)):
+                raise SpecError(f"{name} must be 64 lower-case hexadecimal digits, found {getattr(self, name)!r}.")
+        if self.plan_bytes < 1:
+            raise SpecError(f"plan_bytes must be positive, found {self.plan_bytes}.")
+        if bad := [target for target in self.targets if not _TARGET.fullmatch(target)]:
+            raise SpecError(f"targets must look like sm86, found {', '.join(map(repr, bad))}.")
+        if self.onnx_name != PurePosixPath(PureWindowsPath(self.onnx_name).name).name:
+            raise SpecError(f"onnx_name must be a file name without folders, found {self.onnx_name!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object, the short facts first and the long spec last."""
+        encoded = encode(self)
+        spec = encoded.pop("spec")
+        return {"schema_version": encoded.pop("schema_version"), **encoded, "spec": spec}
+
+
+def sidecar_path(plan: str | os.PathLike[str]) -> Path:
+    """`model.engine` -> `model.engine.json`"""
+    path = Path(plan)
+    return path.with_name(f"{path.name}.json")
+
+
+def write_sidecar(target: str | os.PathLike[str], sidecar: Sidecar) -> None:
+    """Write to the file `target`, whole or not at all. Raises OutputError."""
+    write_json(target, sidecar.to_dict())
+
+
+def read_sidecar(plan: str | os.PathLike[str]) -> Sidecar:
+    """The sidecar of `plan`, not yet compared with it.
+
+    Raises PlanMismatchError when it is missing, unreadable, malformed or of another schema version.
+    """
+    path = sidecar_path(plan)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise PlanMismatchError(
+            f"{plan} has no sidecar: {path.name} is not beside it. The sidecar says what the plan is, and must "
+            f"travel with it: copy it here, or build again with {_rebuild(plan)}."
+        ) from exc
+    except OSError as exc:
+        raise PlanMismatchError(f"can't read the sidecar {path}: {exc.strerror or exc}.") from exc
+    except ValueError as exc:
+        raise PlanMismatchError(
+            f"the sidecar {path} is not valid JSON: {exc}. Build again with {_rebuild(plan)}."
+        ) from exc
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version != SIDECAR_SCHEMA_VERSION:
+        raise PlanMismatchError(
+            f"the sidecar {path} has schema version {version}, this version of yolact-deploy reads "
+            f"{SIDECAR_SCHEMA_VERSION}. Build again with {_rebuild(plan)}, or use the version that wrote it."
+        )
+    try:
+        return decode(Sidecar, value, "sidecar")
+    except SpecError as exc:
+        raise PlanMismatchError(f"the sidecar {path} is malformed: {exc} Build again with {_rebuild(plan)}.") from exc
+
+
+def verify_plan(plan: str | os.PathLike[str]) -> Sidecar:
+    """The sidecar of `plan`, after checking that the plan is the very file it was written for.
+
+    Raises PlanMismatchError.
+    """
+    sidecar = read_sidecar(plan)
+    try:
+        size = Path(plan).stat().st_size
+        digest = sha256_file(plan) if size == sidecar.plan_bytes else ""
+    except OSError as exc:
+        raise _unreadable(plan, exc) from exc
+    _check_plan(plan, sidecar, size, digest)
+    return sidecar
+
+
+def load_plan(plan: str | os.PathLike[str]) -> tuple[bytes, Sidecar]:
+    """The plan's bytes and its sidecar, checked against each other: these bytes, not a second reading, are what may be
+    deserialized. Raises PlanMismatchError.
+    """
+    sidecar = read_sidecar(plan)
+    try:
+        data = Path(plan).read_bytes()
+    except OSError as exc:
+        raise _unreadable(plan, exc) from exc
+    _check_plan(plan, sidecar, len(data), hashlib.sha256(data).hexdigest())
+    return data, sidecar
+
+
+def _check_plan(plan: str | os.PathLike[str], sidecar: Sidecar, size: int, digest: str) -> None:
+    if size != sidecar.plan_bytes:
+        found = "it was cut short" if size < sidecar.plan_bytes else "it is another file"
+        raise PlanMismatchError(
+            f"{plan} has {size} bytes, its sidecar says {sidecar.plan_bytes}: {found}. Copy the plan and "
+            f"{sidecar_path(plan).name} together again, or build again with {_rebuild(plan)}."
+        )
+    if digest != sidecar.plan_sha256:
+        raise PlanMismatchError(
+            f"{plan} is not the plan its sidecar was written for: its SHA-256 is {_short(digest)}, the sidecar says "
+            f"{_short(sidecar.plan_sha256)}. Copy the plan and {sidecar_path(plan).name} together again, or build again "
+            f"with {_rebuild(plan)}."
+        )
+
+
+def _unreadable(plan: str | os.PathLike[str], exc: OSError) -> PlanMismatchError:
+    return PlanMismatchError(f"can't read the plan {plan}: {exc.strerror or exc}.")
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:_SHOWN_DIGEST_CHARS]}..."
+
+
+def _rebuild(plan: str | os.PathLike[str]) -> str:
+    return f"`yolact-deploy build-engine MODEL.onnx -o {plan}`"
