@@ -1,0 +1,185 @@
+"""Results as tables for the terminal; the same dictionaries are what `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from yolact_deploy.detect_files import DetectReport
+
+_MIB = 2**20
+_SHOWN_MODULES = 12
+
+
+def export_table(report: dict[str, Any]) -> Table:
+    table = _facts(f"exported {report['spec_name']}")
+    _fact(table, "file", f"{report['output']} ({_size(report['size_bytes'])}, opset {report['opset']})")
+    _fact(table, "batch", f"1 to {report['max_batch']}")
+    parity = report["parity"]
+    if parity is None:
+        _fact(table, "parity", "not checked")
+    else:
+        detections = sum(image["detections"] for image in parity["images"])
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in parity["max_abs_error"].items())
+        _fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
+        _fact(table, "  max abs error", errors)
+        _fact(table, "  detections", f"{detections} of {detections} found by both")
+        _fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
+    _fact(table, "seconds", ", ".join(f"{step} {seconds:.1f}" for step, seconds in report["seconds"].items()))
+    return table
+
+
+def build_table(report: dict[str, Any]) -> Table:
+    sidecar = report["sidecar"]
+    table = _facts(f"built a plan of {sidecar['spec']['name']}")
+    _fact(table, "plan", f"{report['plan']} ({_size(sidecar['plan_bytes'])})")
+    _fact(table, "sidecar", report["sidecar_path"])
+    _fact(table, "runtime", f"{sidecar['runtime']} {sidecar['runtime_version']}")
+    _fact(table, "targets", ", ".join(sidecar["targets"]) or "this machine's GPU")
+    _fact(table, "precision", sidecar["precision"])
+    _fact(table, "batch", "min {min}, opt {opt}, max {max}".format(**sidecar["batch"]))
+    _fact(table, "seconds", f"{report['build_seconds']:.1f}")
+    return table
+
+
+def detect_table(report: DetectReport) -> Table:
+    table = Table(title="detections", title_justify="left")
+    for column in ("file", "size", "detections", "overlay"):
+        table.add_column(column, overflow="fold")
+    for result in report.results:
+        counts: dict[str, int] = {}
+        for entry in result.detections:
+            counts[entry["class_name"]] = counts.get(entry["class_name"], 0) + 1
+        found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+        file = result.file if result.frame is None else f"{result.file} frame {result.frame}"
+        table.add_row(
+            *(escape(text) for text in (file, f"{result.width}x{result.height}", found, result.overlay or "not drawn"))
+        )
+    return table
+
+
+def eval_table(report: dict[str, Any]) -> Table:
+    table = Table(title=f"COCO AP of {report['artifact']} on {report['images']} images", title_justify="left")
+    table.add_column("")
+    for name in report["bbox"]:
+        table.add_column(name, justify="right")
+    for kind, label in (("bbox", "box"), ("segm", "mask")):
+        table.add_row(label, *(f"{100 * value:.2f}" if value >= 0 else "-" for value in report[kind].values()))
+    return table
+
+
+def bench_table(report: dict[str, Any]) -> Table:
+    environment, options = report["environment"], report["options"]
+    table = Table(
+        title=f"latency in ms per batch of {options['batch']} (image in host memory to full-size masks in host memory)",
+        caption=f"{environment['cpu']}, {environment['cores']} cores; {options['iterations']} iterations after "
+        f"{options['warmup']}; image sizes {', '.join(f'{w}x{h}' for h, w in options['image_sizes_hw'][:4])}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    columns = ("p50", "p90", "p95", "p99", "mean", "max")
+    table.add_column("artifact", overflow="fold")
+    table.add_column("stage")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for run in report["runs"]:
+        rows = {"end to end": run["latency_ms"], **run["stages_ms"]}
+        for index, (stage, times) in enumerate(rows.items()):
+            label = escape(run["artifact"]) if index == 0 else run["backend"] if index == 1 else ""
+            table.add_row(
+                label,
+                stage,
+                *(f"{times[column]:.2f}" for column in columns),
+                style="bold" if index == 0 else None,
+                end_section=index == len(rows) - 1,
+            )
+        table.add_row("", "throughput", f"{run['throughput_fps']:.1f} fps", end_section=True)
+    return table
+
+
+def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:
+    """What is the same in every kind of artifact first, then spec, tensors and modules where they are known."""
+    table = _facts(f"{report['kind']} {report['path']}")
+    for key, value in report.items():
+        if key not in ("kind", "path") and not isinstance(value, (dict, list)) and value is not None:
+            _fact(table, key, _size(value) if key.endswith("bytes") else str(value))
+    for key in ("targets", "batch", "opsets", "metadata"):
+        if report.get(key):
+            _fact(table, key, _inline(report[key]))
+    for note in report.get("notes", ()):
+        _fact(table, "note", note)
+    yield table
+    if report.get("spec"):
+        yield _spec_table(report["spec"])
+    if report.get("io_tensors"):
+        yield _io_table(report["io_tensors"])
+    modules = report.get("module_counts") or (report.get("layers") or {}).get("module_counts")
+    if modules:
+        table = _facts("layers per module")
+        for name, count in list(modules.items())[:_SHOWN_MODULES]:
+            _fact(table, name or "(none)", str(count))
+        yield table
+
+
+def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
+    table = _facts(f"yolact-deploy {report['version']}")
+    _fact(table, "python", f"{report['python']} ({report['executable']})")
+    _fact(table, "platform", report["platform"])
+    for name, version in report["packages"].items():
+        _fact(table, name, version or "not installed")
+    yield table
+    table = Table(title="what can be done here", title_justify="left")
+    for column in ("ability", "", "why"):
+        table.add_column(column, overflow="fold")
+    for ability in report["abilities"]:
+        mark = Text("yes", "green") if ability["available"] else Text("no", "yellow")
+        table.add_row(ability["name"], mark, Text(ability["reason"]))
+    yield table
+
+
+def _spec_table(spec: dict[str, Any]) -> Table:
+    table = _facts("spec")
+    for key in ("name", "input_size", "conf_activation"):
+        _fact(table, key, str(spec[key]))
+    names = spec["class_names"]
+    _fact(table, "classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}")
+    for key in ("backbone", "fpn", "protonet", "head", "priors", "preprocess", "postprocess"):
+        _fact(table, key, _inline(spec[key]))
+    return table
+
+
+def _io_table(tensors: list[dict[str, Any]]) -> Table:
+    table = Table(title="inputs and outputs", title_justify="left")
+    for column in ("name", "mode", "dtype", "shape"):
+        table.add_column(column)
+    for tensor in tensors:
+        shape = " x ".join("B" if size == -1 else str(size) for size in tensor["shape"])
+        table.add_row(tensor["name"], tensor["mode"], tensor["dtype"], shape)
+    return table
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _fact(table: Table, name: str, value: str) -> None:
+    table.add_row(name, Text(value))
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_inline(item) for item in value) + "]"
+    return str(value)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / _MIB:.1f} MiB" if size_bytes >= _MIB else f"{size_bytes} bytes"
