@@ -1,0 +1,40 @@
+# make demo   a trained YOLACT from checkpoint to masks and figures
+# make test   lint, types, tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := export,cpu,rtx,draw,dev
+
+.PHONY: demo test lint types tests test-install figures clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/shapes/demo.sh
+
+test: lint types tests
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+tests: $(VENV)/installed
+	$(BIN)/pytest -n 2
+
+# The wheel, alone and with each extra, in fresh environments: what is missing must be said with its pip install.
+test-install: $(VENV)/installed
+	$(BIN)/python tests/install/check_extras.py
+
+# The figures of README.md, measured on this machine.
+figures: $(VENV)/installed
+	$(BIN)/python -m benchmarks.cpu
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output

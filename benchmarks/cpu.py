@@ -1,0 +1,176 @@
+"""The project's own figures on a CPU, in one command: `python -m benchmarks.cpu`.
+
+Writes benchmarks/results/<name>.json and makes benchmarks/RESULTS.md from all files there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter_ns, sleep
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.golden_net import export_golden, golden_model
+from benchmarks.latency import environment, percentiles
+from benchmarks.results_page import write_page
+from benchmarks.torch_peer import TorchDetections, detect_and_assemble
+from exporters.yolact import Yolact
+from yolact_deploy import Detections, Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.evaluation import evaluate
+from yolact_deploy.files import check_writable, write_json
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = Path(__file__).parents[1] / "examples" / "shapes"
+_HELP_RUNS = 9
+_SETTLE_SECONDS = 0.25  # thread pools spin on after their work (OpenMP up to 0.2 s) and would slow whoever comes next
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    check_writable(arguments.out)
+    torch.set_num_threads(arguments.threads)
+    report = {
+        "kind": "cpu",
+        "environment": environment(),
+        "threads": arguments.threads,
+        **latency_against_torch(arguments.iterations, arguments.threads),
+        "shapes_ap": shapes_ap(arguments.threads),
+        "help_cpu_ms": help_cpu_ms(),
+    }
+    write_json(arguments.out, report)
+    if arguments.out.parent.samefile(RESULTS):
+        write_page(RESULTS, RESULTS.parent / "RESULTS.md")
+    print(json.dumps(report, indent=2))
+
+
+def latency_against_torch(iterations: int, threads: int) -> dict[str, Any]:
+    """Ours and the PyTorch peer in turns, on the same image and the same 100 detections."""
+    model, image = golden_model()
+    with tempfile.TemporaryDirectory() as folder:
+        export_golden(model, Path(folder) / "model.onnx")
+        detector = Detector(Path(folder) / "model.onnx", device="cpu", threads=threads)
+    priors = torch.from_numpy(detector.spec.make_priors().copy())
+    heads = detector.run_network(detector.preprocess([image]))
+    loc, conf, mask_coeff, proto = (torch.from_numpy(head[0]) for head in heads)
+    image_hw = (image.shape[0], image.shape[1])
+
+    def ours_after_network() -> Detections:
+        return _with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
+
+    with torch.inference_mode():
+        times = _in_turns(
+            {
+                "end_to_end_ms": lambda: _with_masks(detector(image)),
+                "torch_end_to_end_ms": lambda: _torch_end_to_end(model, image, priors),
+                "detect_and_masks_ms": ours_after_network,
+                "torch_detect_and_masks_ms": lambda: detect_and_assemble(loc, conf, mask_coeff, proto, priors, image_hw),
+            },
+            iterations,
+        )
+        theirs = detect_and_assemble(loc, conf, mask_coeff, proto, priors, image_hw)
+    ours = ours_after_network()
+    _check_same(ours, theirs)
+    p50 = {name: result["p50"] for name, result in times.items()}
+    return {
+        "detections": len(ours),
+        **times,
+        "end_to_end_speedup": p50["torch_end_to_end_ms"] / p50["end_to_end_ms"],
+        "detect_and_masks_speedup": p50["torch_detect_and_masks_ms"] / p50["detect_and_masks_ms"],
+    }
+
+
+def shapes_ap(threads: int) -> dict[str, Any]:
+    """AP of the bundled checkpoint's ONNX beside the original's, on a scale of 0 to 1."""
+    from exporters.pipeline import export_checkpoint
+
+    checkpoint = next(SHAPES.glob("*.pth"))
+    original = json.loads((SHAPES.parents[1] / "tests/golden/shapes/ap.json").read_text(encoding="utf-8"))["val"]
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "shapes.onnx"
+        export_checkpoint(checkpoint, model, spec_file=SHAPES / "spec.json")
+        detector = Detector(model, device="cpu", threads=threads)
+        found = evaluate(detector, SHAPES / "val", SHAPES / "val" / "instances.json")
+    return {kind: {"AP": found[kind]["AP"], "original_AP": original[kind]["AP"]} for kind in ("bbox", "segm")} | {
+        "images": found["images"]
+    }
+
+
+def help_cpu_ms() -> dict[str, float]:
+    """User and system time of `yolact-deploy --help` in a fresh process."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from yolact_deploy.cli import main; sys.argv[1:] = ['--help']; main()",
+    ]
+    times_ns = []
+    for _ in range(_HELP_RUNS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "80"})
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times_ns.append(int((after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) * 1e9))
+    return percentiles(times_ns)
+
+
+def _in_turns(work: dict[str, Callable[[], object]], iterations: int, warmup: int = 3) -> dict[str, dict[str, float]]:
+    times: dict[str, list[int]] = {name: [] for name in work}
+    gc.collect()
+    gc.disable()
+    for iteration in range(warmup + iterations):
+        for name, run in work.items():
+            sleep(_SETTLE_SECONDS)
+            begin = perf_counter_ns()
+            result = run()
+            end = perf_counter_ns()
+            del result
+            if iteration >= warmup:
+                times[name].append(end - begin)
+    gc.enable()
+    return {name: percentiles(samples) for name, samples in times.items()}
+
+
+def _torch_end_to_end(model: Yolact, image: Image, priors: torch.Tensor) -> TorchDetections:
+    pre = model.spec.preprocess
+    mean, std = torch.tensor(pre.mean_rgb[::-1]), torch.tensor(pre.std_rgb[::-1])
+    pixels = torch.from_numpy(image).float().permute(2, 0, 1)[None]
+    size = (model.spec.input_size, model.spec.input_size)
+    pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
+    pixels = ((pixels - mean[None, :, None, None]) / std[None, :, None, None])[:, [2, 1, 0]].contiguous()
+    loc, conf, mask_coeff, proto = model(pixels)
+    return detect_and_assemble(loc[0], conf[0], mask_coeff[0], proto[0], priors, (image.shape[0], image.shape[1]))
+
+
+def _with_masks(detections: Detections) -> Detections:
+    _ = detections.masks
+    return detections
+
+
+def _check_same(ours: Detections, theirs: TorchDetections) -> None:
+    """A faster wrong answer is no figure."""
+    same = (
+        np.array_equal(ours.class_ids, theirs.class_ids.numpy())
+        and np.array_equal(ours.boxes_xyxy, theirs.boxes_xyxy.numpy())
+        and np.count_nonzero(ours.masks != theirs.masks.numpy().astype(bool)) <= len(ours)
+    )
+    if not same:
+        raise SystemExit("the PyTorch peer found something else; no figure is written.")
+
+
+if __name__ == "__main__":
+    main()

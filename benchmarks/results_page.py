@@ -1,0 +1,63 @@
+"""benchmarks/RESULTS.md from the files in benchmarks/results; nothing in it is written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.files import write_text
+
+_HEADER = """# Measured
+
+Made from the files in `results/`; do not edit. CPU: `python -m benchmarks.cpu`. Times are p50 (p90) in milliseconds.
+"""
+_GPU_NOTE = """
+## GPU
+
+Unmeasured: no file of a GPU machine is in `results/`.
+"""
+
+
+def write_page(results: Path, page: Path) -> None:
+    reports = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("*.json"))]
+    sections = [_cpu_section(path, report) for path, report in reports if report["kind"] == "cpu"]
+    write_text(page, "\n".join([_HEADER, *sections, _GPU_NOTE]))
+
+
+def _cpu_section(path: Path, report: dict[str, Any]) -> str:
+    environment = report["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    ap = report["shapes_ap"]
+    rows = [
+        ("end to end", report["end_to_end_ms"], report["torch_end_to_end_ms"], report["end_to_end_speedup"]),
+        (
+            "Detect + masks",
+            report["detect_and_masks_ms"],
+            report["torch_detect_and_masks_ms"],
+            report["detect_and_masks_speedup"],
+        ),
+    ]
+    lines = [
+        f"## {environment['cpu']}, {report['threads']} threads ({path.name}, {environment['date'][:10]})",
+        "",
+        f"{environment['os']}; Python {environment['python']}; {packages}.",
+        "",
+        f"YOLACT-550 ResNet50, batch 1, 480x640 image to {report['detections']} full-size masks; PyTorch eager with the "
+        "original's Detect and postprocess in torch, in turns with ours:",
+        "",
+        "| | yolact-deploy (onnxruntime) | PyTorch | speedup |",
+        "|---|---|---|---|",
+        *(f"| {name} | {_ms(ours)} | {_ms(peer)} | {ratio:.2f}x |" for name, ours, peer, ratio in rows),
+        "",
+        f"Shapes val, {ap['images']} images, AP of the exported ONNX (of the original): "
+        f"box {ap['bbox']['AP']:.4f} ({ap['bbox']['original_AP']:.4f}), "
+        f"mask {ap['segm']['AP']:.4f} ({ap['segm']['original_AP']:.4f}).",
+        "",
+        f"`yolact-deploy --help`: {report['help_cpu_ms']['p50']:.0f} ms of CPU time.",
+    ]
+    return "\n".join(lines)
+
+
+def _ms(times: dict[str, float]) -> str:
+    return f"{times['p50']:.1f} ({times['p90']:.1f})"

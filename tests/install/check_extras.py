@@ -1,0 +1,101 @@
+"""Install the wheel with each extra alone, in a fresh environment, and try what it should and should not be able to do.
+
+Run by `make test-install`; not part of the test suite, as it installs packages.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHAPES = ROOT / "examples" / "shapes"
+IMAGE = SHAPES / "val" / "val_public_0000.jpg"
+
+EXPORT = (
+    "export",
+    str(SHAPES / "yolact_resnet14_shapes_4_4909.pth"),
+    "--spec",
+    str(SHAPES / "spec.json"),
+    "-o",
+    "model.onnx",
+)
+EXPORT_UNCHECKED = (*EXPORT, "--no-parity")
+BUILD = ("build-engine", "model.onnx", "-o", "model.engine", "--target", "sm86")
+DETECT = ("detect", "model.onnx", str(IMAGE))
+DETECT_ONLY = (*DETECT, "--no-overlays")
+INSPECT = ("inspect", "model.onnx")
+
+
+@dataclass(frozen=True)
+class Extra:
+    name: str  # "" is the wheel alone
+    works: tuple[tuple[str, ...], ...] = ()
+    lacks: tuple[tuple[tuple[str, ...], str], ...] = ()  # a command, and the extra its error must name
+
+
+EXTRAS = (
+    Extra("export", works=(EXPORT, INSPECT, DETECT_ONLY), lacks=((BUILD, "rtx"), (DETECT, "draw"))),
+    Extra("", lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT_ONLY, "cpu"), (DETECT, "draw"))),
+    Extra("cpu", works=(DETECT_ONLY,), lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT, "draw"))),
+    Extra("rtx", works=(BUILD, INSPECT), lacks=((EXPORT, "export"), (DETECT_ONLY, "cpu"))),
+    Extra("draw", lacks=((EXPORT, "export"), (DETECT, "cpu"))),
+)
+
+
+def main() -> int:
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        wheel = _build_wheel(work)
+        for extra in EXTRAS:
+            failures += _check(extra, wheel, work)
+    for failure in failures:
+        print(f"FAILED {failure}")
+    print(f"{len(EXTRAS) - len({f.split(':')[0] for f in failures})} of {len(EXTRAS)} installs behave as promised.")
+    return 1 if failures else 0
+
+
+def _build_wheel(work: Path) -> Path:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(work), str(ROOT)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return next(work.glob("*.whl"))
+
+
+def _check(extra: Extra, wheel: Path, work: Path) -> list[str]:
+    label = extra.name or "no extra"
+    environment = work / f"venv-{extra.name or 'none'}"
+    venv.create(environment, with_pip=True)
+    requirement = f"{wheel}[{extra.name}]" if extra.name else str(wheel)
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, requirement], check=True)
+    failures = []
+    for arguments in (("--help",), ("doctor",), *extra.works):
+        result = _run(environment, arguments, work)
+        if result.returncode != 0:
+            failures.append(f"{label}: {' '.join(arguments)} exited with {result.returncode}: {result.stderr}")
+    for arguments, named in extra.lacks:
+        result = _run(environment, arguments, work)
+        promise = f'pip install "yolact-deploy[{named}]"'
+        if result.returncode != 2 or promise not in result.stderr or "Traceback" in result.stderr:
+            failures.append(f"{label}: {' '.join(arguments)} should exit with 2 and say {promise}, but: {result}")
+    print(f"{label}: {'failed' if failures else 'ok'}", flush=True)
+    return failures
+
+
+def _run(environment: Path, arguments: tuple[str, ...], work: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(environment / "bin" / "yolact-deploy"), *arguments]
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(command, cwd=work, env=clean, capture_output=True, text=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
