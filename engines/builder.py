@@ -1,0 +1,266 @@
+"""From a typed ONNX to a TensorRT or TensorRT-RTX plan with its sidecar."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from engines.adapters import Adapter, choose_runtime
+from engines.layers import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
+from engines.messages import LogRecord, build_errors, build_log, parser_errors
+from engines.onnx_graph import INPUT_NAME, OnnxGraph, check_io, read_onnx
+from engines.progress import BuildControl, Progress, progress_monitor
+from yolact_deploy import __version__
+from yolact_deploy.errors import BuildRequestError, EngineError, SpecError
+from yolact_deploy.files import atomic_path, check_writable
+from yolact_deploy.sidecar import BatchRange, IoTensor, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.spec import ModelSpec
+
+_PRECISIONS = ("fp32", "fp16", "int8")
+
+# TensorRT has one logger per process, so two builds at once could not tell their messages apart.
+_one_build_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    plan: Path
+    sidecar_path: Path
+    layers_path: Path
+    sidecar: Sidecar
+    build_seconds: float
+    notes: tuple[str, ...]  # what was decided for the user, and what was asked for but has no effect
+    warnings: tuple[str, ...]  # TensorRT's own
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "plan": str(self.plan),
+            "sidecar_path": str(self.sidecar_path),
+            "layers_path": str(self.layers_path),
+            "build_seconds": self.build_seconds,
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+            "sidecar": self.sidecar.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class _Built:
+    plan: bytes
+    io_tensors: tuple[IoTensor, ...]
+    layers: Layers
+    notes: list[str]
+    warnings: list[str]
+
+
+def build_engine(
+    onnx_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    runtime: str = "auto",
+    targets: Sequence[str] = (),
+    batch: tuple[int, int, int] = (1, 1, 1),
+    precision: str | None = None,
+    workspace_bytes: int | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build a plan from an ONNX written by `yolact-deploy export`, and write it with its sidecar and its layers.
+
+    `runtime` is auto, tensorrt or tensorrt-rtx; `targets` are GPU architectures ("sm86", "8.6"), for tensorrt-rtx only;
+    `batch` is the MIN, OPT, MAX of the optimization profile. Precision is a property of the ONNX: `precision` only
+    checks that it is the one meant. `progress(phase, steps_done, steps)` is called for TensorRT's own, nested phases.
+
+    The three files are complete before the first is renamed into place: layers, then sidecar, then plan. Ctrl-C, or an
+    exception in `progress`, cancels the build and is raised from here; then nothing is written.
+
+    Raises BuildRequestError for what can't be asked of this ONNX or runtime, ArtifactError for a file that is no ONNX,
+    SpecError for one without a fitting spec, EngineError when TensorRT refuses the graph, OutputError and
+    MissingDependencyError.
+    """
+    batch_range = _batch_range(batch)
+    if precision is not None and precision not in _PRECISIONS:
+        raise BuildRequestError(f"unknown precision {precision!r}; choose {', '.join(_PRECISIONS)}.")
+    if workspace_bytes is not None and workspace_bytes < 1:
+        raise BuildRequestError(f"the workspace must be a positive number of bytes, found {workspace_bytes}.")
+    if Path(output).exists() and Path(onnx_path).exists() and Path(output).samefile(onnx_path):
+        raise BuildRequestError(f"the output {output} is the ONNX itself. Give another name.")
+    for written in (output, *([timing_cache] if timing_cache is not None else [])):
+        check_writable(written)
+
+    graph = read_onnx(onnx_path)
+    spec = graph.spec()
+    check_io(graph.io_tensors, spec, str(graph.path))
+    _check_precision(graph, precision)
+    _check_batch(graph, batch_range)
+
+    adapter, why = choose_runtime(runtime)
+    resolved, notes = adapter.resolve_targets(targets)
+    started = time.perf_counter()
+    built = _build(
+        adapter,
+        graph,
+        spec,
+        targets=resolved,
+        batch=batch_range,
+        workspace_bytes=workspace_bytes,
+        timing_cache=Path(timing_cache) if timing_cache is not None else None,
+        control=BuildControl(progress),
+    )
+    build_seconds = time.perf_counter() - started
+    notes = [*([why] if runtime == "auto" else []), *notes, *built.notes]
+    sidecar = Sidecar(
+        spec=spec,
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
+        plan_bytes=len(built.plan),
+        runtime=adapter.name,
+        runtime_version=adapter.version,
+        targets=resolved,
+        precision=graph.precision,
+        batch=batch_range,
+        onnx_sha256=graph.sha256,
+        onnx_name=graph.path.name,
+        io_tensors=built.io_tensors,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        yolact_deploy_version=__version__,
+        notes=tuple(notes),
+    )
+    _write(Path(output), built, sidecar)
+    return BuildResult(
+        plan=Path(output),
+        sidecar_path=sidecar_path(output),
+        layers_path=layers_path(output),
+        sidecar=sidecar,
+        build_seconds=build_seconds,
+        notes=tuple(notes),
+        warnings=tuple(built.warnings),
+    )
+
+
+def _batch_range(batch: tuple[int, int, int]) -> BatchRange:
+    try:
+        return BatchRange(*batch)
+    except SpecError as exc:
+        raise BuildRequestError(f"{exc} Give --batch MIN,OPT,MAX.") from exc
+
+
+def _check_precision(graph: OnnxGraph, precision: str | None) -> None:
+    if precision is None or precision == graph.precision:
+        return
+    raise BuildRequestError(
+        f"{graph.path} is {graph.precision}, not {precision}. Precision is decided in the ONNX: export it again with "
+        f"`yolact-deploy export --precision {precision}`, or leave the precision out to build what it is."
+    )
+
+
+def _check_batch(graph: OnnxGraph, batch: BatchRange) -> None:
+    fixed = next(tensor.shape[0] for tensor in graph.io_tensors if tensor.name == INPUT_NAME)
+    asked = f"{batch.min},{batch.opt},{batch.max}"
+    if fixed != -1 and (batch.min, batch.max) != (fixed, fixed):
+        raise BuildRequestError(
+            f"{graph.path} has a fixed batch of {fixed}, but {asked} was asked for. Build with --batch "
+            f"{fixed},{fixed},{fixed}, or export with a dynamic batch."
+        )
+    if graph.max_batch is not None and batch.max > graph.max_batch:
+        raise BuildRequestError(
+            f"{graph.path} was exported for batches up to {graph.max_batch}, but {asked} was asked for. Ask for less, "
+            f"or export again with --max-batch {batch.max}."
+        )
+
+
+def _build(
+    adapter: Adapter,
+    graph: OnnxGraph,
+    spec: ModelSpec,
+    *,
+    targets: Sequence[str],
+    batch: BatchRange,
+    workspace_bytes: int | None,
+    timing_cache: Path | None,
+    control: BuildControl,
+) -> _Built:
+    trt = adapter.trt
+    logger = build_log(trt)
+    with _one_build_at_a_time, logger.collect() as log, control.interruptible():
+        builder = _create_builder(adapter, logger, log)
+        # Every TensorRT since 11 and every TensorRT-RTX types strongly anyway; 10 does so when told.
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        _parse(adapter, network, graph, logger, control)
+        io_tensors = _network_io(trt, network)
+        check_io(io_tensors, spec, f"{graph.path}, as {adapter.title} reads it,")
+
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        adapter.set_targets(config, targets)
+        if workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
+        profile = builder.create_optimization_profile()
+        image = (3, spec.input_size, spec.input_size)
+        profile.set_shape(INPUT_NAME, (batch.min, *image), (batch.opt, *image), (batch.max, *image))
+        config.add_optimization_profile(profile)
+        notes = adapter.load_timing_cache(config, timing_cache, log) if timing_cache is not None else []
+        monitor = progress_monitor(trt, control)  # named, as the config does not keep it alive
+        config.progress_monitor = monitor
+
+        serialized = builder.build_serialized_network(network, config)
+        control.raise_if_stopped()
+        if serialized is None:
+            lines = build_errors(log, graph.operators) or ["  it gave no reason."]
+            raise EngineError("\n".join([f"{adapter.label} can't build a plan from {graph.path}:", *lines]))
+        plan = bytes(serialized)
+        if timing_cache is not None:
+            notes += adapter.save_timing_cache(config, timing_cache)
+        warnings = list(dict.fromkeys(record.text for record in log if not record.is_error))
+        layers = engine_layers(trt, logger, plan, graph.modules) if adapter.builds_for_this_gpu else None
+        return _Built(plan, io_tensors, layers or network_layers(network, graph.modules), notes, warnings)
+
+
+def _create_builder(adapter: Adapter, logger: Any, log: list[LogRecord]) -> Any:
+    try:
+        return adapter.trt.Builder(logger)
+    except TypeError as exc:  # what its bindings make of a builder that could not be created
+        lines = build_errors(log, {}) or [f"  {exc}"]
+        raise EngineError("\n".join([f"{adapter.label} can't start:", *lines])) from exc
+
+
+def _parse(adapter: Adapter, network: Any, graph: OnnxGraph, logger: Any, control: BuildControl) -> None:
+    control.report("Parsing ONNX", 0, 1)
+    parser = adapter.trt.OnnxParser(network, logger)
+    parsed = parser.parse(graph.data)
+    control.raise_if_stopped()
+    if not parsed:
+        lines = parser_errors(parser) or ["  it gave no reason."]
+        raise EngineError("\n".join([f"{adapter.label} can't read {graph.path}:", *lines]))
+    control.report("Parsing ONNX", 1, 1)
+    control.raise_if_stopped()
+
+
+def _network_io(trt: Any, network: Any) -> tuple[IoTensor, ...]:
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    return (
+        *(IoTensor(t.name, "input", dtype_name(t.dtype), tuple(t.shape)) for t in inputs),
+        *(IoTensor(t.name, "output", dtype_name(t.dtype), tuple(t.shape)) for t in outputs),
+    )
+
+
+def _write(output: Path, built: _Built, sidecar: Sidecar) -> None:
+    """Contexts close last to first, so the plan is renamed last. A kill in between leaves the old plan beside the new
+    sidecar: its digest disagrees and it is refused, or it is the same plan and the new sidecar is right about it.
+    """
+    with (
+        atomic_path(output) as plan,
+        atomic_path(sidecar_path(output)) as description,
+        atomic_path(layers_path(output)) as layers,
+    ):
+        plan.write_bytes(built.plan)
+        write_sidecar(description, sidecar)
+        write_layers(layers, built.layers, sidecar.plan_sha256)
