@@ -65,9 +65,7 @@ PUBLISHED: dict[str, ModelSpec] = {
             name="yolact_resnet50_pascal",
             class_names=PASCAL_CLASSES,
             category_ids=tuple(range(1, 21)),
-            priors=PriorsSpec(
-                tuple((s,) for s in (32, 64, 128, 256, 512)), _RATIOS, use_square_anchors=False
-            ),
+            priors=PriorsSpec(tuple((s,) for s in (32, 64, 128, 256, 512)), _RATIOS, use_square_anchors=False),
         ),
     )
 }
@@ -78,6 +76,4 @@ def published_spec(name: str) -> ModelSpec:
     try:
         return PUBLISHED[name]
     except KeyError:
-        raise SpecError(
-            f"no published configuration is named {name!r}; known are {', '.join(PUBLISHED)}."
-        ) from None
+        raise SpecError(f"no published configuration is named {name!r}; known are {', '.join(PUBLISHED)}.") from None

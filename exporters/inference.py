@@ -1,0 +1,226 @@
+"""What a checkpoint's tensors tell about the network they belong to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from yolact_deploy.errors import CheckpointError
+from yolact_deploy.spec import BackboneKind, ModelSpec
+
+_KNOWN_BACKBONES: dict[tuple[BackboneKind, tuple[int, ...]], str] = {
+    ("resnet", (3, 4, 6, 3)): "ResNet50",
+    ("resnet", (3, 4, 23, 3)): "ResNet101",
+    ("resnet", (3, 8, 36, 3)): "ResNet152",
+    ("darknet", (1, 2, 8, 8, 4)): "DarkNet53",
+}
+_UPSAMPLING = (None, -2)  # an upsampling has no weights; 2 is the only factor the published configurations use
+_INDICES_PER_ENTRY = 2  # of proto_net: every entry is followed by its ReLU
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The part of a `ModelSpec` that tensors show; they say nothing of the input size, prior scales or class names."""
+
+    backbone_kind: BackboneKind
+    stages: tuple[int, ...]
+    selected_layers: tuple[int, ...]
+    fpn_channels: int
+    num_downsample: int
+    protonet_layers: tuple[tuple[int | None, int], ...]
+    head_layers: tuple[tuple[int, int], ...]
+    head_kernel: int
+    per_cell: int
+    num_classes: int  # foreground
+
+    @property
+    def backbone(self) -> str:
+        return backbone_name(self.backbone_kind, self.stages)
+
+    @property
+    def num_prototypes(self) -> int:
+        return self.protonet_layers[-1][0] or 0
+
+    def describe(self) -> str:
+        return (
+            f"{self.backbone}, FPN width {self.fpn_channels}, {self.num_classes} foreground classes, "
+            f"{self.num_prototypes} prototypes, {self.per_cell} priors per cell"
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    what: str
+    found: str  # in the tensors
+    expected: str  # by the spec
+
+    def __str__(self) -> str:
+        return f"{self.what}: found {self.found}, expected {self.expected}"
+
+
+def backbone_name(kind: BackboneKind, stages: tuple[int, ...]) -> str:
+    known = _KNOWN_BACKBONES.get((kind, stages))
+    family = {"resnet": "ResNet", "darknet": "DarkNet"}[kind]
+    return known or f"{family} with stages {list(stages)}"
+
+
+def infer_architecture(
+    tensors: Mapping[str, Tensor],  # the original's names
+    path: Path,  # named in errors
+) -> Architecture:
+    """Raises CheckpointError when these are not the tensors of a whole YOLACT that is supported here."""
+    _check_is_yolact(tensors, path)
+    kind, stages, stage_channels = _backbone(tensors, path)
+    channels_in = [_shape(tensors, name, path)[1] for name in _numbered(tensors, r"fpn\.lat_layers\.(\d+)\.weight")]
+    if not channels_in or any(channels not in stage_channels for channels in channels_in):
+        raise CheckpointError(
+            f"{path}: the FPN takes {channels_in} channels, which is not what the stages of its "
+            f"{backbone_name(kind, stages)} give ({stage_channels}). The file mixes two models."
+        )
+    box_channels = _shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[0]
+    per_cell = box_channels // 4
+    conf_channels = _shape(tensors, "prediction_layers.0.conf_layer.weight", path)[0]
+    mask_channels = _shape(tensors, "prediction_layers.0.mask_layer.weight", path)[0]
+    protonet_layers = _protonet(tensors, path)
+    if box_channels % 4 or conf_channels % per_cell or mask_channels != per_cell * (protonet_layers[-1][0] or 0):
+        raise CheckpointError(
+            f"{path}: its prediction head gives {box_channels} box, {conf_channels} class and {mask_channels} "
+            f"coefficient channels, which don't fit together with {protonet_layers[-1][0]} prototypes. "
+            "Only heads with one coefficient per prototype are supported."
+        )
+    return Architecture(
+        backbone_kind=kind,
+        stages=stages,
+        selected_layers=tuple(stage_channels.index(channels) for channels in reversed(channels_in)),
+        fpn_channels=_shape(tensors, "fpn.lat_layers.0.weight", path)[0],
+        num_downsample=len(_numbered(tensors, r"fpn\.downsample_layers\.(\d+)\.weight")),
+        protonet_layers=protonet_layers,
+        head_layers=tuple(
+            (tensors[name].shape[0], tensors[name].shape[-1])
+            for name in _numbered(tensors, r"prediction_layers\.0\.upfeature\.(\d+)\.weight")
+        ),
+        head_kernel=_shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[-1],
+        per_cell=per_cell,
+        num_classes=conf_channels // per_cell - 1,
+    )
+
+
+def differences(found: Architecture, spec: ModelSpec) -> tuple[Difference, ...]:
+    """Where tensors contradict a spec, the likeliest cause of all others first; empty when they fit."""
+    pairs = (
+        ("backbone", found.backbone, backbone_name(spec.backbone.kind, spec.backbone.stages)),
+        ("stages that feed the FPN", list(found.selected_layers), list(spec.backbone.selected_layers)),
+        ("FPN width", found.fpn_channels, spec.fpn.channels),
+        # Checkpoints of version 1.0 carry more of these layers than are used: too few is the only contradiction.
+        ("downsampled FPN levels", min(found.num_downsample, spec.fpn.num_downsample), spec.fpn.num_downsample),
+        ("foreground classes", found.num_classes, spec.num_classes),
+        ("prototypes", found.num_prototypes, spec.num_prototypes),
+        ("prototype network layers", _lists(found.protonet_layers), _visible_protonet(spec)),
+        ("priors per cell", found.per_cell, spec.priors.per_cell),
+        ("shared head layers", _lists(found.head_layers), _lists(spec.head.extra_layers)),
+        ("head kernel size", found.head_kernel, spec.head.kernel_size),
+    )
+    return tuple(Difference(what, str(seen), str(wanted)) for what, seen, wanted in pairs if seen != wanted)
+
+
+def _check_is_yolact(tensors: Mapping[str, Tensor], path: Path) -> None:
+    if any("conv_offset_mask" in name or name.startswith("maskiou_net.") for name in tensors):
+        raise CheckpointError(
+            f"{path} is a YOLACT++ checkpoint (deformable convolutions, mask rescoring network). "
+            "YOLACT++ is not supported yet."
+        )
+    if any(re.match(r"prediction_layers\.[1-9]", name) for name in tensors):
+        raise CheckpointError(f"{path} has a prediction head per FPN level; only the shared head is supported.")
+    parts = ("backbone.layers.", "fpn.", "proto_net.", "prediction_layers.0.")
+    missing = [part for part in parts if not any(name.startswith(part) for name in tensors)]
+    if not missing:
+        return
+    if len(missing) == len(parts):
+        if any(re.match(r"(layers?\.?\d\.|fc\.|conv1\.|_preconv\.)", name) for name in tensors):
+            raise CheckpointError(
+                f"{path} is a backbone trained on ImageNet, the file that YOLACT's training starts from, not a trained "
+                "YOLACT. Give the checkpoint that training saved."
+            )
+        raise CheckpointError(f"{path} is not a YOLACT checkpoint: its tensors are named {_examples(tensors)}.")
+    old_names = "backbone.layers." in missing and any(name.startswith("backbone.layer1.") for name in tensors)
+    reason = (
+        "its backbone has only the names used before October 2018 (backbone.layer1...); load and save it with a later "
+        "version of the original YOLACT"
+        if old_names
+        else f"it has no tensors named {', '.join(part + '*' for part in missing)}"
+    )
+    raise CheckpointError(f"{path} holds only a part of a YOLACT: {reason}.")
+
+
+def _backbone(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[BackboneKind, tuple[int, ...], list[int]]:  # kind, blocks and output channels per stage
+    if "backbone._preconv.0.weight" in tensors:
+        kind: BackboneKind = "darknet"
+        leader, last = 1, "conv2.0.weight"  # index 0 of a stage is its downsampling convolution
+    elif "backbone.conv1.weight" in tensors:
+        kind, leader, last = "resnet", 0, "conv3.weight"
+    else:
+        raise CheckpointError(f"{path} has neither a ResNet nor a DarkNet backbone, the two that are supported.")
+    stages, channels = [], []
+    num_stages = len({name.split(".")[2] for name in tensors if name.startswith("backbone.layers.")})
+    for stage in range(num_stages):
+        blocks = _numbered(tensors, rf"backbone\.layers\.{stage}\.(\d+)\.{re.escape(last)}")
+        if not blocks:
+            raise CheckpointError(
+                f"{path}: stage {stage} of its {kind} backbone has no blocks that end in {last}; only the original's "
+                "kinds of blocks (ResNet bottleneck, DarkNet) are supported."
+            )
+        numbers = [int(name.split(".")[3]) for name in blocks]
+        if numbers != list(range(leader, leader + len(numbers))):
+            raise CheckpointError(f"{path}: blocks are missing from stage {stage} of its backbone, found {numbers}.")
+        stages.append(len(blocks))
+        channels.append(tensors[blocks[-1]].shape[0])
+    return kind, tuple(stages), channels
+
+
+def _protonet(tensors: Mapping[str, Tensor], path: Path) -> tuple[tuple[int | None, int], ...]:
+    layers: list[tuple[int | None, int]] = []
+    expected_index = 0
+    for name in _numbered(tensors, r"proto_net\.(\d+)\.weight"):
+        index = int(name.split(".")[1])
+        while expected_index < index:
+            layers.append(_UPSAMPLING)
+            expected_index += _INDICES_PER_ENTRY
+        channels, *_, kernel = _shape(tensors, name, path)
+        layers.append((channels, kernel))
+        expected_index += _INDICES_PER_ENTRY
+    if not layers:
+        raise CheckpointError(f"{path} has no prototype network (proto_net.*); only prototype masks are supported.")
+    return tuple(layers)
+
+
+def _visible_protonet(spec: ModelSpec) -> list[list[int | None]]:
+    # The factor of an upsampling leaves no trace in the tensors.
+    return _lists(_UPSAMPLING if channels is None else (channels, kernel) for channels, kernel in spec.protonet.layers)
+
+
+def _lists(layers: Iterable[tuple[int | None, int]]) -> list[list[int | None]]:
+    return [list(layer) for layer in layers]
+
+
+def _numbered(tensors: Mapping[str, Tensor], pattern: str) -> list[str]:
+    """Names that match, in the order of the number in the pattern's group."""
+    matches = [match for match in (re.fullmatch(pattern, name) for name in tensors) if match]
+    return [match.string for match in sorted(matches, key=lambda match: int(match[1]))]
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, ...]:
+    """Shape of a convolution's weight. Raises CheckpointError when it is not there."""
+    if name not in tensors or tensors[name].ndim != 4:
+        raise CheckpointError(f"{path} holds only a part of a YOLACT: it has no convolution {name}.")
+    return tuple(tensors[name].shape)
+
+
+def _examples(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

@@ -1,0 +1,180 @@
+"""The PyTorch YOLACT as an ONNX file: named inputs and outputs, dynamic batch, the spec inside, no trace of this machine.
+
+onnxslim was tried after the exporter's own optimiser and is not used: it finds no node to remove.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import onnx
+import torch
+from torch import nn
+
+from yolact_deploy import __version__
+from yolact_deploy.errors import ExportError
+from yolact_deploy.files import atomic_path
+from yolact_deploy.runtime.network import OUTPUT_NAMES
+from yolact_deploy.spec import (
+    MAX_BATCH_METADATA_KEY,
+    PRECISION_METADATA_KEY,
+    SPEC_METADATA_KEY,
+    VERSION_METADATA_KEY,
+    ModelSpec,
+)
+
+INPUT_NAME = "image"
+BATCH_DIM = "batch"
+DEFAULT_OPSET = 19
+SUPPORTED_OPSETS = (18, 19, 20)  # 18 is the exporter's first, 20 the last that is tested here
+DEFAULT_MAX_BATCH = 8
+OUTPUTS_SCOPE = "outputs"  # the module name of nodes that belong to no submodule
+_CONSTANT_PREFIX = "val_"  # of initializers that are no parameter of the model
+_SCOPE_KEY = "pkg.torch.onnx.name_scopes"
+_PRODUCER = "yolact-deploy"
+
+
+def export_onnx(
+    model: nn.Module,
+    spec: ModelSpec,
+    target: str | os.PathLike[str],
+    *,
+    opset: int = DEFAULT_OPSET,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write `model` to `target`: `image` float32 [B, 3, S, S] in; `loc`, `conf`, `mask_coeff`, `proto` float32 out.
+
+    B is dynamic up to `max_batch`, or fixed when that is 1. `metadata` is added to what the file says of itself. A node
+    is named "<module path>/<operator>" ("backbone.layers.2.0.conv1/Conv"), and so is the tensor it gives; weights keep
+    the checkpoint's names. Raises ExportError, OutputError.
+    """
+    if opset not in SUPPORTED_OPSETS:
+        raise ExportError(f"can't export opset {opset}; choose from {', '.join(map(str, SUPPORTED_OPSETS))}.")
+    if max_batch < 1:
+        raise ExportError(f"max_batch must be at least 1, found {max_batch}.")
+    proto = _trace(model, spec, opset, max_batch)
+    _tidy(proto)
+    proto.producer_name, proto.producer_version = _PRODUCER, __version__
+    described = {
+        SPEC_METADATA_KEY: spec.to_json(),
+        PRECISION_METADATA_KEY: "fp32",
+        VERSION_METADATA_KEY: __version__,
+        MAX_BATCH_METADATA_KEY: str(max_batch),
+        **(metadata or {}),
+    }
+    onnx.helper.set_model_props(proto, described)
+    _check(proto, spec, max_batch)
+    with atomic_path(target) as temporary:
+        onnx.save(proto, str(temporary))
+
+
+def _trace(model: nn.Module, spec: ModelSpec, opset: int, max_batch: int) -> onnx.ModelProto:
+    batch = min(2, max_batch)  # an example of 1 would be taken for a constant
+    example = torch.zeros(batch, 3, spec.input_size, spec.input_size)
+    dynamic = {INPUT_NAME: {0: torch.export.Dim(BATCH_DIM, min=1, max=max_batch)}} if max_batch > 1 else None
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT_NAME],
+                output_names=list(OUTPUT_NAMES),
+                dynamic_shapes=dynamic,
+                external_data=False,
+                verbose=False,
+            )
+    # The exporter's own exceptions have no common base, and anything may come out of a decomposition.
+    except Exception as exc:
+        raise ExportError(f"PyTorch could not export {spec.name} to ONNX opset {opset}: {exc}") from exc
+    if program is None:
+        raise ExportError(f"PyTorch gave no ONNX program for {spec.name}.")
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns of packages that are not needed here; stdout belongs to the caller."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tidy(proto: onnx.ModelProto) -> None:
+    """Name nodes and tensors by the module they come from; drop everything else that the exporter noted."""
+    graph = proto.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    kept_names = {value.name for value in (*graph.input, *graph.output)}
+    renamed: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        name = f"{_scope(node, weights)}/{node.op_type}"
+        node.name = name if not seen[name] else f"{name}_{seen[name]}"
+        seen[name] += 1
+        for position, output in enumerate(node.output):
+            if output and output not in kept_names:
+                renamed[output] = node.name if position == 0 else f"{node.name}:{position}"
+        for name in node.input:
+            if name in weights and name.startswith(_CONSTANT_PREFIX):
+                renamed.setdefault(name, f"{node.name}:constant")
+    for tensor in graph.initializer:
+        # What is left of a folded batch norm beside the weight; the exporter calls it "x.weight_bias".
+        if tensor.name.endswith(".weight_bias"):
+            renamed[tensor.name] = tensor.name.removesuffix("weight_bias") + "bias"
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in graph.value_info:
+        value.name = renamed.get(value.name, value.name)
+    for described in (*graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, proto):
+        described.ClearField("metadata_props")
+        described.ClearField("doc_string")
+    # Values that only folded constants used.
+    used = {name for node in graph.node for name in (*node.input, *node.output)} | kept_names
+    for field in (graph.value_info, graph.initializer):
+        live = [entry for entry in field if entry.name in used]
+        del field[:]
+        field.extend(live)
+
+
+def _scope(node: onnx.NodeProto, weights: set[str]) -> str:
+    # A convolution with a folded batch norm is marked as the batch norm; its weight tells whose it is.
+    if node.op_type == "Conv" and node.input[1] in weights:
+        return str(node.input[1]).removesuffix(".weight")
+    for entry in node.metadata_props:
+        if entry.key == _SCOPE_KEY:
+            scopes = ast.literal_eval(entry.value)  # root, modules outside in, the operation itself
+            return scopes[-2] or OUTPUTS_SCOPE if len(scopes) > 1 else OUTPUTS_SCOPE
+    return OUTPUTS_SCOPE
+
+
+def _check(proto: onnx.ModelProto, spec: ModelSpec, max_batch: int) -> None:
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise ExportError(f"the exported graph of {spec.name} is not valid ONNX: {exc}") from exc
+    batch: int | str = BATCH_DIM if max_batch > 1 else 1
+    for output in proto.graph.output:
+        found = tuple(dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim)
+        expected = (batch, *spec.output_shapes()[output.name])
+        if found != expected:
+            raise ExportError(f"the exported output {output.name} has shape {list(found)}, expected {list(expected)}.")

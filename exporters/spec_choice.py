@@ -1,0 +1,167 @@
+"""Which spec a checkpoint belongs to: told by the user, its file name or its tensors; never guessed in silence."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporters.configs import PUBLISHED, published_spec
+from exporters.inference import Architecture, differences
+from exporters.spec_files import EXTENDS, load_spec
+from yolact_deploy.errors import CheckpointError, SpecError
+from yolact_deploy.spec import ModelSpec
+
+_FILE_NAME = re.compile(r"(?P<config>.+?)_\d+_\d+(_interrupt)?")  # as the original's training writes it
+_MAX_LISTED_CLASSES = 20
+_MAX_LISTED_DIFFERENCES = 3
+_SMALLEST_SCALE = 24  # pixels on the first FPN level in the published configurations; doubles per level
+_ASPECT_RATIOS = [1, 0.5, 2]
+
+
+@dataclass(frozen=True)
+class SpecChoice:
+    spec: ModelSpec
+    source: str  # in words, for notes and errors
+    notes: tuple[str, ...]
+
+
+def choose_spec(
+    path: Path,
+    found: Architecture,
+    *,
+    spec_file: Path | None = None,
+    config: str | None = None,
+) -> SpecChoice:
+    """The spec from `spec_file`, else `config`, else the file name, else the tensors.
+
+    Raises SpecError when the sources contradict each other or a name is not known, CheckpointError when the tensors
+    contradict the spec or nothing tells which spec it is.
+    """
+    if spec_file is not None and config is not None:
+        raise SpecError(f"give either the spec file {spec_file} or the configuration {config}, not both.")
+    notes: list[str] = []
+    if spec_file is not None:
+        spec, source = load_spec(spec_file, on_note=notes.append), f"the spec file {spec_file}"
+    elif config is not None:
+        spec, source = _published(config), f"--config {config}"
+    elif (named := _config_in_name(path)) in PUBLISHED:
+        spec, source = PUBLISHED[named], "the file name"
+    else:
+        spec, source = _from_tensors(path, found), "the tensors, which fit no other published configuration"
+    contradictions = differences(found, spec)
+    if contradictions:
+        advice = (
+            "Correct the spec file, or give the checkpoint that it describes."
+            if spec_file is not None
+            else _advice_on_published(path, found)
+        )
+        listed = "; ".join(map(str, contradictions[:_MAX_LISTED_DIFFERENCES]))
+        raise CheckpointError(f"{path} does not fit {spec.name} (from {source}): {listed}. {advice}")
+    return SpecChoice(spec, source, (f"spec {spec.name}: from {source}.", *notes))
+
+
+def starter_spec(found: Architecture, name: str) -> str:
+    """A spec file for a model trained on other classes, with placeholders for what tensors don't show."""
+    base = _nearest_published(found)
+    fields: dict[str, Any] = {EXTENDS: base.name, "name": name, "input_size": base.input_size}
+    if found.num_classes != base.num_classes:
+        fields["class_names"] = [f"class {i}" for i in range(1, found.num_classes + 1)]
+        fields["category_ids"] = list(range(1, found.num_classes + 1))
+    if found.stages != base.backbone.stages or found.selected_layers != base.backbone.selected_layers:
+        fields["backbone"] = {"stages": list(found.stages), "selected_layers": list(found.selected_layers)}
+    fpn = {"channels": found.fpn_channels, "num_downsample": found.num_downsample}
+    if fpn != {"channels": base.fpn.channels, "num_downsample": base.fpn.num_downsample}:
+        fields["fpn"] = fpn
+    if found.protonet_layers != base.protonet.layers:
+        fields["protonet"] = {"layers": [list(layer) for layer in found.protonet_layers]}
+    if (found.head_layers, found.head_kernel) != (base.head.extra_layers, base.head.kernel_size):
+        fields["head"] = {
+            "extra_layers": [list(layer) for layer in found.head_layers],
+            "kernel_size": found.head_kernel,
+        }
+    fields["priors"] = _placeholder_priors(found)
+    return _one_field_per_line(fields)
+
+
+def _published(name: str) -> ModelSpec:
+    if name.startswith("yolact_plus"):
+        raise SpecError(f"{name} is a YOLACT++ configuration. YOLACT++ is not supported yet.")
+    return published_spec(name)
+
+
+def _config_in_name(path: Path) -> str:
+    match = _FILE_NAME.fullmatch(path.stem)
+    return match["config"] if match else path.stem
+
+
+def _from_tensors(path: Path, found: Architecture) -> ModelSpec:
+    fitting = _fitting(found)
+    if len(fitting) == 1:
+        return PUBLISHED[fitting[0]]
+    if fitting:
+        raise CheckpointError(
+            f"{path} fits {_listed(fitting)}: their tensors are alike, they differ in the input size, and nothing in "
+            f"the file or its name tells which it is. Give --config {fitting[0]} (or another of these)."
+        )
+    raise CheckpointError(
+        f"{path} fits no published configuration, and its file name names none.\n"
+        f"Found in the tensors: {found.describe()}.\n"
+        "Not in the tensors: input size, prior scales, class names, category ids.\n"
+        f"What to do: {_how_to_write_one(path, found)}"
+    )
+
+
+def _advice_on_published(path: Path, found: Architecture) -> str:
+    fitting = _fitting(found)
+    if fitting:
+        options = " or ".join(f"--config {name}" for name in fitting)
+        return f"Its tensors fit {_listed(fitting)}: give {options}."
+    return f"If it was trained on your own classes: {_how_to_write_one(path, found)}"
+
+
+def _how_to_write_one(path: Path, found: Architecture) -> str:
+    name = _config_in_name(path)
+    return (
+        f"write this to {name}.json, correct the input size, class names and prior scales to those of the training, "
+        f"and give --spec {name}.json:\n{starter_spec(found, name)}"
+    )
+
+
+def _fitting(found: Architecture) -> list[str]:
+    return [name for name, spec in PUBLISHED.items() if not differences(found, spec)]
+
+
+def _nearest_published(found: Architecture) -> ModelSpec:
+    """The published spec with this backbone, or at least with its kind."""
+    for spec in PUBLISHED.values():
+        if (spec.backbone.kind, spec.backbone.stages) == (found.backbone_kind, found.stages):
+            return spec
+    return PUBLISHED["yolact_darknet53" if found.backbone_kind == "darknet" else "yolact_resnet50"]
+
+
+def _placeholder_priors(found: Architecture) -> dict[str, Any]:
+    ratios = _ASPECT_RATIOS if found.per_cell % len(_ASPECT_RATIOS) == 0 else [1]
+    octave = found.per_cell // len(ratios)
+    levels = range(len(found.selected_layers) + found.num_downsample)
+    return {
+        "scales": [[round(_SMALLEST_SCALE * 2 ** (level + i / octave)) for i in range(octave)] for level in levels],
+        "aspect_ratios": [ratios for _ in levels],
+    }
+
+
+def _one_field_per_line(fields: dict[str, Any]) -> str:
+    lines = []
+    for key, value in fields.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and len(value) > _MAX_LISTED_CLASSES:
+            shown = ", ".join(json.dumps(item) for item in value[:2])
+            text = f"[{shown}, ... {json.dumps(value[-1])}]"
+        lines.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,175 @@
+"""Which spec a checkpoint gets, and what is said when nothing tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from exporters.checkpoint import load_checkpoint
+from exporters.configs import PUBLISHED
+from exporters.inference import infer_architecture
+from exporters.spec_choice import choose_spec
+from tests import goldens
+from yolact_deploy.errors import CheckpointError, SpecError
+
+SaveLike = Callable[..., Path]
+StateDict = dict[str, Tensor]
+
+
+def _state(config: str) -> StateDict:
+    return {
+        name: torch.zeros(1).expand(shape) if shape else torch.tensor(0)
+        for name, shape in goldens.manifest_shapes(config).items()
+    }
+
+
+def _choose(state: StateDict, name: str = "best.pth", **arguments: Any) -> Any:
+    return choose_spec(Path(name), infer_architecture(state, Path(name)), **arguments)
+
+
+def _error(state: StateDict, name: str = "best.pth", **arguments: Any) -> str:
+    with pytest.raises((CheckpointError, SpecError)) as caught:
+        _choose(state, name, **arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("config", goldens.CONFIGS)
+@pytest.mark.parametrize("name", ["{}_54_800000.pth", "{}_0_7_interrupt.pth", "{}.pth"])
+def test_the_file_name_tells(config: str, name: str) -> None:
+    choice = _choose(_state(config), name.format(config))
+    assert choice.spec == PUBLISHED[config]
+    assert choice.notes == (f"spec {config}: from the file name.",)
+
+
+@pytest.mark.parametrize("config", ["yolact_resnet50", "yolact_darknet53", "yolact_resnet50_pascal"])
+def test_tensors_that_fit_one_published_configuration_tell_and_it_is_noted(config: str) -> None:
+    choice = _choose(_state(config))
+    assert choice.spec == PUBLISHED[config]
+    assert choice.notes == (f"spec {config}: from the tensors, which fit no other published configuration.",)
+
+
+@pytest.mark.parametrize("config", ["yolact_base", "yolact_im400", "yolact_im700"])
+def test_base_im400_and_im700_can_not_be_told_apart_and_the_user_is_asked(config: str) -> None:
+    message = _error(_state(config))
+    assert "yolact_base, yolact_im400 and yolact_im700" in message
+    assert "--config" in message
+
+
+def test_config_overrides_the_file_name() -> None:
+    choice = _choose(_state("yolact_base"), "yolact_im400_54_800000.pth", config="yolact_im700")
+    assert choice.spec == PUBLISHED["yolact_im700"]
+
+
+def test_a_spec_file_overrides_the_file_name_and_its_notes_are_passed_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"extends": "yolact_im400", "class_names": [f"thing {i}" for i in range(80)]}))
+    choice = _choose(_state("yolact_base"), "yolact_base_54_800000.pth", spec_file=path)
+    assert (choice.spec.name, choice.spec.input_size) == ("mine", 400)
+    assert choice.notes == (
+        f"spec mine: from the spec file {path}.",
+        "category_ids not given with class_names: taken as 1..80.",
+    )
+
+
+def test_a_spec_file_and_a_config_together_are_refused(tmp_path: Path) -> None:
+    assert "not both" in _error(_state("yolact_base"), spec_file=tmp_path / "x.json", config="yolact_base")
+
+
+def test_unknown_and_plus_configurations_are_refused() -> None:
+    assert "known are yolact_base" in _error(_state("yolact_base"), config="yolact_huge")
+    assert "YOLACT++ is not supported yet" in _error(_state("yolact_base"), config="yolact_plus_base")
+
+
+def test_another_backbone_names_both_and_what_fits() -> None:
+    message = _error(_state("yolact_resnet50"), "yolact_base_54_800000.pth")
+    assert "backbone: found ResNet50, expected ResNet101" in message
+    assert "give --config yolact_resnet50" in message
+
+
+def _with_classes(state: StateDict, count: int) -> StateDict:
+    conf = state["prediction_layers.0.conf_layer.weight"]
+    state["prediction_layers.0.conf_layer.weight"] = torch.zeros(1).expand(3 * (count + 1), *conf.shape[1:])
+    return state
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("yolact_base_9_1.pth", {}), ("a.pth", {"config": "yolact_base"})])
+def test_another_class_count_names_both_and_shows_the_spec_to_write(name: str, arguments: dict[str, str]) -> None:
+    message = _error(_with_classes(_state("yolact_base"), 5), name, **arguments)
+    assert "foreground classes: found 5, expected 80" in message
+    shown = json.loads(message[message.index("{\n") :])
+    assert shown["extends"] == "yolact_base"
+    assert len(shown["class_names"]) == len(shown["category_ids"]) == 5
+
+
+def test_many_classes_are_not_all_listed() -> None:
+    message = _error(_with_classes(_state("yolact_base"), 600), "yolact_base_9_1.pth")
+    assert '"class_names": ["class 1", "class 2", ... "class 600"]' in message
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"backbone": {"stages": [3, 4, 6, 3]}}, "backbone: found ResNet101, expected ResNet50"),
+        ({"fpn": {"channels": 128}}, "FPN width: found 256, expected 128"),
+        ({"class_names": ["a", "b"]}, "foreground classes: found 80, expected 2"),
+        ({"priors": {"aspect_ratios": [[1, 0.5]] * 5}}, "priors per cell: found 3, expected 2"),
+        (
+            {"protonet": {"layers": [[256, 3], [256, 3], [256, 3], [None, -2], [256, 3], [64, 1]]}},
+            "prototypes: found 32, expected 64",
+        ),
+        (
+            {"protonet": {"layers": [[256, 3], [256, 3], [256, 3], [256, 3], [32, 1]]}},
+            "prototype network layers: found [[256, 3], [256, 3], [256, 3], [None, -2], [256, 3], [32, 1]], expected",
+        ),
+        ({"head": {"extra_layers": []}}, "shared head layers: found [[256, 3]], expected []"),
+        ({"backbone": {"selected_layers": [0, 1, 2]}}, "stages that feed the FPN: found [1, 2, 3], expected [0, 1, 2]"),
+    ],
+)
+def test_a_spec_file_that_contradicts_the_tensors_is_refused_with_both_values(
+    tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"extends": "yolact_base", **change}))
+    message = _error(_state("yolact_base"), spec_file=path)
+    assert difference in message
+    assert "Correct the spec file" in message
+
+
+def test_a_custom_model_without_spec_is_told_what_is_known_what_is_missing_and_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(goldens.SHAPES_CHECKPOINT)
+    message = str(caught.value)
+    assert (
+        "ResNet with stages [1, 1, 1, 1], FPN width 64, 6 foreground classes, 32 prototypes, 3 priors per cell"
+        in message
+    )
+    assert "Not in the tensors: input size, prior scales, class names, category ids" in message
+    starter = tmp_path / "starter.json"
+    starter.write_text(message[message.index("{\n") :])
+    spec = load_checkpoint(goldens.SHAPES_CHECKPOINT, spec_file=starter).spec
+    assert (spec.backbone.stages, spec.fpn.channels, spec.num_classes) == ((1, 1, 1, 1), 64, 6)
+
+
+def test_a_starter_spec_for_nine_priors_per_cell_fits_them(tmp_path: Path) -> None:
+    state = _state("yolact_resnet50")
+    for layer, width in (("bbox", 4), ("conf", 81), ("mask", 32)):
+        state[f"prediction_layers.0.{layer}_layer.weight"] = torch.zeros(1).expand(9 * width, 256, 3, 3)
+    message = _error(state)
+    starter = tmp_path / "starter.json"
+    starter.write_text(message[message.index("{\n") :])
+    assert _choose(state, spec_file=starter).spec.priors.per_cell == 9
+
+
+def test_loading_a_published_checkpoint_gives_every_tensor_of_the_original_in_order(save_like: SaveLike) -> None:
+    path = save_like("yolact_resnet50_pascal", lambda state: state.pop("backbone.bn1.num_batches_tracked"))
+    loaded = load_checkpoint(path)
+    assert loaded.spec == PUBLISHED["yolact_resnet50_pascal"]
+    assert [(name, tuple(t.shape)) for name, t in loaded.state_dict.items()] == list(
+        goldens.manifest_shapes("yolact_resnet50_pascal").items()
+    )
