@@ -78,3 +78,8 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def f32(values: Any) -> npt.NDArray[np.float32]:
+    """A literal as float32."""
+    return np.array(values, np.float32)

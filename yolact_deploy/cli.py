@@ -10,6 +10,7 @@ import typer
 
 from yolact_deploy import __version__
 from yolact_deploy.console import print_json, print_table, progress_bar, reports_errors, say
+from yolact_deploy.optional import require_export
 
 app = typer.Typer(
     name="yolact-deploy",
@@ -70,7 +71,7 @@ def export(
     config: Annotated[str | None, typer.Option(help="A published configuration, such as yolact_base.")] = None,
     spec: Annotated[Path | None, typer.Option(help='A spec file (JSON), whole or with "extends".')] = None,
     precision: Annotated[Precision, typer.Option(help="Only fp32 in this version.")] = Precision.fp32,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the model may be given.")] = 16,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the model may be given.")] = 8,
     opset: Annotated[int, typer.Option(min=17, help="ONNX opset.")] = 19,
     conf: Annotated[ConfActivation, typer.Option(help="logits leaves the softmax to the runtime.")] = (
         ConfActivation.softmax
@@ -81,6 +82,7 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """Turn a trained checkpoint into a self-describing ONNX, and prove that it computes the same."""
+    require_export()
     from exporters.pipeline import export_checkpoint
     from yolact_deploy.errors import ExportError
     from yolact_deploy.reports import export_table
@@ -324,6 +326,7 @@ def _inspect(artifact: Path) -> dict[str, Any]:
         from exporters.spec_files import load_spec
 
         return {"kind": "spec", "path": str(artifact), "spec": load_spec(artifact).to_dict()}
-    from exporters.checkpoint import inspect_checkpoint
+    require_export()
+    from exporters.inspection import inspect_checkpoint
 
     return inspect_checkpoint(artifact)

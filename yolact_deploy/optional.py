@@ -21,3 +21,9 @@ def require(module: str, *, extra: str, purpose: str, package: str | None = None
         if exc.name is not None and exc.name.partition(".")[0] != top_level:
             raise
         raise MissingDependencyError(package or top_level, extra=extra, purpose=purpose) from exc
+
+
+def require_export() -> None:
+    """Raise MissingDependencyError now unless all that `exporters` imports is here."""
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        require(module, extra="export", purpose="reading a checkpoint")

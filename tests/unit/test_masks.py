@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from tests.goldens import f32
 from yolact_deploy.arrays import BoolArray, FloatArray
 from yolact_deploy.detections import RawDetections
 from yolact_deploy.ieee import sigmoid
@@ -41,7 +42,7 @@ def _stretch(values: FloatArray, size: int) -> FloatArray:
     high = np.minimum(low + 1, len(values) - 1)
     weight = (source - low.astype(np.float32))[:, None]
     far = values[high] * weight
-    return (values[low].astype(np.float64) * (np.float32(1) - weight) + far).astype(np.float32)
+    return f32(values[low].astype(np.float64) * (np.float32(1) - weight) + far)
 
 
 @settings(max_examples=120, deadline=None)
@@ -94,7 +95,7 @@ def test_non_finite_prototypes_give_background_and_no_error() -> None:
 
 
 def test_pixel_boxes_order_clamp_and_truncate_as_the_original() -> None:
-    boxes = np.float32([[0.999, 0.5, 0.011, 0.2], [-0.5, -0.5, -0.01, 2], [1.02, 0, 1.5, 1]])
+    boxes = f32([[0.999, 0.5, 0.011, 0.2], [-0.5, -0.5, -0.01, 2], [1.02, 0, 1.5, 1]])
     assert pixel_boxes(boxes, (100, 100)).tolist() == [[1, 20, 99, 50], [0, 0, -1, 100], [102, 0, 100, 100]]
 
 
@@ -103,9 +104,9 @@ def test_pixel_boxes_order_clamp_and_truncate_as_the_original() -> None:
 def test_rle_is_byte_for_byte_that_of_pycocotools(seed: int, image_hw: tuple[int, int], full: bool) -> None:
     rng = np.random.default_rng(seed)
     proto = (rng.standard_normal((7, 9, 2)) * 4 + 8 * full).astype(np.float32)
-    boxes = np.float32([[0, 0, 1, 1]] * 3) if full else (rng.random((3, 4)) * 1.4 - 0.2).astype(np.float32)
+    boxes = f32([[0, 0, 1, 1]] * 3) if full else (rng.random((3, 4)) * 1.4 - 0.2).astype(np.float32)
     raw = RawDetections(
-        np.arange(3), np.zeros(3, np.int64), np.float32([0.9, 0.8, 0.7]), boxes, np.ones((3, 2), np.float32), proto
+        np.arange(3), np.zeros(3, np.int64), f32([0.9, 0.8, 0.7]), boxes, np.ones((3, 2), np.float32), proto
     )
     detections = assemble_masks(raw, image_hw)
     expected = coco_mask.encode(np.asfortranarray(detections.masks.transpose(1, 2, 0).astype(np.uint8)))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.goldens import f32
 from yolact_deploy.arrays import AnyArray, FloatArray
 from yolact_deploy.nms import cross_class_fast_nms, fast_nms, traditional_nms
 from yolact_deploy.postprocess import decode, detect
@@ -50,8 +53,8 @@ def test_fast_nms_is_the_papers_whatever_the_sizes_and_ties(
 ) -> None:
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 12, (candidates, 2))
-    boxes = np.concatenate([corners, corners + rng.integers(0, 6, (candidates, 2))], axis=1).astype(np.float32) / 16
-    scores = (rng.integers(0, levels, (candidates, classes)) / levels).astype(np.float32)
+    boxes = f32(np.concatenate([corners, corners + rng.integers(0, 6, (candidates, 2))], axis=1) / 16)
+    scores = f32(rng.integers(0, levels, (candidates, classes)) / levels)
     kept = fast_nms(boxes, scores, iou_threshold=0.5, top_k=top_k, max_detections=max_detections)
     found = list(zip(kept.class_ids.tolist(), kept.candidate.tolist(), strict=True))
     assert found == literal_fast_nms(boxes, scores, 0.5, top_k, max_detections)
@@ -59,32 +62,32 @@ def test_fast_nms_is_the_papers_whatever_the_sizes_and_ties(
 
 
 def test_iou_exactly_at_the_threshold_stays() -> None:
-    kept = fast_nms(HALF_OVERLAP, np.float32([[0.9], [0.8]]), iou_threshold=0.5, top_k=200, max_detections=100)
+    kept = fast_nms(HALF_OVERLAP, f32([[0.9], [0.8]]), iou_threshold=0.5, top_k=200, max_detections=100)
     assert kept.candidate.tolist() == [0, 1]
 
 
 def test_a_suppressed_box_still_suppresses() -> None:
     chain = np.array([[0, 0, 1, 0.5], [0, 0, 1, 0.9], [0, 0.3, 1, 0.9]], np.float32)  # 0 hits 1, 1 hits 2, 0 spares 2
-    kept = fast_nms(chain, np.float32([[0.9], [0.8], [0.7]]), iou_threshold=0.5, top_k=200, max_detections=100)
+    kept = fast_nms(chain, f32([[0.9], [0.8], [0.7]]), iou_threshold=0.5, top_k=200, max_detections=100)
     assert kept.candidate.tolist() == [0]
 
 
 def test_traditional_nms_spares_what_only_a_suppressed_box_overlaps() -> None:
     chain = np.array([[0, 0, 100, 50], [0, 0, 100, 90], [0, 30, 100, 90]], np.float32)
-    scores = np.float32([[0.9], [0.8], [0.7]])
+    scores = f32([[0.9], [0.8], [0.7]])
     kept = traditional_nms(chain, scores, conf_threshold=0.05, iou_threshold=0.5, max_detections=100)
     assert kept.candidate.tolist() == [0, 2]
 
 
 def test_two_empty_boxes_have_nan_iou_and_the_lower_falls() -> None:
     empty = np.zeros((2, 4), np.float32)
-    kept = fast_nms(empty, np.float32([[0.9], [0.8]]), iou_threshold=0.5, top_k=200, max_detections=100)
+    kept = fast_nms(empty, f32([[0.9], [0.8]]), iou_threshold=0.5, top_k=200, max_detections=100)
     assert kept.candidate.tolist() == [0]
 
 
 def test_a_nan_box_at_the_top_wipes_out_its_class_only() -> None:
     boxes = np.array([[np.nan] * 4, [0, 0, 1, 1]], np.float32)
-    kept = fast_nms(boxes, np.float32([[0.9, 0.1], [0.8, 0.7]]), iou_threshold=0.5, top_k=200, max_detections=100)
+    kept = fast_nms(boxes, f32([[0.9, 0.1], [0.8, 0.7]]), iou_threshold=0.5, top_k=200, max_detections=100)
     assert list(zip(kept.class_ids.tolist(), kept.candidate.tolist(), strict=True)) == [(0, 0), (1, 1)]
 
 
@@ -95,7 +98,7 @@ def test_equal_scores_go_to_the_lower_class_then_the_lower_candidate() -> None:
 
 
 def test_cross_class_suppresses_across_classes_and_may_exceed_max_detections() -> None:
-    scores = np.float32([[0.9, 0.0], [0.0, 0.8]])
+    scores = f32([[0.9, 0.0], [0.0, 0.8]])
     same = np.array([[0, 0, 1, 1]] * 2, np.float32)
     assert cross_class_fast_nms(same, scores, iou_threshold=0.5, top_k=200).candidate.tolist() == [0]
     apart = np.stack([np.arange(150), np.zeros(150), np.arange(150) + 1, np.ones(150)], axis=1).astype(np.float32)
@@ -124,7 +127,7 @@ def test_nothing_above_the_threshold_gives_no_detections(nms: str) -> None:
 
 
 def test_decode_overflows_to_inf_without_a_warning() -> None:
-    boxes = decode(np.float32([[0, 0, 600, 600]]), np.float32([[0.5, 0.5, 0.1, 0.1]]))
+    boxes = decode(f32([[0, 0, 600, 600]]), f32([[0.5, 0.5, 0.1, 0.1]]))
     assert np.isinf(boxes[0, :2]).all()
 
 
@@ -137,7 +140,7 @@ def test_disagreeing_shapes_are_named() -> None:
         detect(**_heads([[0, 0.9]]), nms="fastest")  # type: ignore[arg-type]
 
 
-def _heads(conf: list[list[float]]) -> dict[str, FloatArray]:
+def _heads(conf: list[list[float]]) -> dict[str, Any]:
     count = len(conf)
     priors = np.array([[(i + 0.5) / count, 0.5, 1 / count, 1] for i in range(count)], np.float32)
     return {

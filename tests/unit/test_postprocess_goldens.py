@@ -48,7 +48,9 @@ def test_detections_boxes_and_masks_are_the_originals(case: tuple[dict[str, Any]
             assert len(raw) == 0
             continue
         _check_detections(raw, recorded, key)
-        ties = f"{key}.stable.prior_idx" in recorded  # boxes and masks were recorded in the order of the run, not this one
+        ties = (
+            f"{key}.stable.prior_idx" in recorded
+        )  # boxes and masks were recorded in the order of the run, not this one
         placed = _in_recorded_order(raw, inputs, recorded, key) if ties else raw
         _check_image_size(placed, inputs["wh"], recorded, key)
 
