@@ -1,11 +1,12 @@
 # make demo   a trained YOLACT from checkpoint to masks and figures
 # make test   lint, types, tests
+# make test-kernels   the CUDA kernels alone, without a GPU
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 
-.PHONY: demo test lint types tests test-install figures clean
+.PHONY: demo test lint types tests test-kernels test-install figures clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -21,7 +22,11 @@ types: $(VENV)/installed
 	$(BIN)/mypy
 
 tests: $(VENV)/installed
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+# The CUDA kernels on the CPU: emulator, race detector, sanitizers, planted bugs, and NVRTC for every GPU generation.
+test-kernels: $(VENV)/installed
+	$(BIN)/pytest -n 2 tests/unit/cuda
 
 # The wheel, alone and with each extra, in fresh environments: what is missing must be said with its pip install.
 test-install: $(VENV)/installed

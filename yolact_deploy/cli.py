@@ -188,12 +188,13 @@ def detect(
         write_json(coco, report.to_coco())
     if json_output:
         print_json(report.to_dict())
-    else:
+    elif report.results:
         print_table(detect_table(report))
     for error in report.failures.values():
         say(f"error: {error}")
+    if report.failures and len(files) > 1:
+        say(f"{len(report.failures)} of {len(files)} files failed{'; the others are done' if report.results else ''}.")
     if report.failures:
-        say(f"{len(report.failures)} of {len(files)} files failed; the others are done.")
         raise typer.Exit(1 if report.results else 2)
 
 
@@ -243,7 +244,7 @@ def bench(
     """Measure latency, end to end and per stage."""
     from benchmarks.inputs import bench_images
     from benchmarks.latency import bench as run_bench
-    from yolact_deploy.reports import bench_table
+    from yolact_deploy.reports import bench_tables
     from yolact_deploy.runtime.detector import Detector
 
     inputs = bench_images(images)
@@ -261,7 +262,8 @@ def bench(
     if json_output:
         print_json(report)
     else:
-        print_table(bench_table(report))
+        for table in bench_tables(report):
+            print_table(table)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from yolact_deploy.files import atomic_path
 from yolact_deploy.optional import require
 
 _MASK_OPACITY = 0.45
+_MIN_TEXT_SCALE = 0.4  # the smallest that can be read
 
 
 def check_can_draw() -> None:
@@ -29,12 +30,13 @@ def draw(image: Image, detections: Detections) -> Image:
     labels = [f"{name} {score:.2f}" for name, score in zip(detections.class_names, detections.scores, strict=True)]
     shown.data["label"] = np.array(labels, dtype=str)
     shown = shown[~inverted]
-    canvas: Any = np.ascontiguousarray(image)
-    scale = sv.calculate_optimal_text_scale(canvas.shape[1::-1])
+    shown = shown[::-1]  # the best comes last, on top of the others
+    canvas: Any = np.array(image, order="C")
+    scale = max(_MIN_TEXT_SCALE, sv.calculate_optimal_text_scale(canvas.shape[1::-1]))
     thickness = sv.calculate_optimal_line_thickness(canvas.shape[1::-1])
-    canvas = sv.MaskAnnotator(opacity=_MASK_OPACITY).annotate(canvas.copy(), shown)
+    canvas = sv.MaskAnnotator(opacity=_MASK_OPACITY).annotate(canvas, shown)
     canvas = sv.BoxAnnotator(thickness=thickness).annotate(canvas, shown)
-    annotator = sv.LabelAnnotator(text_scale=scale, text_padding=3)
+    annotator = sv.LabelAnnotator(text_scale=scale, text_padding=3, text_color=sv.Color.BLACK, smart_position=True)
     drawn: Image = annotator.annotate(canvas, shown, labels=shown.data["label"].tolist())
     return drawn
 

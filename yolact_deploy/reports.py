@@ -72,33 +72,34 @@ def eval_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def bench_table(report: dict[str, Any]) -> Table:
+def bench_tables(report: dict[str, Any]) -> Iterator[Table]:
+    """One per artifact: milliseconds per batch, from images in host memory to full-size masks in host memory."""
     environment, options = report["environment"], report["options"]
-    table = Table(
-        title=f"latency in ms per batch of {options['batch']} (image in host memory to full-size masks in host memory)",
-        caption=f"{environment['cpu']}, {environment['cores']} cores; {options['iterations']} iterations after "
-        f"{options['warmup']}; image sizes {', '.join(f'{w}x{h}' for h, w in options['image_sizes_hw'][:4])}",
-        title_justify="left",
-        caption_justify="left",
-    )
     columns = ("p50", "p90", "p95", "p99", "mean", "max")
-    table.add_column("artifact", overflow="fold")
-    table.add_column("stage")
-    for column in columns:
-        table.add_column(column, justify="right")
     for run in report["runs"]:
+        table = Table(
+            title=f"latency of {escape(run['artifact'])}, ms per batch of {run['batch']}", title_justify="left"
+        )
+        table.add_column("stage")
+        for column in columns:
+            table.add_column(column, justify="right")
         rows = {"end to end": run["latency_ms"], **run["stages_ms"]}
-        for index, (stage, times) in enumerate(rows.items()):
-            label = escape(run["artifact"]) if index == 0 else run["backend"] if index == 1 else ""
-            table.add_row(
-                label,
-                stage,
-                *(f"{times[column]:.2f}" for column in columns),
-                style="bold" if index == 0 else None,
-                end_section=index == len(rows) - 1,
-            )
-        table.add_row("", "throughput", f"{run['throughput_fps']:.1f} fps", end_section=True)
-    return table
+        for stage, times in rows.items():
+            whole = stage == "end to end"
+            values = (f"{times[column]:.2f}" for column in columns)
+            table.add_row(stage, *values, style="bold" if whole else None, end_section=whole)
+        table.caption = (
+            f"{run['throughput_fps']:.1f} images per second; {run['backend']}; {environment['cpu']}, "
+            f"{environment['cores']} cores; {options['iterations']} iterations after {options['warmup']}; "
+            f"{_listed_sizes(options['image_sizes_hw'])}"
+        )
+        table.caption_justify = "left"
+        yield table
+
+
+def _listed_sizes(sizes_hw: list[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{width}x{height}" for height, width in sizes_hw[:4])
+    return f"images of {shown}{', ...' if len(sizes_hw) > 4 else ''}"
 
 
 def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:

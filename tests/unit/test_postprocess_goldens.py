@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.goldens import GOLDEN, postgen
+from tests.goldens import GOLDEN, golden_fill, mask_iou_shapes, postgen
 from yolact_deploy.detections import Detections, RawDetections
+from yolact_deploy.mask_iou import MaskIouReference, rescore_masks
 from yolact_deploy.postprocess import assemble_masks, detect
 from yolact_deploy.spec import NmsMode
 
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "post/cases.json").read_text())
 MODES: dict[str, NmsMode] = {"fast": "fast", "cross": "cross_class", "trad": "traditional"}
+MASK_SCORE_ERROR = 1e-5  # the network sums up to 576 products per value, in another order than torch
 BOX_ERROR = (
     1.2e-7  # relative to the image; the original's exp is within 1 unit in the last place, ours within half of one
 )
@@ -27,7 +29,7 @@ def case(request: pytest.FixtureRequest) -> tuple[dict[str, Any], Any]:
     recorded = np.load(GOLDEN / "post" / f"{request.param['id']}.npz")
     for name, array in inputs.items():
         assert hashlib.sha256(array.tobytes()).hexdigest() == str(recorded[f"sha256.{name}"]), name
-    return {**inputs, "wh": request.param["wh"]}, recorded
+    return {**inputs, "wh": request.param["wh"], "mask_iou": _mask_iou(request.param["spec"], recorded)}, recorded
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -53,6 +55,31 @@ def test_detections_boxes_and_masks_are_the_originals(case: tuple[dict[str, Any]
         )  # boxes and masks were recorded in the order of the run, not this one
         placed = _in_recorded_order(raw, inputs, recorded, key) if ties else raw
         _check_image_size(placed, inputs["wh"], recorded, key)
+        if inputs["mask_iou"] is not None:
+            _check_mask_scores(placed, inputs, recorded, key)
+
+
+def _mask_iou(spec: dict[str, Any], recorded: Any) -> MaskIouReference | None:
+    """The network that scored the masks of the case, or None."""
+    if not spec.get("maskiou"):
+        return None
+    weights = golden_fill().fill_(mask_iou_shapes("yolact_plus_base"), "post", seed=spec["seed"])
+    digest = hashlib.sha256(b"".join(tensor.tobytes() for tensor in weights.values())).hexdigest()
+    assert digest == str(recorded["sha256.maskiou_weights"])
+    tensors = list(weights.values())
+    return MaskIouReference(list(zip(tensors[::2], tensors[1::2], strict=True)))
+
+
+def _check_mask_scores(raw: RawDetections, inputs: dict[str, Any], recorded: Any, key: str) -> None:
+    image_hw = (inputs["wh"][1], inputs["wh"][0])
+    for crop, name in ((True, "crop"), (False, "nocrop")):
+        rescored = rescore_masks(assemble_masks(raw, image_hw, crop=crop), inputs["mask_iou"])
+        expected = recorded[f"{key}.{name}.mask_score"]
+        np.testing.assert_array_equal(rescored.scores, raw.scores)
+        np.testing.assert_allclose(rescored.mask_scores, expected, rtol=0, atol=MASK_SCORE_ERROR)
+        if crop:
+            displayed = np.sort(recorded[f"{key}.crop.display_score"])[::-1]
+            np.testing.assert_allclose(rescored.by_mask_score().scores, displayed, rtol=0, atol=MASK_SCORE_ERROR)
 
 
 def _check_detections(raw: RawDetections, recorded: Any, key: str) -> None:

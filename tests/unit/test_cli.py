@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
+from yolact_deploy.cli import app
+from yolact_deploy.runtime.images import read_image
+
+PHOTO = SHAPES / "val" / "val_public_0000.jpg"
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_detect_draws_overlays_and_writes_coco(shapes_onnx: Path, tmp_path: Path) -> None:
+    result = run("detect", shapes_onnx, PHOTO, "--coco", "found.json", "-o", "drawn")
+    assert result.exit_code == 0, result.stderr
+    drawn, photo = read_image(tmp_path / "drawn" / PHOTO.name), read_image(PHOTO)
+    assert drawn.shape == photo.shape
+    assert np.count_nonzero(drawn != photo) > 1000
+    entries = json.loads((tmp_path / "found.json").read_text())
+    assert 0 < len(entries) <= 15
+    assert min(entry["score"] for entry in entries) > 0.15
+    assert set(entries[0]) == {"image_id", "category_id", "bbox", "segmentation", "score"}
+
+
+def test_detect_json_is_all_there_is_on_stdout(shapes_onnx: Path) -> None:
+    result = run("detect", shapes_onnx, PHOTO, "--no-overlays", "--json", "--top-k", 2)
+    report = json.loads(result.stdout)
+    assert [image["file"] for image in report["images"]] == [str(PHOTO)]
+    assert len(report["images"][0]["detections"]) == 2
+    assert report["failed"] == []
+
+
+def test_one_bad_file_does_not_stop_the_others(shapes_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(PHOTO, "in/a.jpg")
+    (tmp_path / "in/b.jpg").write_text("no image")
+    shutil.copy(PHOTO, "in/c.jpg")
+    result = run("detect", shapes_onnx, "in", "-o", "out")
+    assert result.exit_code == 1
+    assert "in/b.jpg" in result.stderr
+    assert "1 of 3 files failed" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg", "c.jpg"]
+
+
+def test_files_of_the_same_name_get_overlays_of_their_own(shapes_onnx: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(PHOTO, f"{folder}/x.jpg")
+    assert run("detect", shapes_onnx, "a", "b", "-o", "out").exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x-2.jpg", "x.jpg"]
+
+
+def test_detect_goes_through_videos(shapes_onnx: Path, tmp_path: Path) -> None:
+    frame = cv2.resize(read_image(PHOTO), (160, 120))
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    result = run("detect", shapes_onnx, "clip.avi", "-o", "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [image["frame"] for image in json.loads(result.stdout)["images"]] == [1, 2, 3]
+    capture = cv2.VideoCapture(str(tmp_path / "out/clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+def test_a_video_that_cannot_be_read_is_named_and_leaves_nothing(shapes_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"\0" * 100)
+    result = run("detect", shapes_onnx, "clip.mp4", "-o", "out")
+    assert result.exit_code == 2
+    assert "clip.mp4" in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_eval_prints_the_figures_of_design(shapes_onnx: Path) -> None:
+    arguments = ("eval", shapes_onnx, "--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json")
+    result = run(*arguments, "--limit", 5, "--json")
+    report = json.loads(result.stdout)
+    assert set(report) == {"bbox", "segm", "images", "artifact"}
+    assert report["images"] == 5
+    assert 0.3 < report["bbox"]["AP50"] <= 1
+    assert {"AP", "AP50", "AP75"} <= set(report["segm"])
+
+
+def test_bench_prints_the_schema_of_design(shapes_onnx: Path) -> None:
+    result = run("bench", shapes_onnx, "--iterations", 3, "--warmup", 1, "--batch", 2, "--threads", 1, "--json")
+    report = json.loads(result.stdout)
+    assert report["schema"] == 1
+    assert set(report["runs"][0]) >= {"artifact", "batch", "latency_ms", "stages_ms", "throughput_fps"}
+    assert set(report["runs"][0]["stages_ms"]) == {"preprocess", "network", "detect", "masks"}
+    assert set(report["runs"][0]["latency_ms"]) == {"p50", "p90", "p95", "p99", "mean", "max", "n"}
+    assert (report["runs"][0]["batch"], report["runs"][0]["latency_ms"]["n"]) == (2, 3)
+
+
+@pytest.mark.parametrize("command", ["detect", "eval", "bench", "inspect", "doctor"])
+def test_tables_fit_a_narrow_terminal(shapes_onnx: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments: dict[str, tuple[object, ...]] = {
+        "detect": (shapes_onnx, PHOTO, "--no-overlays"),
+        "eval": (shapes_onnx, "--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json", "--limit", 2),
+        "bench": (shapes_onnx, "--iterations", 1, "--warmup", 0),
+        "inspect": (shapes_onnx,),
+        "doctor": (),
+    }
+    result = run(command, *arguments[command])
+    assert result.exit_code == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout
+
+
+def test_export_build_inspect(tmp_path: Path) -> None:
+    result = run("export", SHAPES_CHECKPOINT, "--spec", SHAPES_SPEC, "-o", "m.onnx", "--parity-images", PHOTO, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["parity"]["passed"] is True
+    assert json.loads(run("inspect", "m.onnx", "--json").stdout)["spec"]["name"] == "yolact_resnet14_shapes"
+
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
+    result = run("build-engine", "m.onnx", "-o", "m.engine", "--runtime", "tensorrt-rtx", "--target", "sm86", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["sidecar"]["targets"] == ["sm86"]
+    assert json.loads(run("inspect", "m.engine", "--json").stdout)["kind"] == "plan"
+    with (tmp_path / "m.engine").open("r+b") as plan:
+        plan.seek(5000)
+        plan.write(b"tampered")
+    for command in (("inspect", "m.engine"), ("detect", "m.engine", PHOTO), ("bench", "m.engine")):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert "SHA-256" in result.stderr
+
+
+def test_inspect_reads_checkpoints_and_spec_files() -> None:
+    assert json.loads(run("inspect", SHAPES_CHECKPOINT, "--json").stdout)["architecture"]["num_classes"] == 6
+    assert json.loads(run("inspect", SHAPES_SPEC, "--json").stdout)["spec"]["input_size"] == 256
+    assert "stages" in run("inspect", SHAPES_CHECKPOINT).stdout
+
+
+BAD = {
+    "a missing artifact": (("detect", "none.onnx", PHOTO), 2, "none.onnx does not exist"),
+    "a missing image": (("detect", "MODEL", "none.jpg"), 2, "none.jpg does not exist"),
+    "an artifact of no known kind": (("bench", "a.txt"), 2, "neither .onnx nor"),
+    "an empty folder": (("detect", "MODEL", "."), 2, "holds no images"),
+    "no annotations": (("eval", "MODEL", "--images", ".", "--annotations", "none.json"), 2, "can't read the annotations"),
+    "annotations that are no JSON": (("eval", "MODEL", "--images", ".", "--annotations", "a.txt"), 2, "not valid JSON"),
+    "annotations of another kind": (("eval", "MODEL", "--images", ".", "--annotations", "list.json"), 2, "no COCO instance"),
+    "annotations of other images": (
+        ("eval", "MODEL", "--images", ".", "--annotations", SHAPES / "val/instances.json"), 2, "lacks 200 of the 200 images",
+    ),
+    "an output below a file": (("detect", "MODEL", PHOTO, "-o", "a.txt/x"), 2, "can't write overlays"),
+    "a COCO file in no folder": (("detect", "MODEL", PHOTO, "--coco", "no/x.json"), 2, "the folder no does not exist"),
+    "an export into no folder": (("export", SHAPES_CHECKPOINT, "--spec", SHAPES_SPEC, "-o", "no/x.onnx"), 2, "no does not exist"),
+    "an export onto a folder": (("export", SHAPES_CHECKPOINT, "--spec", SHAPES_SPEC, "-o", "."), 2, "is a folder"),
+    "an unknown configuration": (("export", SHAPES_CHECKPOINT, "--config", "yolact_best", "-o", "x.onnx"), 2, "yolact_best"),
+    "no spec": (("export", SHAPES_CHECKPOINT, "-o", "x.onnx"), 2, '"extends"'),
+    "a rubbish batch": (("build-engine", "MODEL", "-o", "x.engine", "--batch", "two"), 2, "MIN,OPT,MAX"),
+    "a batch in disorder": (("build-engine", "MODEL", "-o", "x.engine", "--batch", "3,2,1"), 2, "3,2,1"),
+    "an unknown target": (("build-engine", "MODEL", "-o", "x.engine", "--target", "sm1"), 2, "sm1"),
+    "nothing to inspect": (("inspect", "none.onnx"), 2, "does not exist"),
+    "an unknown device": (("detect", "MODEL", PHOTO, "--device", "tpu"), 1, "device must be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_with_its_exit_code_and_leaves_nothing(name: str, shapes_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "list.json").write_text("[1]")
+    before = sorted(tmp_path.rglob("*"))
+    arguments, exit_code, message = BAD[name]
+    filled = [shapes_onnx if argument == "MODEL" else argument for argument in arguments]
+    result = run(*filled)
+    assert result.exit_code == exit_code, result.output
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_errors_as_json_and_with_their_traceback() -> None:
+    result = run("inspect", "none.onnx", "--json")
+    assert json.loads(result.stdout)["error"]["type"] == "ArtifactError"
+    result = subprocess.run([*_COMMAND, "inspect", "none.onnx", "--debug"], capture_output=True, text=True)
+    assert "Traceback" in result.stderr
+    assert result.returncode == 2
+
+
+def test_a_bug_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("yolact_deploy.doctor.examine", broken)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError: boom" in result.stderr
+    assert "bug" in result.stderr
+
+
+_COMMAND = (sys.executable, "-c", "from yolact_deploy.cli import main; main()")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_export_leaves_no_partial_output(tmp_path: Path, sent: signal.Signals) -> None:
+    command = (*_COMMAND, "export", str(SHAPES_CHECKPOINT), "--spec", str(SHAPES_SPEC), "-o", "m.onnx")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".m.*")):  # the temporary file beside the target: the work has begun
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not (tmp_path / "m.onnx").exists()
+    if sent is not signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == []
+        assert b"Traceback" not in errors

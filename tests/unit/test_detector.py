@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from exporters.pipeline import export_checkpoint
+from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
+from yolact_deploy import Detections, Detector
+from yolact_deploy.errors import ArtifactError, EngineError, ImageError, PlanMismatchError, SpecError
+from yolact_deploy.runtime.images import read_image
+from yolact_deploy.spec import SPEC_METADATA_KEY
+
+PHOTOS = [SHAPES / "val" / f"val_public_000{i}.jpg" for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def detector(shapes_onnx: Path) -> Detector:
+    return Detector(shapes_onnx, device="cpu", threads=1)
+
+
+def assert_same(a: Detections, b: Detections) -> None:
+    np.testing.assert_array_equal(a.raw.prior_idx, b.raw.prior_idx)
+    np.testing.assert_array_equal(a.class_ids, b.class_ids)
+    np.testing.assert_array_equal(a.boxes_xyxy, b.boxes_xyxy)
+    np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+    assert np.count_nonzero(a.masks != b.masks) <= len(a)
+
+
+def test_what_a_detection_holds(detector: Detector) -> None:
+    image = read_image(PHOTOS[0])
+    found = detector(image)
+    count, (height, width) = len(found), image.shape[:2]
+    assert count > 5
+    assert found.boxes_xyxy.dtype == found.scores.dtype == np.float32
+    assert found.boxes_xyxy.shape == found.boxes_relative.shape == (count, 4)
+    np.testing.assert_array_equal(found.boxes_xyxy, np.trunc(found.boxes_xyxy))
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.class_ids.dtype == np.int64
+    assert set(found.class_names) <= set(detector.spec.class_names)
+    assert found.masks.dtype == np.bool_
+    assert found.masks.shape == (count, height, width)
+    assert found.masks is found.masks
+    assert len(found.rle()) == count
+
+
+def test_a_path_an_array_and_a_list_give_the_same(detector: Detector) -> None:
+    by_array = detector(read_image(PHOTOS[0]))
+    assert_same(detector(PHOTOS[0]), by_array)
+    assert_same(detector(str(PHOTOS[0])), by_array)
+    first, second = detector(PHOTOS[:2])
+    assert_same(first, by_array)
+    assert second.image_hw == read_image(PHOTOS[1]).shape[:2]
+    assert detector([]) == []
+
+
+def test_rgb_arrays_are_told_by_channel_order(detector: Detector) -> None:
+    image = read_image(PHOTOS[0])
+    assert_same(detector(image[..., ::-1], channel_order="rgb"), detector(image))
+
+
+def test_batches_change_nothing(shapes_onnx: Path, detector: Detector) -> None:
+    batched = Detector(shapes_onnx, device="cpu", threads=1, batch_size=3)(PHOTOS)
+    for a, b in zip(batched, detector(PHOTOS), strict=True):
+        assert_same(a, b)
+
+
+def test_a_detector_pickles_as_its_arguments(detector: Detector) -> None:
+    data = pickle.dumps(detector)
+    assert len(data) < 1000
+    assert_same(pickle.loads(data)(PHOTOS[0]), detector(PHOTOS[0]))
+
+
+def test_score_threshold_keeps_a_prefix(detector: Detector) -> None:
+    everything, sure = detector(PHOTOS[0]), detector(PHOTOS[0], score_threshold=0.3)
+    assert 0 < len(sure) < len(everything)
+    assert sure.scores.min() > 0.3 >= everything.scores[len(sure)]
+    np.testing.assert_array_equal(sure.masks, everything.masks[: len(sure)])
+
+
+def test_logits_and_softmax_exports_find_the_same(tmp_path: Path, detector: Detector) -> None:
+    export_checkpoint(SHAPES_CHECKPOINT, tmp_path / "l.onnx", spec_file=SHAPES_SPEC, conf="logits", parity=False)
+    logits = Detector(tmp_path / "l.onnx", device="cpu", threads=1)
+    assert logits.spec.conf_activation == "logits"
+    assert_same(logits(PHOTOS[0]), detector(PHOTOS[0]))
+
+
+@pytest.mark.parametrize("nms", ["cross_class", "traditional"])
+def test_nms_can_be_chosen(shapes_onnx: Path, detector: Detector, nms: str) -> None:
+    found = Detector(shapes_onnx, device="cpu", threads=1, nms=nms)(PHOTOS[0])  # type: ignore[arg-type]
+    assert 0 < len(found) < len(detector(PHOTOS[0]))
+
+
+def test_coco_entries_have_the_models_category_ids_and_no_empty_boxes(detector: Detector) -> None:
+    found = detector(PHOTOS[0])
+    inverted = found.boxes_xyxy.copy()
+    inverted[0] = (50, 10, 50, 30)
+    entries = dataclasses.replace(found, boxes_xyxy=inverted).to_coco(7)
+    assert len(entries) == len(found) - 1
+    assert {entry["category_id"] for entry in entries} <= set(detector.spec.category_ids)
+    assert entries[0]["image_id"] == 7
+    assert entries[0]["segmentation"] == found.rle()[1]
+    x1, y1, x2, y2 = found.boxes_xyxy[1].tolist()
+    assert entries[0]["bbox"] == [x1, y1, x2 - x1, y2 - y1]
+
+
+def test_to_supervision_carries_everything(detector: Detector) -> None:
+    found = detector(PHOTOS[0], score_threshold=0.15)
+    shown = found.to_supervision()
+    np.testing.assert_array_equal(shown.xyxy, found.boxes_xyxy)
+    np.testing.assert_array_equal(shown.mask, found.masks)
+    assert shown.data["class_name"].tolist() == found.class_names
+
+
+def test_an_image_without_detections(detector: Detector) -> None:
+    found = detector(np.zeros((33, 21, 3), np.uint8), score_threshold=0.9999)
+    assert (len(found), found.class_names, found.rle(), found.to_coco(1)) == (0, [], [], [])
+    assert found.masks.shape == (0, 33, 21)
+    assert len(found.to_supervision()) == 0
+
+
+def test_bad_images_are_refused_and_the_detector_goes_on(detector: Detector, tmp_path: Path) -> None:
+    for bad in (np.zeros((0, 3, 3), np.uint8), np.zeros((4, 4, 3)), tmp_path / "none.jpg"):
+        with pytest.raises(ImageError):
+            detector(bad)  # type: ignore[arg-type]
+    assert len(detector(PHOTOS[0]))
+
+
+def test_artifacts_that_cannot_be_opened_are_refused_with_the_reason(shapes_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.onnx").write_bytes(shapes_onnx.read_bytes()[:50_000])
+    (tmp_path / "a.engine").write_bytes(b"plan")
+    for name, error, message in (
+        ("none.onnx", ArtifactError, "does not exist"),
+        ("half.onnx", ArtifactError, r"can't open .*half.onnx \(50000 bytes\)"),
+        ("weights.pth", ArtifactError, "neither .onnx nor"),
+        ("a.engine", PlanMismatchError, "a.engine.json is not beside it"),
+    ):
+        with pytest.raises(error, match=message):
+            Detector(tmp_path / name)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1"])
+def test_an_unknown_device_is_refused(shapes_onnx: Path, device: str) -> None:
+    with pytest.raises(EngineError, match="device must be"):
+        Detector(shapes_onnx, device=device)
+
+
+def test_a_model_without_metadata_or_against_its_own_spec_is_refused(shapes_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(shapes_onnx))
+    spec = next(prop for prop in model.metadata_props if prop.key == SPEC_METADATA_KEY)
+    spec.value = spec.value.replace('"circle", ', "").replace("[3, 7,", "[7,")
+    onnx.save(model, str(tmp_path / "five.onnx"))
+    with pytest.raises(SpecError, match="contradict"):
+        Detector(tmp_path / "five.onnx")
+    model.metadata_props.remove(spec)
+    onnx.save(model, str(tmp_path / "bare.onnx"))
+    with pytest.raises(SpecError, match=r"carries no 'yolact_deploy.spec' metadata.*yolact-deploy export"):
+        Detector(tmp_path / "bare.onnx")

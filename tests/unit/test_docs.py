@@ -1,0 +1,55 @@
+"""The documents name commands and options that exist, and every command is named."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from yolact_deploy.cli import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/shapes/demo.sh"]
+GROUP: Any = typer.main.get_command(app)
+
+
+def _command_lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(r"^ *(yolact-deploy [a-z].*)$", text, flags=re.MULTILINE) + re.findall(
+        r"`(yolact-deploy [a-z][^`]*)`", text
+    )
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_the_documents_exist_with_their_options(path: Path) -> None:
+    for line in _command_lines(path):
+        _, name, *arguments = shlex.split(line, comments=True)
+        assert name in GROUP.commands, line
+        known = {
+            option
+            for parameter in GROUP.commands[name].params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert {argument for argument in arguments if re.match(r"--?[a-z]", argument)} <= known, line
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in GROUP.commands if f"yolact-deploy {name}" not in readme] == []
+
+
+def test_every_command_and_option_has_help() -> None:
+    for name, command in GROUP.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.suffix == ".md"], ids=lambda path: path.name)
+def test_links_in_the_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from yolact_deploy import doctor
+
+
+@dataclass(frozen=True)
+class FakeBuilder:
+    name: str = "tensorrt"
+    usable: bool = False
+    reason: str = "no GPU."
+
+
+def _ability(report: dict[str, object], name: str) -> dict[str, object]:
+    abilities = report["abilities"]
+    assert isinstance(abilities, list)
+    return next(ability for ability in abilities if ability["name"] == name)
+
+
+def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package == "numpy" else None)
+    monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: None)
+    report = doctor.examine([FakeBuilder()])
+    for name, extra in (("export", "export"), ("detect, eval, bench on CPU", "cpu"), ("draw overlays", "draw")):
+        ability = _ability(report, name)
+        assert ability["available"] is False
+        assert f'pip install "yolact-deploy[{extra}]"' in str(ability["reason"])
+    assert _ability(report, "build-engine (tensorrt)") == {
+        "name": "build-engine (tensorrt)", "available": False, "reason": "no GPU.",
+    }  # fmt: skip
+
+
+def test_onnxruntime_gpu_serves_for_export_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"torch", "onnx", "onnxscript", "onnxruntime-gpu"}
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package in installed else None)
+    monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    report = doctor.examine([])
+    assert _ability(report, "export")["available"] is True
+    assert _ability(report, "detect, eval, bench on CUDA")["available"] is True
