@@ -14,6 +14,7 @@ from typing import Any
 
 from engines.adapters import Adapter, choose_runtime
 from engines.layers import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
+from engines.lint import lint_onnx
 from engines.messages import LogRecord, build_errors, build_log, parser_errors
 from engines.onnx_graph import INPUT_NAME, OnnxGraph, check_io, read_onnx
 from engines.progress import BuildControl, Progress, progress_monitor
@@ -24,6 +25,7 @@ from yolact_deploy.sidecar import BatchRange, IoTensor, Sidecar, sidecar_path, w
 from yolact_deploy.spec import ModelSpec
 
 _PRECISIONS = ("fp32", "fp16", "int8")
+_MAX_LISTED_FINDINGS = 10
 
 # TensorRT has one logger per process, so two builds at once could not tell their messages apart.
 _one_build_at_a_time = threading.Lock()
@@ -77,13 +79,14 @@ def build_engine(
 
     `runtime` is auto, tensorrt or tensorrt-rtx; `targets` are GPU architectures ("sm86", "8.6"), for tensorrt-rtx only;
     `batch` is the MIN, OPT, MAX of the optimization profile. Precision is a property of the ONNX: `precision` only
-    checks that it is the one meant. `progress(phase, steps_done, steps)` is called for TensorRT's own, nested phases.
+    checks that it is the one meant. An int8 graph is linted first: errors refuse it, warnings are notes of the result.
+    `progress(phase, steps_done, steps)` is called for TensorRT's own, nested phases.
 
     The three files are complete before the first is renamed into place: layers, then sidecar, then plan. Ctrl-C, or an
     exception in `progress`, cancels the build and is raised from here; then nothing is written.
 
     Raises BuildRequestError for what can't be asked of this ONNX or runtime, ArtifactError for a file that is no ONNX,
-    SpecError for one without a fitting spec, EngineError when TensorRT refuses the graph, OutputError and
+    SpecError for one without a fitting spec, EngineError when TensorRT or the linter refuses the graph, OutputError and
     MissingDependencyError.
     """
     batch_range = _batch_range(batch)
@@ -104,6 +107,7 @@ def build_engine(
 
     adapter, why = choose_runtime(runtime)
     resolved, notes = adapter.resolve_targets(targets)
+    notes += _lint(adapter, graph)
     started = time.perf_counter()
     built = _build(
         adapter,
@@ -174,6 +178,23 @@ def _check_batch(graph: OnnxGraph, batch: BatchRange) -> None:
             f"{graph.path} was exported for batches up to {graph.max_batch}, but {asked} was asked for. Ask for less, "
             f"or export again with --max-batch {batch.max}."
         )
+
+
+def _lint(adapter: Adapter, graph: OnnxGraph) -> list[str]:
+    """The linter's warnings about a quantized graph. Raises EngineError for its errors: TensorRT tells less about them,
+    computes something else without a word, or crashes."""
+    if graph.precision != "int8":
+        return []
+    report = lint_onnx(graph)
+    if report.passed:
+        return [f"lint: {line}" for line in report.summary("warning")]
+    lines = [
+        f"  node {finding.node} ({finding.operator}): {finding.found} [{finding.rule}]\n    {finding.remedy}"
+        for finding in report.errors[:_MAX_LISTED_FINDINGS]
+    ]
+    if len(report.errors) > _MAX_LISTED_FINDINGS:
+        lines.append(f"  and {len(report.errors) - _MAX_LISTED_FINDINGS} more; see `yolact-deploy inspect --lint`.")
+    raise EngineError("\n".join([f"{adapter.label} can't build a sound plan from {graph.path}:", *lines]))
 
 
 def _build(

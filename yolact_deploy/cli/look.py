@@ -1,0 +1,144 @@
+"""Commands that tell what there is: compare, inspect, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from yolact_deploy.cli.options import (
+    AnnotationsOption,
+    ConfigOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    SpecOption,
+)
+from yolact_deploy.console import print_json, print_table, progress_bar, reports_errors
+from yolact_deploy.optional import require_export
+
+
+@reports_errors
+def compare(
+    a: Annotated[Path, typer.Argument(help="A checkpoint or an ONNX of any precision; the reference.")],
+    b: Annotated[Path, typer.Argument(help="What is compared with it.")],
+    images: Annotated[Path, typer.Option(help="Image or folder.")],
+    annotations: AnnotationsOption = None,
+    config: ConfigOption = None,
+    spec: SpecOption = None,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections count above it.")] = 0.15,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the worst images side by side.")] = None,
+    device: DeviceOption = "auto",
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare two artifacts on real images: tensors, detections, masks, AP."""
+    require_export()
+    from exporters.compare import DEFAULT_EXAMPLES
+    from exporters.compare import compare as run_compare
+    from exporters.compare_html import write_html
+    from yolact_deploy.files import check_writable
+    from yolact_deploy.overlays import check_can_draw
+    from yolact_deploy.precision_tables import compare_tables
+
+    if html is not None:
+        check_writable(html)
+        check_can_draw()
+    with progress_bar() as progress:
+        report = run_compare(
+            a,
+            b,
+            [images],
+            annotations=annotations,
+            spec_file=spec,
+            config=config,
+            score_threshold=score_threshold,
+            examples=0 if html is None else DEFAULT_EXAMPLES,
+            device=device,
+            progress=lambda step, total: progress("compare", step, total),
+        )
+    if html is not None:
+        write_html(report, html)
+    if json_output:
+        print_json(report.to_dict())
+    else:
+        for table in compare_tables(report.to_dict()):
+            print_table(table)
+    if report.skipped:
+        raise typer.Exit(1)
+
+
+@reports_errors
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX, a plan or a spec file.")],
+    lint: Annotated[bool, typer.Option("--lint", help="Check the Q/DQ of an ONNX for what TensorRT wants.")] = False,
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Tell what an artifact is: spec, inputs and outputs, precision, targets."""
+    from yolact_deploy.reports import inspect_tables
+
+    if lint:
+        _lint(artifact, json_output)
+        return
+    report = _inspect(artifact)
+    if json_output:
+        print_json(report)
+    else:
+        for table in inspect_tables(report):
+            print_table(table)
+
+
+@reports_errors
+def doctor(json_output: JsonOption = False, debug: DebugOption = False) -> None:
+    """Tell what is installed, what can run here, and what to install."""
+    from engines.adapters import available_runtimes
+    from yolact_deploy.doctor import examine
+    from yolact_deploy.reports import doctor_tables
+
+    report = examine(available_runtimes())
+    if json_output:
+        print_json(report)
+    else:
+        for table in doctor_tables(report):
+            print_table(table)
+
+
+def _inspect(artifact: Path) -> dict[str, Any]:
+    from yolact_deploy.errors import ArtifactError
+
+    if not artifact.is_file():
+        raise ArtifactError(
+            f"{artifact} {'is a folder' if artifact.is_dir() else 'does not exist'}; nothing to inspect."
+        )
+    suffix = artifact.suffix.lower()
+    if suffix == ".onnx":
+        from engines.inspection import inspect_onnx
+
+        return inspect_onnx(artifact)
+    if suffix in (".engine", ".plan"):
+        from engines.inspection import inspect_plan
+
+        return inspect_plan(artifact)
+    if suffix == ".json":
+        from exporters.spec_files import load_spec
+
+        return {"kind": "spec", "path": str(artifact), "spec": load_spec(artifact).to_dict()}
+    require_export()
+    from exporters.inspection import inspect_checkpoint
+
+    return inspect_checkpoint(artifact)
+
+
+def _lint(artifact: Path, json_output: bool) -> None:
+    from engines.lint import lint_onnx
+    from yolact_deploy.precision_tables import lint_table
+
+    report = lint_onnx(artifact)
+    if json_output:
+        print_json(report.to_dict())
+    else:
+        print_table(lint_table(report.to_dict()))
+    if not report.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,206 @@
+"""Lint and comparison results as tables for the terminal; the same dictionaries are what `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+_SHOWN_NODES = 3  # of those that break one rule
+_SHOWN_IMAGES = 8
+_MIB = 2**20
+_STYLES = {"error": "red", "warning": "yellow"}
+_AP_KINDS = (("bbox", "box"), ("segm", "mask"))
+
+
+def lint_table(report: dict[str, Any]) -> Table:
+    """One row for each rule that was broken: `LintReport.to_dict()`."""
+    summary = (
+        f"{report['errors']} errors, {report['warnings']} warnings; "
+        f"{report['int8_convolutions']} of {report['convolutions']} convolutions in INT8"
+    )
+    title = f"Q/DQ lint of {escape(report['path'])}"
+    table = Table(title=title, caption=summary, title_justify="left", caption_justify="left")
+    table.add_column("rule", no_wrap=True)
+    table.add_column("nodes", justify="right")
+    table.add_column("where", overflow="fold")
+    table.add_column("found, and what to do", overflow="fold", ratio=1)
+    by_rule: dict[str, list[dict[str, Any]]] = {}
+    for finding in report["findings"]:
+        by_rule.setdefault(finding["rule"], []).append(finding)
+    for rule, findings in by_rule.items():
+        modules = list(dict.fromkeys(finding["module"] or finding["node"] for finding in findings))
+        more = [f"and {len(modules) - _SHOWN_NODES} more"] if len(modules) > _SHOWN_NODES else []
+        table.add_row(
+            Text(rule, _STYLES[findings[0]["severity"]]),
+            str(len(findings)),
+            Text("\n".join([*modules[:_SHOWN_NODES], *more])),
+            Text.assemble(findings[0]["found"], ".\n", (findings[0]["remedy"], "dim")),
+            end_section=True,
+        )
+    return table
+
+
+def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
+    """What was written, the gate, the modules: `PrecisionResult.to_dict()`."""
+    table = Table(title=escape(f"wrote {report['output']}"), show_header=False, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    megabytes = (report["size_bytes"] / _MIB, report["fp32_size_bytes"] / _MIB)
+    facts = {
+        "precision": f"{report['precision']}, inputs and outputs {report['io_precision']}",
+        "size": f"{megabytes[0]:.1f} MiB, {report['size_ratio']:.1%} of the {megabytes[1]:.1f} MiB in float32",
+        "convolutions": f"{report['int8_convs']} of {report['convs']} in INT8",
+        "kept in float32": ", ".join(f"{kept['node']} ({kept['reason']})" for kept in report["kept_float32"]),
+        "kept in FP16": ", ".join(report["keep_fp16"]),
+        "seconds": ", ".join(f"{step} {seconds:.1f}" for step, seconds in report["seconds"].items()),
+    }
+    if report["calibration"] is not None:
+        found = report["calibration"]
+        facts["calibration"] = f"{found['calibrator']}, {found['images']} images, cache {found['cache']}"
+    for name, value in facts.items():
+        if value:
+            table.add_row(name, Text(value))
+    yield table
+    if report["gate"] is not None:
+        yield _gate(report["gate"])
+    yield _modules(report["modules"])
+
+
+def compare_tables(report: dict[str, Any]) -> Iterator[Table]:
+    """What was compared, tensors, detections, AP, the worst images: `CompareReport.to_dict()`."""
+    yield _sides(report)
+    yield _outputs(report)
+    yield _agreement(report)
+    if report["ap"] is not None:
+        yield _average_precision(report["ap"])
+    yield _worst(report)
+    if report["skipped"] or report["notes"]:
+        table = Table(title="notes", show_header=False, title_justify="left")
+        table.add_column(overflow="fold")
+        for line in (*report["notes"], *(f"skipped: {entry['reason']}" for entry in report["skipped"])):
+            table.add_row(Text(line))
+        yield table
+
+
+def _gate(gate: dict[str, Any]) -> Table:
+    passed = "passed" if gate["passed"] else "not passed"
+    table = _table(
+        f"gate: {passed}{'' if gate['enforced'] else ' (measured only)'}", "", ">box AP", ">mask AP", ">drop"
+    )
+    rows = {"fp16": gate["fp16"], "int8": gate["int8"]}
+    if gate["reference"] is not None:
+        table.add_row("fp32", f"{gate['reference']['box_ap']:.2f}", f"{gate['reference']['mask_ap']:.2f}", "")
+    for label, verdict in rows.items():
+        if verdict is None:
+            continue
+        accuracy = verdict["accuracy"]
+        figures = ("-", "-") if accuracy is None else (f"{accuracy['box_ap']:.2f}", f"{accuracy['mask_ap']:.2f}")
+        table.add_row(label, *figures, f"{verdict['drop']:+.2f}")
+    return table
+
+
+def _modules(modules: list[dict[str, Any]]) -> Table:
+    measured = any(module["sensitivity"] for module in modules)
+    columns = ["module", "precision", ">INT8 convs", ">SQNR dB"]
+    table = _table("modules", *columns, *([">alone: output dB", ">alone: AP drop"] if measured else []))
+    for module in modules:
+        cost = module["sensitivity"] or {}
+        alone = (_decibel(cost.get("output_sqnr_db")), _points(cost.get("ap_drop"))) if measured else ()
+        convs = f"{module['int8_convs']} of {module['convs']}"
+        table.add_row(Text(module["module"]), module["precision"], convs, _decibel(module["sqnr_db"]), *alone)
+    return table
+
+
+def _decibel(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def _sides(report: dict[str, Any]) -> Table:
+    table = _table(f"compared on {report['num_images']} images", "", "A", "B")
+    for label, describe in (
+        ("file", lambda side: side["path"]),
+        ("precision", lambda side: side["precision"]),
+        ("size", lambda side: f"{side['size_bytes'] / _MIB:.1f} MiB"),
+        ("model", lambda side: side["model"]),
+        ("ran in", lambda side: side["backend"]),
+        ("SHA-256", lambda side: side["sha256"][:16]),
+    ):
+        table.add_row(label, *(Text(describe(report[side])) for side in ("a", "b")))
+    return table
+
+
+def _outputs(report: dict[str, Any]) -> Table:
+    table = _table("head tensors", "output", ">max abs error", ">relative L2", ">cosine", ">NaN/inf A, B")
+    for output in report["outputs"]:
+        broken = output["non_finite_a"] + output["non_finite_b"]
+        table.add_row(
+            output["name"],
+            _small(output["max_abs_error"]),
+            _small(output["relative_l2"]),
+            f"{output['cosine']:.7f}",
+            Text(f"{output['non_finite_a']}, {output['non_finite_b']}", "red" if broken else ""),
+        )
+    return table
+
+
+def _agreement(report: dict[str, Any]) -> Table:
+    found = report["agreement"]
+    title = f"detections above {report['score_threshold']:g}"
+    table = _table(title, ">matched", ">only A", ">only B", ">mean mask IoU", ">lowest", ">agreement")
+    table.add_row(
+        *(str(found[key]) for key in ("matched", "only_a", "only_b")),
+        *(_ratio(found[key]) for key in ("mean_mask_iou", "min_mask_iou", "quality")),
+    )
+    return table
+
+
+def _average_precision(ap: dict[str, Any]) -> Table:
+    names = list(ap["a"]["bbox"])
+    table = _table(f"COCO AP on {ap['images']} images", "", *(f">{name}" for name in names))
+    for kind, label in _AP_KINDS:
+        for side in ("a", "b"):
+            values = (ap[side][kind][name] for name in names)
+            table.add_row(f"{label} {side.upper()}", *(f"{100 * v:.2f}" if v >= 0 else "-" for v in values))
+        differences = (ap["difference"][kind][name] for name in names)
+        cells = ("-" if v is None else f"{100 * v:+.2f}" for v in differences)
+        table.add_row(f"{label} B - A", *cells, style="bold", end_section=True)
+    return table
+
+
+def _worst(report: dict[str, Any]) -> Table:
+    table = _table(
+        "where they differ most", "image", ">agreement", ">matched", ">only A", ">only B", ">lowest mask IoU"
+    )
+    for image in sorted(report["images"], key=lambda entry: float(entry["quality"]))[:_SHOWN_IMAGES]:
+        table.add_row(
+            Text(Path(image["image"]).name),
+            _ratio(image["quality"]),
+            *(str(image[key]) for key in ("matched", "only_a", "only_b")),
+            _ratio(image["min_mask_iou"]),
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A leading ">" aligns a column to the right."""
+    table = Table(title=escape(title), title_justify="left")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
