@@ -29,6 +29,8 @@ def lint_table(report: dict[str, Any]) -> Table:
     table.add_column("nodes", justify="right")
     table.add_column("where", overflow="fold")
     table.add_column("found, and what to do", overflow="fold", ratio=1)
+    if not report["findings"]:
+        table.add_row("", "0", "", "Nothing that TensorRT would refuse or be slowed down by.")
     by_rule: dict[str, list[dict[str, Any]]] = {}
     for finding in report["findings"]:
         by_rule.setdefault(finding["rule"], []).append(finding)
