@@ -1,0 +1,134 @@
+"""Claims about the kernels that hold for the kernels as they are and fall for the planted bugs of `mutants`.
+
+Each check takes a `Build`, which compiles the kernels under test, and compares them with the NumPy reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.emulator import checks_detect, checks_masks
+from tests.emulator.emulator import REVERSE
+from tests.emulator.expectations import (
+    CROSS,
+    HALF,
+    LOGITS,
+    SMALL,
+    WIDE,
+    Build,
+    expect_masks,
+    expect_reference,
+    heads,
+    opencv_resize,
+)
+from tests.emulator.pipeline import Pipeline, aligned, garbage
+from yolact_deploy.cuda import launches
+from yolact_deploy.cuda.launches import Buffer
+
+
+def preprocessing_is_opencvs_resize_then_ieee_arithmetic(build: Build) -> None:
+    rng = np.random.default_rng(19)
+    mean, std = np.array([123.68, 116.78, 103.94], np.float32), np.array([58.40, 57.12, 57.38], np.float32)
+    cases = [
+        ((48, 64), 70),
+        ((90, 110), 41),
+        ((1, 1), 33),
+        ((2, 300), 35),
+        ((64, 64), 32),
+        ((37, 37), 37),
+        ((101, 53), 64),
+    ]
+    for (height, width), size in cases:
+        for is_rgb, fp16 in ((0, False), (1, False), (0, True)):
+            spec = HALF if fp16 else SMALL
+            pitch = width * 3 + 5
+            images = rng.integers(0, 256, (2, height, pitch), dtype=np.uint8)
+            launch = launches.preprocess_launch(size, 2)
+            output = garbage({"o": Buffer((2, 3, size, size), np.dtype(np.float16 if fp16 else np.float32))})["o"]
+            build(spec).launch(
+                launch,
+                {
+                    "images": aligned(images),
+                    "input": output,
+                    "image_h": height,
+                    "image_w": width,
+                    "row_pitch": pitch,
+                    "image_pitch": height * pitch,
+                    "input_size": size,
+                    "is_rgb": is_rgb,
+                    **dict(zip(("mean_r", "mean_g", "mean_b"), mean.tolist(), strict=True)),
+                    **dict(zip(("std_r", "std_g", "std_b"), std.tolist(), strict=True)),
+                },
+            )
+            pixels = images[:, :, : width * 3].reshape(2, height, width, 3)
+            rgb = pixels if is_rgb else pixels[..., ::-1]
+            resized = np.stack([opencv_resize(image, size) for image in rgb])
+            expected = ((resized - mean) / std).transpose(0, 3, 1, 2).astype(output.dtype)
+            np.testing.assert_array_equal(output, expected)
+
+
+def no_two_threads_meet_without_a_barrier(build: Build) -> None:
+    for spec in (SMALL, CROSS):
+        for schedule in (0, REVERSE, 3):
+            inputs = heads(20, spec, priors=70, spread=2.0, batch=2, proto_hw=(6, 5))
+            pipeline = Pipeline(build(spec, "races"), spec, schedule)
+            expect_masks(pipeline, expect_reference(pipeline, inputs, image_hw=(20, 33)), (20, 33))
+            pipeline.dense()
+            pipeline.runs()
+
+
+def two_tiles_of_classes_have_no_races(build: Build) -> None:
+    inputs = heads(23, WIDE, priors=40, spread=9.0)
+    expect_reference(Pipeline(build(WIDE, "races"), WIDE), inputs)
+
+
+def selection_by_radix_has_no_races(build: Build) -> None:
+    inputs = heads(21, SMALL, priors=600, spread=60.0, levels=30, rate=0.95)
+    expect_reference(Pipeline(build(SMALL, "races"), SMALL, REVERSE), inputs)
+
+
+def softmax_has_no_races(build: Build) -> None:
+    expect_reference(Pipeline(build(LOGITS, "races"), LOGITS, 3), heads(22, LOGITS, priors=40))
+
+
+CHECKS: dict[str, Callable[[Build], None]] = {
+    check.__name__: check
+    for check in (
+        checks_detect.confidence_exactly_at_the_threshold_is_dropped,
+        checks_detect.a_row_with_nan_is_dropped_but_not_for_its_background,
+        checks_detect.candidates_are_all_confident_priors_in_order,
+        checks_detect.more_than_a_block_of_words_is_summed,
+        checks_detect.boxes_are_the_references_to_the_last_bit,
+        checks_detect.softmax_is_the_references_to_the_last_bit,
+        checks_detect.softmax_of_many_classes_adds_in_numpys_order,
+        checks_detect.half_precision_heads_are_widened_exactly,
+        checks_detect.iou_exactly_at_the_threshold_is_kept_and_nan_falls,
+        checks_detect.boxes_apart_on_both_axes_do_not_overlap,
+        checks_detect.a_suppressed_box_still_suppresses,
+        checks_detect.ties_go_to_the_lower_class_then_the_lower_prior,
+        checks_detect.both_zeros_are_equal,
+        checks_detect.every_higher_box_of_the_list_suppresses,
+        checks_detect.more_candidates_than_are_sorted_at_once,
+        checks_detect.the_best_of_many_lists,
+        checks_detect.cross_class_takes_each_priors_best_class,
+        checks_detect.score_threshold_is_strict,
+        checks_detect.integer_boxes_are_ordered_clamped_and_truncated,
+        checks_masks.masks_are_the_references_at_any_size,
+        checks_masks.soft_masks_are_the_references_at_the_size_of_the_prototypes,
+        checks_masks.a_soft_mask_of_exactly_one_half_is_background,
+        checks_masks.interpolation_is_fused_and_horizontal_first,
+        checks_masks.boxes_that_are_nan_infinite_or_outside_have_the_references_masks,
+        checks_masks.an_infinite_size_gives_a_nan_corner_and_no_mask,
+        checks_masks.non_finite_prototypes_give_background,
+        checks_masks.dense_masks_and_run_lengths_are_those_of_the_bits,
+        checks_masks.runs_beyond_the_buffer_are_counted_but_not_written,
+        checks_masks.images_of_a_batch_can_have_their_own_sizes,
+        preprocessing_is_opencvs_resize_then_ieee_arithmetic,
+        no_two_threads_meet_without_a_barrier,
+        two_tiles_of_classes_have_no_races,
+        selection_by_radix_has_no_races,
+        softmax_has_no_races,
+    )
+}

@@ -1,0 +1,157 @@
+"""Claims about masks and their run lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.emulator.expectations import (
+    SMALL,
+    WIDE,
+    Build,
+    coco_runs,
+    expect_detections,
+    expect_masks,
+    expect_reference,
+    heads,
+)
+from tests.emulator.pipeline import Pipeline, garbage
+from yolact_deploy.cuda.launches import Buffer
+from yolact_deploy.cuda.specialization import Specialization
+from yolact_deploy.masks import assemble, prototype_masks
+from yolact_deploy.postprocess import detect
+
+
+def masks_are_the_references_at_any_size(build: Build) -> None:
+    sizes = [(1, 1), (45, 61), (130, 300), (5, 7), (64, 128), (3, 520), (200, 3)]
+    for seed, (image_hw, proto_hw) in enumerate(
+        zip(sizes, [(9, 7), (16, 16), (12, 40), (33, 35), (1, 1), (7, 60), (50, 2)], strict=True)
+    ):
+        inputs = heads(seed, WIDE, priors=12, batch=2, proto_hw=proto_hw, spread=1.2)
+        pipeline = Pipeline(build(WIDE), WIDE, schedule=seed % 3)
+        raws = expect_reference(pipeline, inputs, image_hw=image_hw, score_threshold=0.9)
+        expect_masks(pipeline, raws, image_hw)
+        expect_masks(pipeline, raws, image_hw, crop=False)
+
+
+def soft_masks_are_the_references_at_the_size_of_the_prototypes(build: Build) -> None:
+    inputs = heads(25, WIDE, priors=12, batch=2, proto_hw=(19, 23), spread=1.2)
+    pipeline = Pipeline(build(WIDE), WIDE)
+    raws = expect_reference(pipeline, inputs, score_threshold=0.9)
+    for crop in (True, False):
+        for found, raw in zip(pipeline.soft_masks(crop=crop), raws, strict=True):
+            expected = prototype_masks(raw.proto, raw.mask_coeff, raw.boxes_xyxy, crop=crop)
+            np.testing.assert_array_equal(found[: len(raw)], expected)
+            assert not found[len(raw) :].any()
+
+
+def a_soft_mask_of_exactly_one_half_is_background(build: Build) -> None:
+    inputs = heads(12, SMALL, priors=5, spread=1.0)
+    inputs["proto"][...] = 0
+    pipeline = Pipeline(build(SMALL), SMALL)
+    raws = expect_reference(pipeline, inputs)
+    assert len(raws[0]) > 0
+    assert not expect_masks(pipeline, raws, (31, 17), crop=False)[0, : len(raws[0])].any()
+
+
+def interpolation_is_fused_and_horizontal_first(build: Build) -> None:
+    """Neighbours of opposite logits: half way between them a soft mask is within a rounding or two of 0.5."""
+    spec = Specialization(num_classes=1, num_coeff=1)
+    for seed in range(2):
+        inputs = heads(13, spec, priors=3, proto_hw=(40, 40), rate=1.0)
+        inputs["conf"][..., 1] = 0.5
+        inputs["mask_coeff"][...] = 1
+        logits = np.random.default_rng(seed).uniform(-3, 3, (40, 1)) * (-1.0) ** np.arange(40)
+        inputs["proto"][0, :, :, 0] = logits.T if seed else logits
+        pipeline = Pipeline(build(spec), spec)
+        for image_hw in ((60, 60), (60, 140), (140, 60), (220, 220)):
+            expect_masks(pipeline, expect_reference(pipeline, inputs, image_hw=image_hw), image_hw, crop=False)
+
+
+def boxes_that_are_nan_infinite_or_outside_have_the_references_masks(build: Build) -> None:
+    inputs = heads(14, SMALL, priors=7, spread=1.0, rate=1.0)
+    inputs["conf"][0, :, 1:] = (np.arange(7, dtype=np.float32)[::-1, None] + 1) / 10
+    inputs["proto"][...] = 50
+    inputs["mask_coeff"][...] = 1
+    inputs["loc"][...] = 0
+    inputs["priors"][:] = [
+        [1.5, 0.5, 0.2, 0.2],
+        [-2, 0.5, 0.5, 0.5],
+        [0.3, 0.3, 0.1, 0.1],
+        [0.7, 0.7, -0.2, 0.1],
+        [0.2, 1.13, 0.1, 0.2],
+        [0, 0, np.inf, np.inf],
+        [np.nan, 0.5, 0.5, 0.5],
+    ]
+    spec = Specialization(num_classes=3, num_coeff=4, top_k=20, max_detections=20)
+    pipeline = Pipeline(build(spec), spec)
+    for image_hw in ((20, 20), (37, 41)):
+        raws = expect_reference(pipeline, inputs, image_hw=image_hw)
+        expect_masks(pipeline, raws, image_hw)
+
+
+def an_infinite_size_gives_a_nan_corner_and_no_mask(build: Build) -> None:
+    inputs = heads(14, SMALL, priors=1, rate=1.0)
+    inputs["priors"][:] = [0.5, 0.5, np.inf, np.inf]
+    inputs["loc"][...] = -1
+    inputs["proto"][...] = 50
+    pipeline = Pipeline(build(SMALL), SMALL)
+    raws = expect_reference(pipeline, inputs, score_threshold=0.0)
+    assert np.isnan(raws[0].boxes_xyxy[0]).tolist() == [False, False, True, True]
+    expect_masks(pipeline, raws, (20, 20))
+
+
+def non_finite_prototypes_give_background(build: Build) -> None:
+    inputs = heads(15, WIDE, priors=10, rate=1.0)
+    inputs["proto"][0, 3, 3, 0] = np.nan
+    inputs["proto"][0, 5, 2, 1] = np.inf
+    inputs["mask_coeff"][0, :, 1] = 1
+    pipeline = Pipeline(build(WIDE), WIDE)
+    with np.errstate(invalid="ignore"):
+        expect_masks(pipeline, expect_reference(pipeline, inputs), (45, 61))
+
+
+def dense_masks_and_run_lengths_are_those_of_the_bits(build: Build) -> None:
+    for image_hw in ((45, 61), (7, 300), (1, 1), (33, 64)):
+        inputs = heads(16, SMALL, priors=30, batch=2, spread=1.0)
+        inputs["mask_coeff"][0, :20] = 1  # masks that touch all borders
+        pipeline = Pipeline(build(SMALL), SMALL)
+        raws = expect_reference(pipeline, inputs, image_hw=image_hw)
+        for crop in (True, False):
+            masks = expect_masks(pipeline, raws, image_hw, crop=crop)
+            dense, runs = pipeline.dense(), pipeline.runs()
+            for i, raw in enumerate(raws):
+                n = len(raw)
+                np.testing.assert_array_equal(dense[i, :n], masks[i, :n])
+                assert runs[i] == [coco_runs(mask) for mask in masks[i, :n]]
+
+
+def runs_beyond_the_buffer_are_counted_but_not_written(build: Build) -> None:
+    inputs = heads(17, SMALL, priors=30, spread=1.0)
+    pipeline = Pipeline(build(SMALL), SMALL)
+    raws = expect_reference(pipeline, inputs)
+    expect_masks(pipeline, raws, (45, 61))
+    whole = pipeline.runs()[0]
+    total = sum(map(len, whole))
+    capacity = total - 3
+    space = garbage({"runs": Buffer((total + 9,), np.dtype(np.uint32))})["runs"]
+    beyond = space[capacity:].copy()
+    pipeline.arrays |= {"runs": space[:capacity].reshape(1, capacity), "capacity": capacity}
+    pipeline.write_runs()
+    assert int(pipeline.arrays["run_start"][0, -1]) == total
+    np.testing.assert_array_equal(space[:capacity], np.concatenate(whole)[:capacity])
+    np.testing.assert_array_equal(space[capacity:], beyond)
+
+
+def images_of_a_batch_can_have_their_own_sizes(build: Build) -> None:
+    inputs = heads(18, SMALL, priors=30, batch=3, spread=1.0)
+    hws = [(20, 30), (45, 61), (11, 9)]
+    pipeline = Pipeline(build(SMALL), SMALL)
+    found = pipeline.detect(**inputs, image_hws=hws)
+    raws = detect(**inputs, top_k=SMALL.top_k, max_detections=SMALL.max_detections)
+    for i, hw in enumerate(hws):
+        expect_detections(found[i], raws[i], hw)
+        masks = pipeline.masks(hw, first_image=i)[0, : len(raws[i])]
+        np.testing.assert_array_equal(
+            masks, assemble(raws[i].proto, raws[i].mask_coeff, raws[i].boxes_xyxy, hw, crop=True)
+        )
+        assert pipeline.runs()[0] == [coco_runs(mask) for mask in masks]

@@ -1,0 +1,170 @@
+"""What the kernels are compared with: inputs with many ties, and the NumPy reference.
+
+Values are multiples of powers of two wherever a sum of products must not depend on its order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from tests.emulator.emulator import Emulator
+from tests.emulator.pipeline import Found, Pipeline
+from yolact_deploy.cuda import launches
+from yolact_deploy.cuda.specialization import Specialization
+from yolact_deploy.detections import RawDetections
+from yolact_deploy.masks import assemble
+from yolact_deploy.postprocess import detect, pixel_boxes, softmax
+
+Array = npt.NDArray[Any]
+Build: TypeAlias = Callable[..., Emulator]  # (specialization, build="plain")
+
+SMALL = Specialization(num_classes=3, num_coeff=4, top_k=6, max_detections=5)
+WIDE = Specialization(num_classes=40, num_coeff=8)  # two tiles of classes, vector loads of prototypes
+CROSS = Specialization(num_classes=40, num_coeff=4, top_k=6, cross_class=True)
+LOGITS = Specialization(num_classes=80, num_coeff=4, conf_logits=True)
+MANY_LOGITS = Specialization(num_classes=160, num_coeff=4, top_k=1000, conf_logits=True)
+HALF = Specialization(
+    num_classes=3, num_coeff=16, loc_fp16=True, conf_fp16=True, coeff_fp16=True, proto_fp16=True, input_fp16=True
+)
+
+
+def heads(
+    seed: int,
+    specialization: Specialization,
+    *,
+    priors: int,
+    batch: int = 1,
+    proto_hw: tuple[int, int] = (9, 7),
+    levels: int = 64,  # distinct scores
+    spread: float = 1.0,  # of the boxes' centres
+    rate: float = 0.6,  # of priors above the threshold
+) -> dict[str, Any]:
+    """Head tensors with many ties in their scores, as `detect` takes them."""
+    rng = np.random.default_rng(seed)
+    classes, coefficients = specialization.num_classes, specialization.num_coeff
+    conf = (rng.integers(0, levels, (batch, priors, 1 + classes)) / levels).astype(np.float32)
+    conf[..., 1:] *= (rng.random((batch, priors, 1)) < rate).astype(np.float32)
+    if specialization.conf_logits:
+        conf = (rng.standard_normal((batch, priors, 1 + classes)) * 3).astype(np.float32)
+    prior = rng.random((priors, 4)) * [spread, spread, 0.5, 0.5]
+    return {
+        "loc": quantised(rng.standard_normal((batch, priors, 4))),
+        "conf": conf,
+        "mask_coeff": quantised(rng.uniform(-1, 1, (batch, priors, coefficients))),
+        "proto": quantised(np.maximum(rng.standard_normal((batch, *proto_hw, coefficients)) * 3, 0)),
+        "priors": quantised(prior),
+    }
+
+
+def expect_reference(
+    pipeline: Pipeline,
+    inputs: dict[str, Any],
+    *,
+    image_hw: tuple[int, int] = (45, 61),
+    score_threshold: float | None = None,
+) -> list[RawDetections]:
+    """Detections equal to the reference's in every bit, in the same order."""
+    batch = len(inputs["loc"])
+    limit: dict[str, Any] = {} if score_threshold is None else {"score_threshold": score_threshold}
+    found = pipeline.detect(**inputs, image_hws=[image_hw] * batch, **limit)
+    wide = {name: array.astype(np.float32) for name, array in inputs.items()}
+    spec = pipeline.specialization
+    if spec.conf_logits:
+        wide["conf"] = reference_softmax(wide["conf"])
+    raws = detect(
+        **wide,
+        nms="cross_class" if spec.cross_class else "fast",
+        top_k=spec.top_k,
+        max_detections=spec.max_detections,
+    )
+    if score_threshold is not None:
+        raws = [raw.take(np.flatnonzero(raw.scores > np.float32(score_threshold))) for raw in raws]
+    for one, raw in zip(found, raws, strict=True):
+        expect_detections(one, raw, image_hw)
+    return raws
+
+
+def expect_detections(found: Found, raw: RawDetections, image_hw: tuple[int, int]) -> None:
+    np.testing.assert_array_equal(found.prior_idx, raw.prior_idx)
+    np.testing.assert_array_equal(found.class_ids, raw.class_ids)
+    np.testing.assert_array_equal(found.scores, raw.scores)
+    np.testing.assert_array_equal(found.boxes, raw.boxes_xyxy)
+    np.testing.assert_array_equal(found.coeff, raw.mask_coeff)
+    np.testing.assert_array_equal(found.pixel_boxes, pixel_boxes(raw.boxes_xyxy, image_hw))
+
+
+def expect_masks(
+    pipeline: Pipeline, raws: list[RawDetections], image_hw: tuple[int, int], *, crop: bool = True
+) -> Array:
+    """Masks of the last `detect` equal to the reference's in every pixel; padding bits are 0."""
+    masks = pipeline.masks(image_hw, images=len(raws), crop=crop)
+    for found, raw in zip(masks, raws, strict=True):
+        expected = assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop)
+        np.testing.assert_array_equal(found[: len(raw)], expected)
+    pitch = launches.mask_pitch_words(image_hw[1])
+    every_bit = launches.unpack_mask_words(pipeline.arrays["mask_words"], pitch * 32)
+    for bits, raw in zip(every_bit, raws, strict=True):
+        assert not bits[: len(raw), :, image_hw[1] :].any()
+    return masks
+
+
+def coco_runs(mask: Array) -> list[int]:
+    """Run lengths of a mask as COCO counts them."""
+    flat = mask.reshape(-1, order="F").astype(np.int8)
+    changes = np.flatnonzero(np.diff(flat, prepend=np.int8(0)))
+    counts: list[int] = np.diff(changes, prepend=0, append=len(flat)).tolist()
+    height, width = mask.shape
+    expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    assert coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"] == expected
+    return counts
+
+
+def opencv_resize(image: Array, size: int) -> Array:
+    """What OpenCV's wheels for x86-64 compute for a float32 image and INTER_LINEAR (a test compares)."""
+    first_y, second_y, weight_y = _opencv_taps(image.shape[0], size)
+    first_x, second_x, weight_x = _opencv_taps(image.shape[1], size)
+    values = image.astype(np.float32)
+    wide = _lerp(values[:, first_x], values[:, second_x], weight_x[None, :, None])
+    return _lerp(wide[first_y], wide[second_y], weight_y[:, None, None])
+
+
+def _opencv_taps(size_in: int, size_out: int) -> tuple[Array, Array, Array]:
+    source = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    first = np.floor(source).astype(int)
+    weight = (source - first).astype(np.float32)
+    weight[(first < 0) | (first >= size_in - 1)] = 0
+    first = np.clip(first, 0, size_in - 1)
+    return first, np.minimum(first + 1, size_in - 1), weight
+
+
+def _lerp(a: Array, b: Array, weight: Array) -> Array:
+    return ((b - a).astype(np.float64) * weight + a).astype(np.float32)
+
+
+def reference_softmax(logits: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return softmax(logits)
+
+
+def quantised(values: Array) -> Array:
+    return (np.round(values * 64) / 64).astype(np.float32)
+
+
+def detect_literal(
+    build: Build, spec: Specialization, boxes: Sequence[tuple[float, ...]], scores: list[float]
+) -> Found:
+    """One class, boxes given as priors."""
+    inputs = heads(0, spec, priors=len(boxes))
+    inputs["loc"][...] = 0
+    inputs["priors"][:] = boxes
+    inputs["conf"][...] = 0
+    inputs["conf"][0, :, 1] = scores
+    pipeline = Pipeline(build(spec), spec)
+    expect_reference(pipeline, inputs)
+    found = pipeline.detect(**inputs, image_hws=[(50, 50)], score_threshold=0.0)[0]
+    return found

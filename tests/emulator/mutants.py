@@ -1,0 +1,359 @@
+"""Planted kernel bugs: each is one change of the source, and must be found by the check beside it.
+
+python -m tests.emulator.mutants NAME    one of them: exit code 0 when its check finds it
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+
+from tests.emulator.checks import CHECKS
+from tests.emulator.emulator import Build, Emulator, EmulatorError, compiled
+from tests.emulator.sanitized import SANITIZER_EXIT_CODE
+from yolact_deploy.cuda.specialization import Specialization, kernel_source
+
+
+@dataclass(frozen=True)
+class Mutant:
+    before: str  # text that is in the source once
+    after: str
+    found_by: str  # name in CHECKS
+    sanitized: bool = (
+        False  # the check finds it under AddressSanitizer; needs the environment of tests.emulator.sanitized
+    )
+
+
+MUTANTS: dict[str, Mutant] = {
+    # decode
+    "threshold_not_strict": Mutant(
+        "score > conf_threshold", "score >= conf_threshold", "confidence_exactly_at_the_threshold_is_dropped"
+    ),
+    "background_counts": Mutant(
+        "if (column == 0 || column >= NUM_COLUMNS)",
+        "if (column >= NUM_COLUMNS)",
+        "confidence_exactly_at_the_threshold_is_dropped",
+    ),
+    "nan_rows_kept": Mutant(
+        "__any_sync(ALL_LANES, above) && !__any_sync(ALL_LANES, nan)",
+        "__any_sync(ALL_LANES, above)",
+        "a_row_with_nan_is_dropped_but_not_for_its_background",
+    ),
+    "rows_beyond_the_last_prior": Mutant(
+        "if (kept && first + start + i < num_priors)", "if (kept)", "candidates_are_all_confident_priors_in_order"
+    ),
+    "one_word_too_few_before": Mutant(
+        "for (int i = threadIdx.x; i < blockIdx.x; i += DECODE_THREADS)",
+        "for (int i = threadIdx.x; i + 1 < blockIdx.x; i += DECODE_THREADS)",
+        "candidates_are_all_confident_priors_in_order",
+    ),
+    "first_warp_sum_only": Mutant(
+        "for (int i = 0; i < DECODE_WARPS; i++) base += warp_sums[i];",
+        "base = warp_sums[0];",
+        "more_than_a_block_of_words_is_summed",
+    ),
+    "centre_fused": Mutant(
+        "prior[0] + widen(loc[0]) * 0.1f * prior[2]",
+        "fmaf(widen(loc[0]) * 0.1f, prior[2], prior[0])",
+        "boxes_are_the_references_to_the_last_bit",
+    ),
+    "far_corner_from_the_centre": Mutant(
+        "w + x1, h + y1", "cx + w / 2.0f, h + y1", "boxes_are_the_references_to_the_last_bit"
+    ),
+    "exp_of_float_steps": Mutant(
+        "p = fma(p, r, 1.0);\n  return",
+        "p = (float)fma(p, r, 1.0);\n  return",
+        "boxes_are_the_references_to_the_last_bit",
+    ),
+    "exp_without_the_way_by_double": Mutant(
+        "if (y + (rest - error) == y + (rest + error)) return", "return", "softmax_is_the_references_to_the_last_bit"
+    ),
+    "exp_without_the_low_part_of_its_argument": Mutant(
+        "(-second - back) - second_low;", "0.0f;", "softmax_is_the_references_to_the_last_bit"
+    ),
+    "exp_flushes_subnormals": Mutant("x > -104.0f", "x > -87.0f", "boxes_are_the_references_to_the_last_bit"),
+    "softmax_sum_of_one_row_order": Mutant(
+        "sum += __shfl_xor_sync(ALL_LANES, sum, 1);\n      sum += __shfl_xor_sync(ALL_LANES, sum, 2);\n"
+        "      sum += __shfl_xor_sync(ALL_LANES, sum, 4);",
+        "sum += __shfl_xor_sync(ALL_LANES, sum, 4);\n      sum += __shfl_xor_sync(ALL_LANES, sum, 2);\n"
+        "      sum += __shfl_xor_sync(ALL_LANES, sum, 1);",
+        "softmax_is_the_references_to_the_last_bit",
+    ),
+    "softmax_halves_not_in_eights": Mutant(
+        "N / 2 - N / 2 % 8", "N / 2 - N / 2 % 8 + 8", "softmax_of_many_classes_adds_in_numpys_order"
+    ),
+    "transposed_too_early": Mutant(
+        "tile[n][lane] = SCORE(n, first + lane);\n    __syncthreads();",
+        "tile[n][lane] = SCORE(n, first + lane);",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "next_tile_too_early": Mutant(
+        "+ base + lane] = tile[lane][c];\n    __syncthreads();",
+        "+ base + lane] = tile[lane][c];",
+        "two_tiles_of_classes_have_no_races",
+    ),
+    "row_of_without_barrier": Mutant(
+        "priors + prior * 4);\n  }\n  __syncthreads();",
+        "priors + prior * 4);\n  }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "second_tile_of_classes_missing": Mutant(
+        "first < NUM_CLASSES; first += 32", "first < 32; first += 32", "the_best_of_many_lists"
+    ),
+    "last_of_equal_classes": Mutant(
+        "score == best && class_id < best_class",
+        "score == best && class_id > best_class",
+        "cross_class_takes_each_priors_best_class",
+    ),
+    "half_as_integer": Mutant(
+        "float widen(half_bits h) { return half_to_float(h); }",
+        "float widen(half_bits h) { return (float)h; }",
+        "half_precision_heads_are_widened_exactly",
+    ),
+    "conf_read_beyond_its_end": Mutant(
+        "int prior = min(first + start + i, num_priors - 1);",
+        "int prior = first + start + i;",
+        "candidates_are_all_confident_priors_in_order",
+        sanitized=True,
+    ),
+    # FastNMS
+    "iou_at_the_threshold_falls": Mutant(
+        "areas[j], areas[i]) <= iou_threshold",
+        "areas[j], areas[i]) < iou_threshold",
+        "iou_exactly_at_the_threshold_is_kept_and_nan_falls",
+    ),
+    "nan_iou_stays": Mutant(
+        "!(box_iou(boxes[j], boxes[i], areas[j], areas[i]) <= iou_threshold)",
+        "box_iou(boxes[j], boxes[i], areas[j], areas[i]) > iou_threshold",
+        "iou_exactly_at_the_threshold_is_kept_and_nan_falls",
+    ),
+    "only_the_first_32_suppress": Mutant(
+        "start < j && !any; start += 32",
+        "start < min(j, 32) && !any; start += 32",
+        "every_higher_box_of_the_list_suppresses",
+    ),
+    "itself_included": Mutant(
+        "i < j && !(box_iou", "i <= j && !(box_iou", "iou_exactly_at_the_threshold_is_kept_and_nan_falls"
+    ),
+    "negative_overlap": Mutant(
+        "fmaxf(fminf(a.z, b.z) - fmaxf(a.x, b.x), 0.0f);\n  float height = fmaxf(fminf(a.w, b.w) - fmaxf(a.y, b.y), 0.0f);",
+        "fminf(a.z, b.z) - fmaxf(a.x, b.x);\n  float height = fminf(a.w, b.w) - fmaxf(a.y, b.y);",
+        "boxes_apart_on_both_axes_do_not_overlap",
+    ),
+    "two_zeros": Mutant("__float_as_uint(x + 0.0f)", "__float_as_uint(x)", "both_zeros_are_equal"),
+    "ties_to_the_higher_index": Mutant(
+        "(sort_key)~key << 32 | (unsigned)i",
+        "(sort_key)~key << 32 | ~(unsigned)i & 0xffffff",
+        "ties_go_to_the_lower_class_then_the_lower_prior",
+    ),
+    "last_equals_taken": Mutant(
+        "if (rank < equals) keys[WANTED - equals + rank]",
+        "if (rank >= 1 && rank <= equals) keys[WANTED - equals + rank - 1]",
+        "more_candidates_than_are_sorted_at_once",
+    ),
+    "radix_counts_what_is_above_again": Mutant(
+        "s.remaining = remaining - above;",
+        "s.remaining = remaining;",
+        "more_candidates_than_are_sorted_at_once",
+    ),
+    "radix_digit_not_masked": Mutant(
+        "(key & decided) == prefix", "(key & decided) >= prefix", "more_candidates_than_are_sorted_at_once"
+    ),
+    "histogram_not_cleared": Mutant(
+        "s.histogram[i] = 0;", "if (shift == 24) s.histogram[i] = 0;", "more_candidates_than_are_sorted_at_once"
+    ),
+    "histogram_without_barrier": Mutant(
+        "s.histogram[i] = 0;\n    __syncthreads();", "s.histogram[i] = 0;", "selection_by_radix_has_no_races"
+    ),
+    "prefix_without_barrier": Mutant(
+        "s.remaining = remaining - above;\n      }\n    }\n    __syncthreads();",
+        "s.remaining = remaining - above;\n      }\n    }",
+        "selection_by_radix_has_no_races",
+    ),
+    "sort_without_barrier": Mutant(
+        "keys[j] = a;\n        }\n      }\n      __syncthreads();",
+        "keys[j] = a;\n        }\n      }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "totals_overwritten_too_early": Mutant(
+        "equal_seen += total >> 16;\n    __syncthreads();",
+        "equal_seen += total >> 16;",
+        "selection_by_radix_has_no_races",
+    ),
+    "falls_read_too_early": Mutant(
+        "falls[j] = any;\n  }\n  __syncthreads();", "falls[j] = any;\n  }", "no_two_threads_meet_without_a_barrier"
+    ),
+    "pool_not_cleared": Mutant(
+        "pool_keys[list * MAX_OUT + i] = 0;", "(void)i;", "candidates_are_all_confident_priors_in_order"
+    ),
+    "score_threshold_not_strict": Mutant(
+        "key > lowest_wanted ? key", "key >= lowest_wanted ? key", "score_threshold_is_strict"
+    ),
+    "boxes_rounded": Mutant("truncf(x.x)", "rintf(x.x)", "integer_boxes_are_ordered_clamped_and_truncated"),
+    "boxes_clamped_on_both_sides": Mutant(
+        "float low = fmaxf(fminf(first, second) - padding, 0.0f);",
+        "float low = fminf(fmaxf(fminf(first, second) - padding, 0.0f), (float)size);",
+        "integer_boxes_are_ordered_clamped_and_truncated",
+    ),
+    "corners_not_swapped": Mutant(
+        "fmaxf(fminf(first, second) - padding, 0.0f)",
+        "fmaxf(first - padding, 0.0f)",
+        "integer_boxes_are_ordered_clamped_and_truncated",
+    ),
+    # masks
+    "mask_at_one_half": Mutant(
+        "stretch(upper, lower, row.weight) > 0.5f",
+        "stretch(upper, lower, row.weight) >= 0.5f",
+        "a_soft_mask_of_exactly_one_half_is_background",
+    ),
+    "lerp_not_fused": Mutant(
+        "return fmaf(first, 1.0f - weight, second * weight);",
+        "return first * (1.0f - weight) + second * weight;",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "other_product_fused": Mutant(
+        "return fmaf(first, 1.0f - weight, second * weight);",
+        "return fmaf(second, weight, first * (1.0f - weight));",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "source_not_fused": Mutant(
+        "fmaf(scale, (float)i + 0.5f, -0.5f)",
+        "(scale * ((float)i + 0.5f) - 0.5f)",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "corners_aligned": Mutant(
+        "fmaf(scale, (float)i + 0.5f, -0.5f)", "(scale * (float)i)", "masks_are_the_references_at_any_size"
+    ),
+    "no_padding_of_the_crop": Mutant(
+        "ordered_limits(first, second, size, 1.0f)",
+        "ordered_limits(first, second, size, 0.0f)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "crop_includes_its_end": Mutant("x < window.y && y", "x <= window.y && y", "masks_are_the_references_at_any_size"),
+    "floor_instead_of_ceil": Mutant(
+        "(int)ceilf(fmaxf(limits.y, 0.0f))",
+        "(int)floorf(fmaxf(limits.y, 0.0f))",
+        "masks_are_the_references_at_any_size",
+    ),
+    "nan_corner_ignored": Mutant(
+        "if (is_nan(first) || is_nan(second)) return make_float2(first + second, first + second);",
+        "",
+        "an_infinite_size_gives_a_nan_corner_and_no_mask",
+    ),
+    "tile_empty_too_early": Mutant(
+        "window.w <= cell_top;", "window.w <= cell_top + 1;", "masks_are_the_references_at_any_size"
+    ),
+    "soft_without_barrier": Mutant(
+        "cell_top + i / cells_w);\n    }\n    __syncthreads();",
+        "cell_top + i / cells_w);\n    }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "words_without_barrier": Mutant(
+        "threadIdx.x / 32] = bits;\n    }\n    __syncthreads();",
+        "threadIdx.x / 32] = bits;\n    }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "padding_bits_set": Mutant("x < image_w && stretch", "stretch", "masks_are_the_references_at_any_size"),
+    "halves_of_a_pair_swapped": Mutant(
+        "(half_bits)(pairs[i] >> 16)), coeff[k + 2 * i + 1]",
+        "(half_bits)(pairs[i] >> 16)), coeff[k + 2 * i]",
+        "half_precision_heads_are_widened_exactly",
+    ),
+    "row_of_zeros_for_the_last": Mutant(
+        "int second = min(first + 1, last_row);", "int second = first + 1;", "masks_are_the_references_at_any_size"
+    ),
+    "dense_pitch_of_the_width": Mutant(
+        "words += pitch;", "words += (image_w + 31) / 32;", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "mask_written_beyond_its_row": Mutant(
+        "if (quad < quads) mask[", "mask[", "dense_masks_and_run_lengths_are_those_of_the_bits", sanitized=True
+    ),
+    "dense_reads_beyond_the_last_row": Mutant(
+        "rows_left > 0 ? words", "true ? words", "dense_masks_and_run_lengths_are_those_of_the_bits", sanitized=True
+    ),
+    # run lengths
+    "columns_start_with_background": Mutant(
+        "unsigned before = last_row[word] << 1 | (word > 0 ? last_row[word - 1] >> 31 : 0u);",
+        "unsigned before = 0;",
+        "dense_masks_and_run_lengths_are_those_of_the_bits",
+    ),
+    "word_border_forgotten": Mutant(
+        "| (word > 0 ? last_row[word - 1] >> 31 : 0u)", "", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "last_position_of_the_warp_only": Mutant(
+        "exclusive_last = max(exclusive_last, warp_lasts[w]);", "", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "runs_written_beyond": Mutant(
+        "if (at < capacity) image_runs[at] = position - last;",
+        "image_runs[at] = position - last;",
+        "runs_beyond_the_buffer_are_counted_but_not_written",
+    ),
+    "one_run_too_few": Mutant(
+        "= sum_before + 1;", "= sum_before;", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    # preprocess
+    "channels_not_flipped": Mutant("is_rgb ? c : 2 - c", "c", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"),
+    "weight_from_float_coordinates": Mutant(
+        "double source = (i + 0.5) * scale - 0.5;",
+        "float source = (i + 0.5f) * (float)scale - 0.5f;",
+        "preprocessing_is_opencvs_resize_then_ieee_arithmetic",
+    ),
+    "resize_not_fused": Mutant(
+        "return fmaf(b - a, weight, a);",
+        "return (b - a) * weight + a;",
+        "preprocessing_is_opencvs_resize_then_ieee_arithmetic",
+    ),
+    "reciprocal_instead_of_division": Mutant(
+        "- mean[c]) / std[c]", "- mean[c]) * (1.0f / std[c])", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"
+    ),
+    "pitch_of_the_width": Mutant(
+        "row.second * row_pitch", "row.second * 3 * image_w", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"
+    ),
+}
+
+
+def finds(name: str) -> str | None:
+    """What the mutant's check says of it; None when it says nothing. Raises ValueError for a mutant that no longer applies."""
+    mutant = MUTANTS[name]
+    source = kernel_source()
+    if source.count(mutant.before) != 1:
+        raise ValueError(f"{name}: its text is {source.count(mutant.before)} times in the kernels, want once.")
+    mutated = source.replace(mutant.before, mutant.after)
+
+    @functools.cache
+    def build(specialization: Specialization, build: Build = "plain") -> Emulator:
+        kind: Build = "asan" if mutant.sanitized else "quick" if build == "plain" else build
+        return Emulator(compiled(mutated, specialization, kind), kind)
+
+    try:
+        CHECKS[mutant.found_by](build)
+    except (AssertionError, EmulatorError) as problem:
+        if "g++" in str(problem):
+            raise
+        return str(problem).strip() or type(problem).__name__
+    return None
+
+
+def in_own_process(name: str) -> str:
+    """ "found", "survived" or what went wrong. A mutant may write where it likes, so it runs in a fork."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if finds(name) is not None else 1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0:
+        return "found"
+    by_sanitizer = MUTANTS[name].sanitized and os.WEXITSTATUS(status) == SANITIZER_EXIT_CODE
+    return "found" if by_sanitizer else "survived" if os.WEXITSTATUS(status) == 1 else "does not run"
+
+
+if __name__ == "__main__":
+    outcomes = {name: in_own_process(name) for name in sys.argv[1:]}
+    print("\n".join(f"{name}: {outcome} ({MUTANTS[name].found_by})" for name, outcome in outcomes.items()))
+    sys.exit(set(outcomes.values()) != {"found"})

@@ -1,0 +1,80 @@
+"""The kernels compile for every GPU generation, in registers alone."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.emulator import nvrtc
+from yolact_deploy.cuda.launches import (
+    ARGUMENTS,
+    detect_launches,
+    mask_launch,
+    preprocess_launch,
+    prototype_masks_launch,
+    rle_launches,
+    unpack_launch,
+)
+from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source
+
+COCO = Specialization(num_classes=80, num_coeff=32)
+OTHERS = {
+    "half": Specialization(
+        80, 32, conf_logits=True, loc_fp16=True, conf_fp16=True, coeff_fp16=True, proto_fp16=True, input_fp16=True
+    ),
+    "cross_class": Specialization(80, 32, cross_class=True),
+    "large": Specialization(365, 64, top_k=1024, max_detections=1024, conf_logits=True),
+    "small": Specialization(1, 1, top_k=1, max_detections=1),
+}
+REGISTERS_OF_A_BLOCK = 65536
+SHARED_BYTES_OF_A_BLOCK = 48 * 1024
+
+pytestmark = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
+
+
+@pytest.mark.parametrize("architecture", [75, 80, 86, 87, 89, 90, 100, 120])
+def test_compiles_without_spills_or_stack(architecture: int) -> None:
+    check_compiles(COCO, architecture)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_specializations_compile_without_spills_or_stack(name: str) -> None:
+    check_compiles(OTHERS[name], 75)
+
+
+def test_no_fused_multiply_add_is_left_to_the_compiler() -> None:
+    source = 'extern "C" __global__ void f(float* x) { x[0] = x[1] * x[2] + x[3]; }'
+    _, _, exact = nvrtc.compile_log(source, compile_options(COCO, "sm_90"))
+    fused = [option for option in compile_options(COCO, "sm_90") if option != "--fmad=false"]
+    assert nvrtc.compile_log(source, fused)[2] != exact
+
+
+def check_compiles(specialization: Specialization, architecture: int) -> None:
+    options = [*compile_options(specialization, f"sm_{architecture}"), "--ptxas-options=-v"]
+    compiled, log, cubin = nvrtc.compile_log(kernel_source(), options)
+    assert compiled, log
+    assert cubin.startswith(b"\x7fELF")
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert len(stacks) >= len(ARGUMENTS)
+    assert set(stacks) == {("0", "0", "0")}, log
+    threads = _threads(specialization)
+    used = dict(re.findall(r"Function properties for (\w+)\n.*\n.*Used (\d+) registers", log))
+    shared = dict(re.findall(r"Function properties for (\w+)\n.*\n.* (\d+) bytes smem", log))
+    assert set(used) >= set(ARGUMENTS)
+    for kernel, registers in used.items():
+        assert int(registers) * threads[kernel] <= REGISTERS_OF_A_BLOCK
+        assert int(shared.get(kernel, 0)) <= SHARED_BYTES_OF_A_BLOCK
+
+
+def _threads(specialization: Specialization) -> dict[str, int]:
+    hw = (64, 64)
+    every = [
+        preprocess_launch(64, 1),
+        *detect_launches(specialization, 64, 1),
+        prototype_masks_launch(specialization, hw, 1),
+        mask_launch(specialization, hw, hw, 1),
+        unpack_launch(specialization, hw, 1),
+        *rle_launches(specialization, hw, 1),
+    ]
+    return {launch.kernel: launch.block[0] * launch.block[1] * launch.block[2] for launch in every}

@@ -1,0 +1,1 @@
+"""The GPU kernels and how to launch them. Nothing here needs CUDA: `specialization` and `launches` only compute."""

@@ -1,0 +1,269 @@
+"""How the kernels are launched: arguments in order, grids and blocks, and the buffers they need.
+
+Buffers and scalars have the same names everywhere: a launch takes the values named in ARGUMENTS[kernel], in that order.
+An image goes through
+
+    preprocess -> (network) -> keep_confident -> gather_candidates -> fast_nms -> select_detections -> assemble_masks
+
+and then, where wanted, prototype_masks (what a mask-IoU network reads), unpack_masks, or
+rle_columns -> rle_offsets -> rle_starts -> rle_runs. All images of a launch of assemble_masks, unpack_masks and the rle
+kernels have one size; `first_image` is the first of them in the batch, while their masks are counted from 0. Buffers need no
+clearing beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from yolact_deploy.arrays import AnyArray
+from yolact_deploy.cuda.specialization import Specialization
+
+ArgumentKind: TypeAlias = Literal["pointer", "int32", "uint32", "int64", "float32"]
+Triple: TypeAlias = tuple[int, int, int]
+
+MASK_TILE_COLUMNS = 256
+_MASK_TILE_ROWS = 64  # at most; fewer where the cells of a tile would not fit
+_SHARED_BYTES = 48 * 1024  # what every GPU gives a block without being asked
+
+_IMAGE_SIZE: tuple[tuple[str, ArgumentKind], ...] = (("image_h", "int32"), ("image_w", "int32"))
+_PROTO_SIZE: tuple[tuple[str, ArgumentKind], ...] = (("proto_h", "int32"), ("proto_w", "int32"))
+
+
+def _pointers(*names: str) -> tuple[tuple[str, ArgumentKind], ...]:
+    return tuple((name, "pointer") for name in names)
+
+
+ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
+    "preprocess": (
+        *_pointers("images", "input"),
+        *_IMAGE_SIZE,
+        ("row_pitch", "int64"),
+        ("image_pitch", "int64"),
+        ("input_size", "int32"),
+        ("is_rgb", "int32"),
+        *((name, "float32") for name in ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")),
+    ),
+    "keep_confident": (*_pointers("conf", "kept_words"), ("num_priors", "int32"), ("conf_threshold", "float32")),
+    "gather_candidates": (
+        *_pointers("loc", "conf", "priors", "kept_words", "candidate_count", "candidate_prior", "candidate_boxes"),
+        *_pointers("candidate_scores", "candidate_class"),
+        ("num_priors", "int32"),
+    ),
+    "fast_nms": (
+        *_pointers("candidate_count", "candidate_boxes", "candidate_scores", "pool_keys", "pool_candidates"),
+        ("num_priors", "int32"),
+        ("iou_threshold", "float32"),
+    ),
+    "select_detections": (
+        *_pointers("pool_keys", "pool_candidates", "candidate_prior", "candidate_boxes", "candidate_scores"),
+        *_pointers("candidate_class", "mask_coeff", "image_hw"),
+        *_pointers("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "cells", "coeff"),
+        ("num_priors", "int32"),
+        *_PROTO_SIZE,
+        ("score_threshold", "float32"),
+    ),
+    "prototype_masks": (
+        *_pointers("count", "cells", "coeff", "proto", "soft_masks"),
+        *_PROTO_SIZE,
+        ("crop", "int32"),
+    ),
+    "assemble_masks": (
+        *_pointers("count", "cells", "coeff", "proto", "mask_words"),
+        *_PROTO_SIZE,
+        *_IMAGE_SIZE,
+        ("tile_rows", "int32"),
+        ("first_image", "int32"),
+        ("crop", "int32"),
+    ),
+    "unpack_masks": (*_pointers("count", "mask_words", "dense"), *_IMAGE_SIZE, ("first_image", "int32")),
+    "rle_columns": (
+        *_pointers("count", "mask_words", "column_runs", "column_last"),
+        *_IMAGE_SIZE,
+        ("first_image", "int32"),
+    ),
+    "rle_offsets": (
+        *_pointers("count", "column_runs", "column_last", "run_count"),
+        ("image_w", "int32"),
+        ("first_image", "int32"),
+    ),
+    "rle_starts": _pointers("run_count", "run_start"),
+    "rle_runs": (
+        *_pointers("count", "mask_words", "column_runs", "column_last", "run_start", "runs"),
+        *_IMAGE_SIZE,
+        ("first_image", "int32"),
+        ("capacity", "uint32"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    grid: Triple
+    block: Triple
+    shared_bytes: int = 0  # dynamic
+
+
+@dataclass(frozen=True)
+class Buffer:
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def preprocess_launch(input_size: int, images: int) -> Launch:
+    """`images` images of one size; a thread makes 4 rows of one column."""
+    side = _ceil_div(input_size, 32)
+    return Launch("preprocess", (side, side, images), (32, 8, 1))
+
+
+def detect_launches(specialization: Specialization, num_priors: int, batch: int) -> tuple[Launch, ...]:
+    """Head tensors to detections, in order."""
+    words = _ceil_div(num_priors, 32)
+    return (
+        Launch("keep_confident", (words, batch, 1), (256, 1, 1)),
+        Launch("gather_candidates", (words, batch, 1), (256, 1, 1)),
+        Launch("fast_nms", (specialization.lists, batch, 1), (512, 1, 1)),
+        Launch("select_detections", (batch, 1, 1), (1024, 1, 1)),
+    )
+
+
+def prototype_masks_launch(specialization: Specialization, proto_hw: tuple[int, int], batch: int) -> Launch:
+    """Soft masks at the size of the prototypes, for a mask-IoU network: float32 `soft_masks` [B, M, Hp, Wp]."""
+    return Launch(
+        "prototype_masks", (_ceil_div(proto_hw[0] * proto_hw[1], 256), specialization.max_out, batch), (256, 1, 1)
+    )
+
+
+def mask_tile_rows(specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int]) -> int:
+    """Rows of pixels in a tile: as many as leave its cells room in shared memory. Argument `tile_rows` of assemble_masks."""
+    rows = _MASK_TILE_ROWS
+    while rows > 1 and (
+        rows >= 2 * image_hw[0] or _mask_shared_bytes(specialization, proto_hw, image_hw, rows) > _SHARED_BYTES
+    ):
+        rows //= 2
+    return rows
+
+
+def mask_launch(
+    specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], images: int
+) -> Launch:
+    """Masks of `images` images of one size."""
+    rows = mask_tile_rows(specialization, proto_hw, image_hw)
+    return Launch(
+        "assemble_masks",
+        (_ceil_div(image_hw[1], MASK_TILE_COLUMNS), _ceil_div(image_hw[0], rows), specialization.max_out * images),
+        (MASK_TILE_COLUMNS, 1, 1),
+        _mask_shared_bytes(specialization, proto_hw, image_hw, rows),
+    )
+
+
+def unpack_launch(specialization: Specialization, image_hw: tuple[int, int], images: int) -> Launch:
+    """Bit-packed masks to bytes."""
+    chunks = _ceil_div(specialization.max_out * image_hw[0] * image_hw[1], 16)
+    return Launch("unpack_masks", (_ceil_div(chunks, 256), images, 1), (256, 1, 1))
+
+
+def rle_launches(specialization: Specialization, image_hw: tuple[int, int], images: int) -> tuple[Launch, ...]:
+    """Bit-packed masks to run lengths, in order."""
+    columns = (_ceil_div(image_hw[1], 256), specialization.max_out, images)
+    return (
+        Launch("rle_columns", columns, (256, 1, 1)),
+        Launch("rle_offsets", (specialization.max_out, images, 1), (256, 1, 1)),
+        Launch("rle_starts", (images, 1, 1), (32, 1, 1)),
+        Launch("rle_runs", columns, (256, 1, 1)),
+    )
+
+
+def scratch_buffers(specialization: Specialization, num_priors: int, batch: int) -> dict[str, Buffer]:
+    """What `detect_launches` pass from one to the next."""
+    lists, max_out = specialization.lists, specialization.max_out
+    return {
+        "kept_words": _buffer(np.uint32, batch, _ceil_div(num_priors, 32)),
+        "candidate_count": _buffer(np.int32, batch),
+        "candidate_prior": _buffer(np.int32, batch, num_priors),
+        "candidate_boxes": _buffer(np.float32, batch, num_priors, 4),
+        "candidate_scores": _buffer(np.float32, batch, lists, num_priors),
+        "candidate_class": _buffer(np.int32, batch, num_priors if specialization.cross_class else 1),
+        "pool_keys": _buffer(np.uint32, batch, lists, max_out),
+        "pool_candidates": _buffer(np.int32, batch, lists, max_out),
+    }
+
+
+def result_buffers(specialization: Specialization, batch: int) -> dict[str, Buffer]:
+    """Detections: of every image the first `count` rows hold."""
+    max_out = specialization.max_out
+    return {
+        "count": _buffer(np.int32, batch),
+        "prior_idx": _buffer(np.int32, batch, max_out),
+        "class_ids": _buffer(np.int32, batch, max_out),
+        "scores": _buffer(np.float32, batch, max_out),
+        "boxes": _buffer(np.float32, batch, max_out, 4),
+        "pixel_boxes": _buffer(np.float32, batch, max_out, 4),
+        "cells": _buffer(np.int32, batch, max_out, 4),
+        "coeff": _buffer(np.float32, batch, max_out, specialization.num_coeff),
+    }
+
+
+def mask_buffers(
+    specialization: Specialization,
+    image_hw: tuple[int, int],
+    images: int,
+    run_capacity: int,  # runs of all masks of an image; `run_start[:, -1]` tells how many it takes
+) -> dict[str, Buffer]:
+    """Bit-packed masks, and what `rle_launches` and `unpack_launch` write."""
+    height, width = image_hw
+    max_out = specialization.max_out
+    return {
+        "mask_words": _buffer(np.uint32, images, max_out, height, mask_pitch_words(width)),
+        "dense": _buffer(np.uint8, images, _ceil_div(max_out * height * width, 16) * 16),
+        "column_runs": _buffer(np.uint32, images, max_out, width),
+        "column_last": _buffer(np.uint32, images, max_out, width),
+        "run_count": _buffer(np.uint32, images, max_out),
+        "run_start": _buffer(np.uint32, images, max_out + 1),
+        "runs": _buffer(np.uint32, images, run_capacity),
+    }
+
+
+def mask_pitch_words(image_w: int) -> int:
+    """V: 32-bit words in a row of a bit-packed mask, a multiple of 128 bits."""
+    return _ceil_div(image_w, 128) * 4
+
+
+def unpack_mask_words(
+    mask_words: AnyArray,  # uint32 [..., H, V]
+    image_w: int,
+) -> AnyArray:
+    """bool [..., H, W] of bit-packed masks, on the host."""
+    little_endian = np.ascontiguousarray(mask_words, "<u4").view(np.uint8)
+    return np.unpackbits(little_endian, axis=-1, count=image_w, bitorder="little").view(bool)
+
+
+def _mask_shared_bytes(
+    specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], tile_rows: int
+) -> int:
+    """Words and sources of the rows, coefficients, and the cells that a tile can reach."""
+    cells = _cells_reached(tile_rows, proto_hw[0], image_hw[0]) * _cells_reached(
+        MASK_TILE_COLUMNS, proto_hw[1], image_hw[1]
+    )
+    return 40 * tile_rows + 4 * (specialization.num_coeff + cells)
+
+
+def _cells_reached(pixels: int, size_in: int, size_out: int) -> int:
+    """Upper bound of the cells that `pixels` neighbours read: one at each end, and one for rounding."""
+    return min(size_in, int((min(pixels, size_out) - 1) * size_in / size_out) + 4)
+
+
+def _buffer(dtype: type[np.generic], *shape: int) -> Buffer:
+    return Buffer(shape, np.dtype(dtype))
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

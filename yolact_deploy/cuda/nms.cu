@@ -1,0 +1,250 @@
+// FastNMS (Bolya et al. 2019, section 3.3) of each list of candidates, then the best over all lists.
+// Order everywhere: score descending, then class ascending, then prior ascending.
+
+__host__ __device__ constexpr int power_of_two_from(int n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+#define NMS_THREADS 512
+#define SELECT_THREADS 1024
+#define NMS_SORT_SIZE (TOP_K > 512 ? power_of_two_from(TOP_K) : 512)  // lists up to this length are sorted as they are
+#define SELECT_SORT_SIZE (MAX_OUT > 512 ? power_of_two_from(MAX_OUT) : 512)
+
+struct SelectScratch {  // in shared memory
+  unsigned histogram[256];
+  unsigned warp_totals[32];
+  unsigned prefix;
+  int remaining;
+};
+
+// The `wanted`-th highest key of all that are not 0, by radix from the top byte down, and how many of its equals are
+// within the wanted. More than `wanted` keys must be there. The histogram's sums do not depend on the atomics' order.
+template <int THREADS, class KeyAt>
+__device__ void find_lowest_wanted(KeyAt key_at, int n, int wanted, SelectScratch& s, unsigned& lowest, int& equals) {
+  unsigned prefix = 0;
+  int remaining = wanted;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int i = threadIdx.x; i < 256; i += THREADS) s.histogram[i] = 0;
+    __syncthreads();
+    unsigned decided = shift == 24 ? 0u : 0xffffffffu << (shift + 8);
+    for (int i = threadIdx.x; i < n; i += THREADS) {
+      unsigned key = key_at(i);
+      if (key != 0 && (key & decided) == prefix) atomicAdd(&s.histogram[key >> shift & 255], 1u);
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {  // each lane has 8 digits, the highest in lane 0
+      int top = 255 - 8 * threadIdx.x, sum = 0;
+      for (int d = 0; d < 8; d++) sum += s.histogram[top - d];
+      int through = sum;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        int lower = __shfl_up_sync(ALL_LANES, through, step);
+        if (threadIdx.x >= step) through += lower;
+      }
+      int above = through - sum;
+      if (above < remaining && remaining <= through) {
+        int digit = top;
+        while (above + (int)s.histogram[digit] < remaining) above += s.histogram[digit--];
+        s.prefix = prefix | (unsigned)digit << shift;
+        s.remaining = remaining - above;
+      }
+    }
+    __syncthreads();
+    prefix = s.prefix;
+    remaining = s.remaining;
+  }
+  lowest = prefix;
+  equals = remaining;
+}
+
+// keys[0 .. size - 1] ascending; `size` a power of two.
+template <int THREADS>
+__device__ void bitonic_sort(sort_key* keys, int size) {
+  for (int length = 2; length <= size; length *= 2)
+    for (int stride = length / 2; stride > 0; stride /= 2) {
+      for (int t = threadIdx.x; t < size / 2; t += THREADS) {
+        int i = 2 * t - (t & (stride - 1)), j = i + stride;
+        sort_key a = keys[i], b = keys[j];
+        if ((a > b) == ((i & length) == 0)) {
+          keys[i] = b;
+          keys[j] = a;
+        }
+      }
+      __syncthreads();
+    }
+}
+
+// The best `WANTED` (fewer when `present` are fewer) of the n entries whose key_at(i) is not 0, `present` in number: sorted
+// by key descending, then i ascending, in keys[0 ..] (shared, SORT_SIZE entries); the low 32 bits are i. Returns how many.
+template <int WANTED, int SORT_SIZE, int THREADS, class KeyAt>
+__device__ int select_top(KeyAt key_at, int n, int present, sort_key* keys, SelectScratch& s) {
+  unsigned lowest = 0;
+  int equals = 0, taken = present;
+  if (present > SORT_SIZE) {
+    find_lowest_wanted<THREADS>(key_at, n, WANTED, s, lowest, equals);
+    taken = WANTED;
+  }
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  unsigned lower_lanes = (1u << lane) - 1;
+  int higher_seen = 0, equal_seen = 0;
+  for (int start = 0; start < n; start += THREADS) {
+    int i = start + threadIdx.x;
+    unsigned key = i < n ? key_at(i) : 0;
+    unsigned higher = __ballot_sync(ALL_LANES, key > lowest);
+    unsigned equal = __ballot_sync(ALL_LANES, key != 0 && key == lowest);
+    if (lane == 0) s.warp_totals[warp] = __popc(higher) | __popc(equal) << 16;
+    __syncthreads();
+    unsigned before = 0, total = 0;
+    for (int w = 0; w < THREADS / 32; w++) {
+      if (w < warp) before += s.warp_totals[w];
+      total += s.warp_totals[w];
+    }
+    sort_key sort_by = (sort_key)~key << 32 | (unsigned)i;
+    if (key > lowest) keys[higher_seen + (before & 0xffff) + __popc(higher & lower_lanes)] = sort_by;
+    if (key != 0 && key == lowest) {
+      int rank = equal_seen + (before >> 16) + __popc(equal & lower_lanes);
+      if (rank < equals) keys[WANTED - equals + rank] = sort_by;
+    }
+    higher_seen += total & 0xffff;
+    equal_seen += total >> 16;
+    __syncthreads();
+  }
+  int size = power_of_two_from(taken);
+  for (int i = taken + threadIdx.x; i < size; i += THREADS) keys[i] = ~(sort_key)0;
+  __syncthreads();
+  bitonic_sort<THREADS>(keys, size);
+  return min(taken, WANTED);
+}
+
+__device__ __forceinline__ float box_area(float4 box) { return (box.z - box.x) * (box.w - box.y); }
+
+// 0/0 of two empty boxes is NaN, as in the original; a NaN corner makes the areas NaN.
+__device__ __forceinline__ float box_iou(float4 a, float4 b, float area_a, float area_b) {
+  float width = fmaxf(fminf(a.z, b.z) - fmaxf(a.x, b.x), 0.0f);
+  float height = fmaxf(fminf(a.w, b.w) - fmaxf(a.y, b.y), 0.0f);
+  float intersection = width * height;
+  return intersection / (area_a + area_b - intersection);
+}
+
+// A candidate falls to any higher one of its list's first TOP_K, even to one that falls itself; IoU at the threshold stays,
+// NaN falls. grid (L, B), block 512
+extern "C" __global__ void __launch_bounds__(NMS_THREADS) fast_nms(
+    const int* __restrict__ candidate_count,      // [B], N
+    const float4* __restrict__ candidate_boxes,   // [B, P]
+    const float* __restrict__ candidate_scores,   // [B, L, P]
+    unsigned* __restrict__ pool_keys,             // out [B, L, M], score keys of what stays, descending, then 0
+    int* __restrict__ pool_candidates,            // out [B, L, M], their candidates
+    int num_priors,                               // P
+    float iou_threshold) {
+  static __shared__ sort_key keys[NMS_SORT_SIZE];
+  static __shared__ SelectScratch scratch;
+  static __shared__ float4 boxes[TOP_K];
+  static __shared__ float areas[TOP_K];
+  static __shared__ int falls[TOP_K];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, image = blockIdx.y;
+  size_t list = (size_t)image * LISTS + blockIdx.x;
+  const float* scores = candidate_scores + list * num_priors;
+  int candidates = candidate_count[image];
+  int count = select_top<TOP_K, NMS_SORT_SIZE, NMS_THREADS>(
+      [=](int i) { return ordered_bits(scores[i]); }, candidates, candidates, keys, scratch);
+  for (int i = threadIdx.x; i < count; i += NMS_THREADS) {
+    float4 box = candidate_boxes[(size_t)image * num_priors + (unsigned)keys[i]];
+    boxes[i] = box;
+    areas[i] = box_area(box);
+  }
+  __syncthreads();
+  for (int j = warp; j < count; j += NMS_THREADS / 32) {
+    bool any = false;
+    for (int start = 0; start < j && !any; start += 32) {
+      int i = start + lane;
+      bool overlaps = i < j && !(box_iou(boxes[j], boxes[i], areas[j], areas[i]) <= iou_threshold);
+      any = __any_sync(ALL_LANES, overlaps);
+    }
+    if (lane == 0) falls[j] = any;
+  }
+  __syncthreads();
+  // one warp walks the survivors in order
+  if (warp != 0) return;
+  int kept = 0;
+  for (int start = 0; start < count && kept < MAX_OUT; start += 32) {
+    int i = start + lane;
+    bool stays = i < count && !falls[i];
+    unsigned stay = __ballot_sync(ALL_LANES, stays);
+    int place = kept + __popc(stay & ((1u << lane) - 1));
+    if (stays && place < MAX_OUT) {
+      pool_keys[list * MAX_OUT + place] = ~(unsigned)(keys[i] >> 32);
+      pool_candidates[list * MAX_OUT + place] = (int)(unsigned)keys[i];
+    }
+    kept += __popc(stay);
+  }
+  for (int i = kept + lane; i < MAX_OUT; i += 32) pool_keys[list * MAX_OUT + i] = 0;
+}
+
+// Cells i with low <= i < high. fminf and fmaxf leave out NaN, which gives (size, 0): no cell.
+__device__ __forceinline__ int2 cell_range(float first, float second, int size) {
+  float2 limits = ordered_limits(first, second, size, 1.0f);
+  return make_int2((int)ceilf(fminf(limits.x, (float)size)), (int)ceilf(fmaxf(limits.y, 0.0f)));
+}
+
+// The best M of all lists, with all that the masks and the host need of them. grid (B), block 1024
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
+    const unsigned* __restrict__ pool_keys,       // [B, L, M]
+    const int* __restrict__ pool_candidates,      // [B, L, M]
+    const int* __restrict__ candidate_prior,      // [B, P]
+    const float4* __restrict__ candidate_boxes,   // [B, P]
+    const float* __restrict__ candidate_scores,   // [B, L, P]
+    const int* __restrict__ candidate_class,      // [B, P], only with CROSS_CLASS
+    const coeff_t* __restrict__ mask_coeff,       // [B, P, K]
+    const int* __restrict__ image_hw,             // [B, 2], pixels
+    int* __restrict__ count,                      // out [B], n; of the following, the first n of each image are written
+    int* __restrict__ prior_idx,                  // out [B, M]
+    int* __restrict__ class_ids,                  // out [B, M], 0 = first foreground class
+    float* __restrict__ scores,                   // out [B, M], descending
+    float4* __restrict__ boxes,                   // out [B, M], x1 y1 x2 y2, relative
+    float4* __restrict__ pixel_boxes,             // out [B, M], x1 y1 x2 y2, the original's integers
+    int4* __restrict__ cells,                     // out [B, M], left right top bottom: prototype cells inside the box
+    float* __restrict__ coeff,                    // out [B, M, K]
+    int num_priors,                               // P
+    int proto_h, int proto_w,
+    float score_threshold) {                      // only scores strictly above it
+  static __shared__ sort_key keys[SELECT_SORT_SIZE];
+  static __shared__ SelectScratch scratch;
+  static __shared__ int priors[MAX_OUT];
+  int image = blockIdx.x;
+  const unsigned* image_keys = pool_keys + (size_t)image * LISTS * MAX_OUT;
+  unsigned lowest_wanted = ordered_bits(score_threshold);
+  auto key_at = [=](int i) {
+    unsigned key = image_keys[i];
+    return key > lowest_wanted ? key : 0u;
+  };
+  int present = 0;
+  for (int start = 0; start < LISTS * MAX_OUT; start += SELECT_THREADS) {
+    int i = start + threadIdx.x;
+    present += __syncthreads_count(i < LISTS * MAX_OUT && key_at(i) != 0);
+  }
+  int found = select_top<MAX_OUT, SELECT_SORT_SIZE, SELECT_THREADS>(key_at, LISTS * MAX_OUT, present, keys, scratch);
+  if (threadIdx.x == 0) count[image] = found;
+  int height = image_hw[2 * image], width = image_hw[2 * image + 1];
+  for (int i = threadIdx.x; i < found; i += SELECT_THREADS) {
+    int entry = (int)(unsigned)keys[i], list = entry / MAX_OUT;
+    int candidate = pool_candidates[(size_t)image * LISTS * MAX_OUT + entry];
+    size_t from = (size_t)image * num_priors + candidate, to = (size_t)image * MAX_OUT + i;
+    float4 box = candidate_boxes[from];
+    float2 x = ordered_limits(box.x, box.z, width, 0.0f), y = ordered_limits(box.y, box.w, height, 0.0f);
+    int2 columns = cell_range(box.x, box.z, proto_w), rows = cell_range(box.y, box.w, proto_h);
+    priors[i] = prior_idx[to] = candidate_prior[from];
+    class_ids[to] = CROSS_CLASS ? candidate_class[from] : list;
+    scores[to] = candidate_scores[((size_t)image * LISTS + list) * num_priors + candidate];
+    boxes[to] = box;
+    pixel_boxes[to] = make_float4(truncf(x.x), truncf(y.x), truncf(x.y), truncf(y.y));
+    cells[to] = make_int4(columns.x, columns.y, rows.x, rows.y);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < found * NUM_COEFF; i += SELECT_THREADS) {
+    int n = i / NUM_COEFF, k = i % NUM_COEFF;
+    size_t row = (size_t)image * num_priors + priors[n];
+    coeff[((size_t)image * MAX_OUT + n) * NUM_COEFF + k] = widen(mask_coeff[row * NUM_COEFF + k]);
+  }
+}

@@ -1,0 +1,103 @@
+"""What the kernels are compiled for: one unit of source, and the definitions that fit it to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolact_deploy.errors import SpecError
+from yolact_deploy.spec import ModelSpec, NmsMode
+
+SOURCES = ("common.cu", "preprocess.cu", "decode.cu", "nms.cu", "masks.cu", "rle.cu")  # in the order of their use
+COMPILE_FLAGS = ("--std=c++17", "--fmad=false")  # exact: no fused multiply-add that is not written
+MAX_SORTED = 1024  # largest top_k and max_detections: what a block's shared memory sorts
+MAX_CLASSES = 4095  # a warp holds a row of scores in registers
+HEADS = ("loc", "conf", "mask_coeff", "proto")
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """Compile-time definitions. Raises SpecError for sizes that the kernels are not made for."""
+
+    num_classes: int  # C, foreground
+    num_coeff: int  # K
+    top_k: int = 200
+    max_detections: int = 100
+    cross_class: bool = False
+    conf_logits: bool = False
+    loc_fp16: bool = False
+    conf_fp16: bool = False
+    coeff_fp16: bool = False
+    proto_fp16: bool = False
+    input_fp16: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("top_k", self.top_k), ("max_detections", self.max_detections)):
+            if not 1 <= value <= MAX_SORTED:
+                raise SpecError(
+                    f"the GPU kernels take a postprocess.{name} of 1 to {MAX_SORTED}, found {value}; "
+                    'lower it, or run the model with device="cpu".'
+                )
+        if not 1 <= self.num_classes <= MAX_CLASSES:
+            raise SpecError(f"the GPU kernels take 1 to {MAX_CLASSES} classes, found {self.num_classes}.")
+        if self.num_coeff < 1:
+            raise SpecError(f"the GPU kernels need at least 1 mask coefficient, found {self.num_coeff}.")
+
+    @property
+    def lists(self) -> int:
+        """L: lists of candidates that FastNMS treats apart, one per class or one in all."""
+        return 1 if self.cross_class else self.num_classes
+
+    @property
+    def max_out(self) -> int:
+        """M: most detections of an image."""
+        return self.top_k if self.cross_class else self.max_detections
+
+    def definitions(self) -> dict[str, int]:
+        """Name -> value of every preprocessor definition that the sources need."""
+        return {name.upper(): int(value) for name, value in vars(self).items()}
+
+
+def specialize(
+    spec: ModelSpec,
+    *,
+    nms: NmsMode | None = None,  # the spec's own
+    fp16_tensors: Mapping[str, bool] | None = None,  # by I/O name ("image", "loc", ...); those left out are float32
+) -> Specialization:
+    """The specialization of a model. Raises SpecError for one that the kernels are not made for ("traditional" NMS too)."""
+    mode = nms or spec.postprocess.nms
+    if mode == "traditional":
+        raise SpecError(
+            'the GPU kernels know "fast" and "cross_class" NMS, found "traditional"; '
+            "choose one of them, or detect on the CPU."
+        )
+    fp16 = dict(fp16_tensors or {})
+    unknown = sorted(set(fp16) - {*HEADS, "image"})
+    if unknown:
+        raise SpecError(f"no such I/O tensors: {', '.join(unknown)}; want image, {', '.join(HEADS)}.")
+    return Specialization(
+        num_classes=spec.num_classes,
+        num_coeff=spec.num_prototypes,
+        top_k=spec.postprocess.top_k,
+        max_detections=spec.postprocess.max_detections,
+        cross_class=mode == "cross_class",
+        conf_logits=spec.conf_activation == "logits",
+        loc_fp16=fp16.get("loc", False),
+        conf_fp16=fp16.get("conf", False),
+        coeff_fp16=fp16.get("mask_coeff", False),
+        proto_fp16=fp16.get("proto", False),
+        input_fp16=fp16.get("image", False),
+    )
+
+
+def kernel_source() -> str:
+    """The one unit of CUDA source, without includes; #line directives name the files it came from."""
+    folder = Path(__file__).parent
+    return "".join(f'#line 1 "{name}"\n{(folder / name).read_text(encoding="utf-8")}' for name in SOURCES)
+
+
+def compile_options(specialization: Specialization, architecture: str) -> list[str]:
+    """NVRTC's options for an architecture such as "sm_90"."""
+    definitions = [f"-D{name}={value}" for name, value in specialization.definitions().items()]
+    return [f"--gpu-architecture={architecture}", *COMPILE_FLAGS, *definitions]
