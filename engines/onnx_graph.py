@@ -108,6 +108,9 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     return OnnxGraph(file, data, model)
 
 
+_IO_DTYPES = ("float32", "float16")  # float16 by `quantize --io-precision fp16`
+
+
 def check_io(
     tensors: Sequence[IoTensor],
     spec: ModelSpec,
@@ -128,8 +131,10 @@ def check_io(
         tensor = found[name]
         if tensor.mode != mode:
             raise SpecError(f"{source}: {name} must be an {mode}, found an {tensor.mode}. {_EXPORT_AGAIN}")
-        if tensor.dtype != "float32":
-            raise SpecError(f"{source}: {name} must be float32, found {tensor.dtype}. {_EXPORT_AGAIN}")
+        if tensor.dtype not in _IO_DTYPES:
+            raise SpecError(
+                f"{source}: {name} must be {' or '.join(_IO_DTYPES)}, found {tensor.dtype}. {_EXPORT_AGAIN}"
+            )
         if not _fits(tensor.shape, shape):
             raise SpecError(
                 f"{source}: {name} has the shape {_shape(tensor.shape)}, its spec makes it {_shape(shape)}. "

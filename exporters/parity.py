@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from exporters.agreement import capped_size, detect_heads, mask_ious
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.postprocess import assemble_masks, detect, softmax
+from yolact_deploy.detections import RawDetections
+from yolact_deploy.mask_iou import MaskIouModel
+from yolact_deploy.postprocess import assemble_masks
 from yolact_deploy.runtime.network import HeadTensors
 from yolact_deploy.runtime.onnx_network import OnnxNetwork
 from yolact_deploy.runtime.preprocess import preprocess
@@ -38,9 +40,8 @@ MAX_CHANGED = 0.02
 MAX_BOX_DIFFERENCE_PX = 1
 # Of all masks of an image. One alone may lose more: a box edge on the border of two prototype cells moves a whole row.
 MIN_MEAN_MASK_IOU = 0.99
-# Masks are compared at the image's size, but not larger than this: 100 masks of a 20-megapixel image are 2 GB.
-_MAX_SIDE_PX = 640
 _BATCH = 2
+_JUDGED_PROTOTYPES = 8
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,11 @@ def check_parity(
         with torch.inference_mode():
             reference = HeadTensors(*(tensor.numpy() for tensor in model(torch.from_numpy(batch))))
         exported = network.run(batch)
-        results.append(_compare_image(name, image, reference, exported, spec))
+        comparison = _compare_image(name, image, reference, exported, spec)
+        if network.mask_iou is not None:
+            judged = _compare_mask_iou(model, network.mask_iou, reference.proto[0])
+            comparison = dataclasses.replace(comparison, outputs=(*comparison.outputs, judged))
+        results.append(comparison)
         if len(inputs) < _BATCH:
             inputs.append(batch)
             singles.append(exported)
@@ -169,15 +174,14 @@ def _draw(height: int, width: int, seed: int) -> Image:
 def _compare_image(
     name: str, image: Image, reference: HeadTensors, exported: HeadTensors, spec: ModelSpec
 ) -> ImageParity:
-    scale = min(1.0, _MAX_SIDE_PX / max(image.shape[:2]))
-    image_hw = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
-    ours, theirs = _detect(reference, spec), _detect(exported, spec)
+    image_hw = capped_size(image.shape[:2])
+    ours, theirs = detect_heads(reference, spec), detect_heads(exported, spec)
     row_in_theirs = {key: row for row, key in enumerate(_keys(theirs))}
     common = [(row, row_in_theirs[key]) for row, key in enumerate(_keys(ours)) if key in row_in_theirs]
     rows = np.array(common, np.int64).reshape(-1, 2)
     a = assemble_masks(ours.take(rows[:, 0]), image_hw)
     b = assemble_masks(theirs.take(rows[:, 1]), image_hw)
-    ious = _mask_ious(a, b)
+    ious = mask_ious(a, b)
     return ImageParity(
         image=name,
         outputs=_compare_tensors(reference, exported),
@@ -196,6 +200,18 @@ def _compare_tensors(reference: HeadTensors, exported: HeadTensors) -> tuple[Ten
     )
 
 
+def _compare_mask_iou(
+    model: nn.Module,
+    exported: MaskIouModel,
+    proto: FloatArray,  # [Hp, Wp, K]
+) -> TensorParity:
+    """YOLACT++'s judge of masks, on prototypes in their place: they are there even where nothing was detected."""
+    masks = np.ascontiguousarray(np.clip(proto[..., :_JUDGED_PROTOTYPES], 0, 1).transpose(2, 0, 1))
+    with torch.inference_mode():
+        reference: FloatArray = model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
+    return _compare_tensor("mask_iou", reference, exported(masks))
+
+
 def _compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:
     flat_a, flat_b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
     error = float(np.abs(flat_a - flat_b).max())
@@ -203,24 +219,6 @@ def _compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:
     norms = float(np.linalg.norm(flat_a)) * float(np.linalg.norm(flat_b))
     cosine = float(flat_a @ flat_b) / norms if norms else float(not error)
     return TensorParity(name, error, allowed, cosine)
-
-
-def _detect(heads: HeadTensors, spec: ModelSpec) -> RawDetections:
-    rules = spec.postprocess
-    conf = heads.conf if spec.conf_activation == "softmax" else softmax(heads.conf)
-    return detect(
-        heads.loc,
-        conf,
-        heads.mask_coeff,
-        heads.proto,
-        spec.make_priors(),
-        nms=rules.nms,
-        conf_threshold=rules.conf_threshold,
-        iou_threshold=rules.iou_threshold,
-        top_k=rules.top_k,
-        max_detections=rules.max_detections,
-        input_size=spec.input_size,
-    )[0]
 
 
 def _keys(raw: RawDetections) -> list[tuple[int, int]]:
@@ -235,13 +233,6 @@ def _clear_of_cut(found: RawDetections, other: RawDetections, spec: ModelSpec) -
     known = set(_keys(other))
     scores = found.scores.tolist()
     return sum(score > cut + SCORE_MARGIN for key, score in zip(_keys(found), scores, strict=True) if key not in known)
-
-
-def _mask_ious(a: Detections, b: Detections) -> FloatArray:
-    """Of masks at the same position; two empty masks are equal."""
-    axes = (1, 2)
-    intersection, union = (a.masks & b.masks).sum(axes), (a.masks | b.masks).sum(axes)
-    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0).astype(np.float32)
 
 
 def _describe(output: TensorParity) -> str:

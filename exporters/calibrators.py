@@ -1,0 +1,155 @@
+"""Histograms of magnitudes that grow with what they see, and the four ways to choose a symmetric INT8 range from one.
+
+onnxruntime's calibrators are not used: they keep every activation of every image (9.9 GB for 128 images of
+256x256), and their entropy counts the zeros that ReLU makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from yolact_deploy.errors import CalibrationError
+
+Calibrator = Literal["max", "entropy", "percentile", "mse"]
+CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
+
+NUM_BINS = 8192  # a power of two; at least half of them are in use
+INT8_LEVELS = 127  # above zero
+PERCENTILE = 99.999  # of the values that are not exactly 0
+_ENTROPY_BINS = 2048
+_ENTROPY_LEVELS = 128
+_ENTROPY_STEP = 8  # bins between the ranges that are tried
+_MSE_FRACTIONS = np.linspace(0.1, 1.0, 91)  # of the largest magnitude
+_BLOCK = 1 << 17  # values that fit in a core's cache with their indices
+
+Values = npt.NDArray[Any]
+
+
+class Histogram:
+    """Counts of |x| in NUM_BINS equal bins over [0, 2^e), e as small as fits what was added.
+
+    A bin's width is a power of two, and growing adds neighbours up: whatever the order and the parts in which values are
+    added, the counts are those of all of them at once. Exact zeros are counted apart, because every range keeps them.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(NUM_BINS, np.int64)
+        self.exponent: int | None = None  # None until a value other than 0 was added
+        self.zeros = 0
+        self.maximum = 0.0  # exact
+
+    @property
+    def bin_width(self) -> float:
+        return math.ldexp(1.0, self.exponent or 0) / NUM_BINS
+
+    @property
+    def total(self) -> int:
+        """Values added, zeros included."""
+        return self.zeros + int(self.counts.sum())
+
+    def add(self, values: Values) -> None:
+        """Raises ValueError for values that are not finite."""
+        flat = values.reshape(-1)
+        if not flat.size:
+            return
+        largest = max(float(flat.max()), -float(flat.min()))
+        if not math.isfinite(largest):
+            raise ValueError("the values are not all finite")
+        if largest > 0:
+            self._grow(math.frexp(largest)[1])
+            self.maximum = max(self.maximum, largest)
+        # The exponent of the whole, not of this part: what was seen before may reach further.
+        per_value = NUM_BINS / math.ldexp(1.0, self.exponent or 0)
+        for start in range(0, flat.size, _BLOCK):
+            block = np.abs(flat[start : start + _BLOCK])
+            zeros = block.size - int(np.count_nonzero(block))
+            block *= per_value
+            counts = np.bincount(block.astype(np.intp), minlength=NUM_BINS)
+            counts[0] -= zeros
+            self.counts += counts
+            self.zeros += zeros
+
+    def _grow(self, exponent: int) -> None:
+        if self.exponent is None:
+            self.exponent = exponent
+        doublings = exponent - self.exponent
+        if doublings <= 0:
+            return
+        merged = min(1 << doublings, NUM_BINS)
+        grown = np.zeros_like(self.counts)
+        grown[: NUM_BINS // merged] = self.counts.reshape(-1, merged).sum(1)
+        self.counts, self.exponent = grown, exponent
+
+
+def choose_range(histogram: Histogram, calibrator: Calibrator) -> float:
+    """The magnitude that INT8's 127 stands for; 0 where all values are 0. Raises CalibrationError for other names."""
+    choose: dict[str, Callable[[Histogram], float]] = {
+        "max": max_range,
+        "entropy": entropy_range,
+        "percentile": percentile_range,
+        "mse": mse_range,
+    }
+    if calibrator not in choose:
+        raise CalibrationError(f"unknown calibrator {calibrator!r}; choose {', '.join(CALIBRATORS)}.")
+    return choose[calibrator](histogram) if histogram.maximum else 0.0
+
+
+def max_range(histogram: Histogram) -> float:
+    """The largest magnitude: nothing saturates."""
+    return histogram.maximum
+
+
+def percentile_range(histogram: Histogram, percentile: float = PERCENTILE) -> float:
+    """The magnitude that `percentile` percent of the values other than 0 don't exceed."""
+    below = np.cumsum(histogram.counts)
+    wanted = below[-1] * percentile / 100
+    position = int(np.searchsorted(below, wanted))
+    inside = (wanted - (below[position - 1] if position else 0)) / histogram.counts[position]
+    return min(float((position + inside) * histogram.bin_width), histogram.maximum)
+
+
+def mse_range(histogram: Histogram) -> float:
+    """The range whose rounding and saturation cost the least squared error; bins stand for their middles."""
+    used = np.flatnonzero(histogram.counts)
+    counts, middles = histogram.counts[used].astype(np.float64), (used + 0.5) * histogram.bin_width
+    errors = []
+    for limit in _MSE_FRACTIONS * histogram.maximum:
+        scale = limit / INT8_LEVELS
+        rounded = np.minimum(np.rint(middles / scale), INT8_LEVELS) * scale
+        errors.append(float(counts @ (middles - rounded) ** 2))
+    return float(_MSE_FRACTIONS[int(np.argmin(errors))] * histogram.maximum)
+
+
+def entropy_range(histogram: Histogram) -> float:
+    """The range whose 128-level distribution diverges least (Kullback-Leibler) from the full one.
+
+    The method of "8-bit Inference with TensorRT" (S. Migacz, GTC 2017), but zeros are left out: after a ReLU they are half
+    of all values, cost nothing in any range, and outweigh the tail until far too much of it is cut off.
+    """
+    counts = histogram.counts.reshape(_ENTROPY_BINS, -1).sum(1).astype(np.float64)
+    top = int(np.flatnonzero(counts)[-1]) + 1
+    if top <= _ENTROPY_LEVELS:
+        return histogram.maximum
+    limits = [*range(_ENTROPY_LEVELS, top, _ENTROPY_STEP), top]
+    best = min(limits, key=lambda limit: _divergence(counts[:top], limit))
+    return min(float(best) * histogram.bin_width * (NUM_BINS // _ENTROPY_BINS), histogram.maximum)
+
+
+def _divergence(counts: npt.NDArray[np.float64], limit: int) -> float:
+    inside = counts[:limit]
+    reference = inside.copy()
+    reference[-1] += counts[limit:].sum()
+    levels = np.arange(limit) * _ENTROPY_LEVELS // limit
+    occupied = inside > 0
+    per_level = np.bincount(levels, inside, _ENTROPY_LEVELS)
+    bins_per_level = np.bincount(levels, occupied, _ENTROPY_LEVELS)
+    spread = np.where(occupied, (per_level / np.maximum(bins_per_level, 1))[levels], 0.0)
+    p, q = reference / reference.sum(), spread / max(spread.sum(), 1.0)
+    compared = p > 0
+    with np.errstate(divide="ignore"):
+        return float(np.sum(p[compared] * np.log(p[compared] / q[compared])))

@@ -1,0 +1,170 @@
+"""ONNX graphs as the precision passes see them: read, looked up by name, checked after an edit, run with inner tensors shown."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+from yolact_deploy.errors import ArtifactError, ExportError, SpecError
+from yolact_deploy.optional import require
+from yolact_deploy.runtime.onnx_network import session_options
+from yolact_deploy.spec import PRECISION_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+
+HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
+QUANTIZING = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class GraphIndex:
+    """Look-ups in a graph; stale after an edit."""
+
+    producers: Mapping[str, NodeProto]  # by tensor
+    consumers: Mapping[str, Sequence[NodeProto]]  # by tensor, in the graph's order
+    weights: Mapping[str, TensorProto]
+    positions: Mapping[str, int]  # of nodes, by node name
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> GraphIndex:
+        consumers: defaultdict[str, list[NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in dict.fromkeys(node.input):
+                consumers[name].append(node)
+        return cls(
+            producers={name: node for node in model.graph.node for name in node.output if name},
+            consumers=consumers,
+            weights={tensor.name: tensor for tensor in model.graph.initializer},
+            positions={node.name: position for position, node in enumerate(model.graph.node)},
+        )
+
+
+class Names:
+    """Gives new nodes names of the exporter's form, "<module path>/<operator>", that the graph does not have yet."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._taken = {node.name for node in model.graph.node}
+        self._taken |= {name for node in model.graph.node for name in (*node.input, *node.output)}
+        self._seen: Counter[str] = Counter()
+
+    def new(self, module: str, operator: str) -> str:
+        base = f"{module}/{operator}"
+        while True:
+            name = base if not self._seen[base] else f"{base}_{self._seen[base]}"
+            self._seen[base] += 1
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
+
+def module_of(node_name: str) -> str:
+    """ "fpn.lat_layers.0" of "fpn.lat_layers.0/Conv"; the name itself where it has no operator part."""
+    return node_name.partition("/")[0]
+
+
+def is_inside(module: str, prefixes: Iterable[str]) -> bool:
+    """Whether a dotted module path is one of `prefixes` or lies below one: "a.b.c" is inside "a.b", "a.bc" is not."""
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Raises ArtifactError for what is missing, is no ONNX model, or has nodes without distinct names."""
+    try:
+        model = onnx.load(str(path))
+    except OSError as exc:
+        raise ArtifactError(f"can't read {path}: {exc.strerror or exc}. Give an exported .onnx file.") from exc
+    except Exception as exc:  # protobuf's own error type, which moved between its versions
+        raise ArtifactError(f"{path} is not an ONNX model, or is damaged: {exc}.") from exc
+    names = [node.name for node in model.graph.node]
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise ArtifactError(
+            f"{path} {'has nodes without names of their own' if names else 'holds no graph'}, so its layers can't be told "
+            "apart. Export it with `yolact-deploy export`."
+        )
+    return model
+
+
+def read_spec(model: onnx.ModelProto, path: str | os.PathLike[str]) -> ModelSpec:
+    """Raises SpecError when the file carries no spec, or a malformed one."""
+    text = metadata(model).get(SPEC_METADATA_KEY)
+    if text is None:
+        raise SpecError(
+            f"{path} carries no {SPEC_METADATA_KEY!r} metadata, so how images are prepared for it is unknown. "
+            "Export it from its checkpoint with `yolact-deploy export`."
+        )
+    return ModelSpec.from_json(text)
+
+
+def metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def set_precision(model: onnx.ModelProto, precision: str) -> None:
+    onnx.helper.set_model_props(model, {**metadata(model), PRECISION_METADATA_KEY: precision})
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def graph_digest(model: onnx.ModelProto) -> str:
+    """Hex SHA-256 of what the graph computes with: nodes and weights, not the metadata."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def float_tensors(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape at batch 1 of every float32 tensor that nodes make, and of the float32 inputs. Raises ExportError."""
+    graph = _inferred(model).graph
+    shapes: dict[str, tuple[int, ...]] = {}
+    made = {name for node in graph.node for name in node.output}
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.elem_type == FLOAT and value.name not in weights and (value.name in made or value in graph.input):
+            shapes[value.name] = tuple(dim.dim_value or 1 for dim in tensor.shape.dim)
+    return shapes
+
+
+def check_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the types and shapes of all its tensors written in; raises ExportError where they contradict."""
+    del model.graph.value_info[:]
+    inferred = _inferred(model)
+    try:
+        onnx.checker.check_model(inferred, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise ExportError(f"the converted graph is not valid ONNX: {exc}") from exc
+    return inferred
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as exc:
+        raise ExportError(f"the types of the graph contradict each other: {exc}") from exc
+
+
+def open_session(model: onnx.ModelProto) -> Any:
+    """An onnxruntime session on the CPU that computes what the graph says, Q/DQ included."""
+    ort = require("onnxruntime", extra="export", purpose="measuring activations")
+    options = session_options(ort)
+    options.enable_cpu_mem_arena = False  # it would keep the memory of all tensors that are fetched, to use again
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # onnxruntime's exception classes share no public base
+        raise ExportError(f"onnxruntime can't open the graph: {str(exc).strip().partition(chr(10))[0]}") from exc
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of a model whose tensors `names` are outputs too."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    return copy

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from exporters.gate import Agreement, AgreementJudge, ApJudge, compare_detections
+from tests import goldens
+from tests.unit.precision.conftest import CALIBRATION_IMAGES
+from yolact_deploy.detections import Detections, RawDetections
+from yolact_deploy.errors import CalibrationError
+from yolact_deploy.postprocess import assemble_masks
+
+
+def _found(*objects: tuple[int, float, tuple[float, float, float, float]]) -> Detections:
+    """Class, score and relative box of each; a mask fills its box."""
+    classes, scores, boxes = zip(*objects, strict=True) if objects else ((), (), ())
+    raw = RawDetections(
+        prior_idx=np.arange(len(objects)),
+        class_ids=np.array(classes, np.int64),
+        scores=np.array(scores, np.float32),
+        boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
+        mask_coeff=np.ones((len(objects), 1), np.float32),
+        proto=np.full((16, 16, 1), 9, np.float32),
+    )
+    return assemble_masks(raw, (64, 64))
+
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+
+
+def test_equal_detections_agree_entirely() -> None:
+    found = _found((0, 0.9, LEFT), (1, 0.5, RIGHT))
+    agreement = compare_detections(found, found)
+    assert agreement == Agreement(matched=2, missing=0, extra=0, mask_iou=1.0)
+    assert agreement.score == 100
+
+
+def test_an_object_of_another_class_is_missing_and_extra() -> None:
+    agreement = compare_detections(_found((0, 0.9, LEFT), (1, 0.8, RIGHT)), _found((0, 0.9, LEFT), (0, 0.8, RIGHT)))
+    assert (agreement.matched, agreement.missing, agreement.extra) == (1, 1, 1)
+    assert agreement.score == 50
+
+
+def test_what_is_unsure_in_both_does_not_count() -> None:
+    found = _found((0, 0.2, LEFT))
+    assert compare_detections(found, found) == Agreement(0, 0, 0, 0.0)
+    assert compare_detections(found, _found()).score == 100
+
+
+def test_a_score_that_falls_just_below_the_threshold_is_no_disagreement() -> None:
+    assert compare_detections(_found((0, 0.31, LEFT)), _found((0, 0.29, LEFT))).score == 100
+    assert compare_detections(_found((0, 0.29, LEFT)), _found((0, 0.31, LEFT))).score == 100
+
+
+def test_a_lost_object_costs_half_and_a_lost_and_an_invented_one_all() -> None:
+    assert compare_detections(_found((0, 0.9, LEFT)), _found()).score == 0
+    one_of_two = compare_detections(_found((0, 0.9, LEFT), (0, 0.8, RIGHT)), _found((0, 0.9, LEFT)))
+    assert one_of_two.score == pytest.approx(100 * 1 / 1.5)
+
+
+def test_a_model_agrees_with_itself(shapes_onnx: Path) -> None:
+    verdict = AgreementJudge(shapes_onnx, CALIBRATION_IMAGES[:4])(shapes_onnx, "again")
+    assert verdict.passed
+    assert verdict.drop == pytest.approx(0, abs=1e-4)
+    assert verdict.agreement is not None
+    assert verdict.agreement.matched > 4
+    assert verdict.to_dict()["agreement"]["score"] == pytest.approx(100)
+
+
+def test_a_model_without_confident_detections_can_not_be_compared(tiny_onnx: Path) -> None:
+    model = onnx.load(str(tiny_onnx))
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("head.conf") and tensor.name.endswith("weight"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+        if tensor.name.startswith("head.conf") and tensor.name.endswith("bias"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([9, 0, 0], np.float32), tensor.name))
+    onnx.save(model, str(tiny_onnx))
+    with pytest.raises(CalibrationError, match=r"finds nothing with a score of 0\.3 or more on the 2 sample images"):
+        AgreementJudge(tiny_onnx, CALIBRATION_IMAGES[:2])
+
+
+def test_ap_is_told_in_points_of_100_and_a_drop_may_be_as_large_as_allowed(shapes_onnx: Path) -> None:
+    val = goldens.SHAPES / "val"
+    judge = ApJudge(shapes_onnx, val, val / "instances.json", max_ap_drop=0.0, limit=8)
+    assert judge.reference is not None
+    assert 20 < judge.reference.mask_ap < judge.reference.box_ap < 100
+    verdict = judge(shapes_onnx, "again")
+    assert (verdict.passed, verdict.drop, verdict.accuracy) == (True, 0.0, judge.reference)
