@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from yolact_deploy.errors import SpecError
+from exporters.deformable import DeformConv2d
 from yolact_deploy.spec import BackboneSpec
 
 _RESNET_STEM_CHANNELS = 64
@@ -14,26 +14,24 @@ _LEAKY_SLOPE = 0.1
 
 
 def build_backbone(spec: BackboneSpec) -> ResNetBackbone | DarkNetBackbone:
-    """The backbone of a spec; calling it gives the output of every stage. Raises SpecError for deformable blocks."""
-    if any(spec.dcn_blocks):
-        raise SpecError("YOLACT++ is not supported yet: backbone.dcn_blocks asks for deformable convolutions.")
-    return ResNetBackbone(spec.stages) if spec.kind == "resnet" else DarkNetBackbone(spec.stages)
+    """The backbone of a spec; calling it gives the output of every stage."""
+    return ResNetBackbone(spec) if spec.kind == "resnet" else DarkNetBackbone(spec.stages)
 
 
 class ResNetBackbone(nn.Module):
     """ResNet of bottleneck blocks, without its classifier."""
 
-    def __init__(self, stages: tuple[int, ...]) -> None:
+    def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.channels: list[int] = []  # of each stage's output
         channels_in = _RESNET_STEM_CHANNELS
-        for index, num_blocks in enumerate(stages):
+        for index, num_blocks in enumerate(spec.stages):
             width = _RESNET_STEM_CHANNELS * 2**index
             blocks = []
             for block in range(num_blocks):
                 stride = 2 if block == 0 and index > 0 else 1
-                blocks.append(_Bottleneck(channels_in, width, stride))
+                blocks.append(_Bottleneck(channels_in, width, stride, block in spec.deformable_blocks(index)))
                 channels_in = width * _BOTTLENECK_EXPANSION
             self.layers.append(nn.Sequential(*blocks))
             self.channels.append(channels_in)
@@ -52,12 +50,16 @@ class ResNetBackbone(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+    def __init__(self, channels_in: int, width: int, stride: int, deformable: bool) -> None:
         super().__init__()
         channels_out = width * _BOTTLENECK_EXPANSION
         self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = (
+            DeformConv2d(width, width, 3, stride=stride, padding=1)
+            if deformable
+            else nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        )
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)

@@ -29,7 +29,10 @@ _RATIOS = ((1.0, 0.5, 2.0),) * 5
 _BASE_SCALES = (24, 48, 96, 192, 384)
 _RESNET101 = BackboneSpec("resnet", (3, 4, 23, 3), (1, 2, 3))
 _RESNET50 = BackboneSpec("resnet", (3, 4, 6, 3), (1, 2, 3))
+_RESNET101_DCN = BackboneSpec("resnet", (3, 4, 23, 3), (1, 2, 3), dcn_blocks=(0, 4, 23, 3), dcn_interval=3)
+_RESNET50_DCN = BackboneSpec("resnet", (3, 4, 6, 3), (1, 2, 3), dcn_blocks=(0, 4, 6, 3))
 _DARKNET53 = BackboneSpec("darknet", (1, 2, 8, 8, 4), (2, 3, 4))
+_PLUS_SCALES = tuple(tuple(scale * 2 ** (third / 3.0) for third in range(3)) for scale in _BASE_SCALES)
 
 
 def _square_priors(input_size: int) -> PriorsSpec:
@@ -46,6 +49,13 @@ _BASE = ModelSpec(
     priors=_square_priors(550),
 )
 _RESNET50_SPEC = replace(_BASE, name="yolact_resnet50", backbone=_RESNET50)
+_PLUS_BASE = replace(
+    _BASE,
+    name="yolact_plus_base",
+    backbone=_RESNET101_DCN,
+    priors=PriorsSpec(_PLUS_SCALES, _RATIOS, use_square_anchors=False),
+    mask_iou_layers=((8, 3), (16, 3), (32, 3), (64, 3), (128, 3)),
+)
 
 PUBLISHED: dict[str, ModelSpec] = {
     spec.name: spec
@@ -67,6 +77,8 @@ PUBLISHED: dict[str, ModelSpec] = {
             category_ids=tuple(range(1, 21)),
             priors=PriorsSpec(tuple((s,) for s in (32, 64, 128, 256, 512)), _RATIOS, use_square_anchors=False),
         ),
+        _PLUS_BASE,
+        replace(_PLUS_BASE, name="yolact_plus_resnet50", backbone=_RESNET50_DCN),
     )
 }
 

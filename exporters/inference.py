@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from exporters.inference_plus import infer_deformable_blocks, infer_mask_iou
 from yolact_deploy.errors import CheckpointError
-from yolact_deploy.spec import BackboneKind, ModelSpec
+from yolact_deploy.spec import BackboneKind, BackboneSpec, ModelSpec
 
 _KNOWN_BACKBONES: dict[tuple[BackboneKind, tuple[int, ...]], str] = {
     ("resnet", (3, 4, 6, 3)): "ResNet50",
@@ -36,6 +37,9 @@ class Architecture:
     head_kernel: int
     per_cell: int
     num_classes: int  # foreground
+    dcn_blocks: tuple[int, ...] = ()  # as in BackboneSpec; () = none deformable
+    dcn_interval: int = 1
+    mask_iou_layers: tuple[tuple[int, int], ...] = ()
 
     @property
     def backbone(self) -> str:
@@ -45,10 +49,21 @@ class Architecture:
     def num_prototypes(self) -> int:
         return self.protonet_layers[-1][0] or 0
 
+    @property
+    def deformable_blocks(self) -> list[list[int]]:
+        """Numbers of the deformable blocks, per stage."""
+        return deformable_blocks(
+            BackboneSpec(self.backbone_kind, self.stages, self.selected_layers, self.dcn_blocks, self.dcn_interval)
+        )
+
     def describe(self) -> str:
+        count = sum(map(len, self.deformable_blocks))
+        plus = (f", {count} deformable blocks" if count else "") + (
+            ", a mask-IoU network" if self.mask_iou_layers else ""
+        )
         return (
             f"{self.backbone}, FPN width {self.fpn_channels}, {self.num_classes} foreground classes, "
-            f"{self.num_prototypes} prototypes, {self.per_cell} priors per cell"
+            f"{self.num_prototypes} prototypes, {self.per_cell} priors per cell{plus}"
         )
 
 
@@ -66,6 +81,10 @@ def backbone_name(kind: BackboneKind, stages: tuple[int, ...]) -> str:
     known = _KNOWN_BACKBONES.get((kind, stages))
     family = {"resnet": "ResNet", "darknet": "DarkNet"}[kind]
     return known or f"{family} with stages {list(stages)}"
+
+
+def deformable_blocks(backbone: BackboneSpec) -> list[list[int]]:
+    return [list(backbone.deformable_blocks(stage)) for stage in range(len(backbone.stages))]
 
 
 def infer_architecture(
@@ -92,6 +111,8 @@ def infer_architecture(
             f"coefficient channels, which don't fit together with {protonet_layers[-1][0]} prototypes. "
             "Only heads with one coefficient per prototype are supported."
         )
+    num_classes = conf_channels // per_cell - 1
+    dcn_blocks, dcn_interval = infer_deformable_blocks(tensors, kind, stages, path)
     return Architecture(
         backbone_kind=kind,
         stages=stages,
@@ -105,7 +126,10 @@ def infer_architecture(
         ),
         head_kernel=_shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[-1],
         per_cell=per_cell,
-        num_classes=conf_channels // per_cell - 1,
+        num_classes=num_classes,
+        dcn_blocks=dcn_blocks,
+        dcn_interval=dcn_interval,
+        mask_iou_layers=infer_mask_iou(tensors, num_classes, path),
     )
 
 
@@ -114,6 +138,7 @@ def differences(found: Architecture, spec: ModelSpec) -> tuple[Difference, ...]:
     pairs = (
         ("backbone", found.backbone, backbone_name(spec.backbone.kind, spec.backbone.stages)),
         ("stages that feed the FPN", list(found.selected_layers), list(spec.backbone.selected_layers)),
+        ("deformable blocks per stage", found.deformable_blocks, deformable_blocks(spec.backbone)),
         ("FPN width", found.fpn_channels, spec.fpn.channels),
         # Checkpoints of version 1.0 carry more of these layers than are used: too few is the only contradiction.
         ("downsampled FPN levels", min(found.num_downsample, spec.fpn.num_downsample), spec.fpn.num_downsample),
@@ -123,16 +148,12 @@ def differences(found: Architecture, spec: ModelSpec) -> tuple[Difference, ...]:
         ("priors per cell", found.per_cell, spec.priors.per_cell),
         ("shared head layers", _lists(found.head_layers), _lists(spec.head.extra_layers)),
         ("head kernel size", found.head_kernel, spec.head.kernel_size),
+        ("mask-IoU network layers", _lists(found.mask_iou_layers), _lists(spec.mask_iou_layers)),
     )
     return tuple(Difference(what, str(seen), str(wanted)) for what, seen, wanted in pairs if seen != wanted)
 
 
 def _check_is_yolact(tensors: Mapping[str, Tensor], path: Path) -> None:
-    if any("conv_offset_mask" in name or name.startswith("maskiou_net.") for name in tensors):
-        raise CheckpointError(
-            f"{path} is a YOLACT++ checkpoint (deformable convolutions, mask rescoring network). "
-            "YOLACT++ is not supported yet."
-        )
     if any(re.match(r"prediction_layers\.[1-9]", name) for name in tensors):
         raise CheckpointError(f"{path} has a prediction head per FPN level; only the shared head is supported.")
     parts = ("backbone.layers.", "fpn.", "proto_net.", "prediction_layers.0.")

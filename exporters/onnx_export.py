@@ -6,23 +6,27 @@ onnxslim was tried after the exporter's own optimiser and is not used: it finds 
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import io
 import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import onnx
 import torch
 from torch import nn
 
+from exporters.deformable import NATIVE_OPSET, DcnForm, exportable
 from yolact_deploy import __version__
 from yolact_deploy.errors import ExportError
 from yolact_deploy.files import atomic_path
 from yolact_deploy.runtime.network import OUTPUT_NAMES
 from yolact_deploy.spec import (
+    MASK_IOU_METADATA_KEY,
     MAX_BATCH_METADATA_KEY,
     PRECISION_METADATA_KEY,
     SPEC_METADATA_KEY,
@@ -32,9 +36,12 @@ from yolact_deploy.spec import (
 
 INPUT_NAME = "image"
 BATCH_DIM = "batch"
+MASK_IOU_INPUT_NAME, MASK_IOU_OUTPUT_NAME, MASK_COUNT_DIM = "masks", "mask_iou", "count"
 DEFAULT_OPSET = 19
 SUPPORTED_OPSETS = (18, 19, 20)  # 18 is the exporter's first, 20 the last that is tested here
 DEFAULT_MAX_BATCH = 8
+DcnChoice = Literal["auto", DcnForm]
+PORTABLE_DCN: DcnForm = "gridsample"  # onnxruntime, TensorRT and TensorRT-RTX take it; the last has no DeformConv
 OUTPUTS_SCOPE = "outputs"  # the module name of nodes that belong to no submodule
 _CONSTANT_PREFIX = "val_"  # of initializers that are no parameter of the model
 _SCOPE_KEY = "pkg.torch.onnx.name_scopes"
@@ -48,21 +55,31 @@ def export_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     max_batch: int = DEFAULT_MAX_BATCH,
+    dcn: DcnChoice = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write `model` to `target`: `image` float32 [B, 3, S, S] in; `loc`, `conf`, `mask_coeff`, `proto` float32 out.
 
     B is dynamic up to `max_batch`, or fixed when that is 1. `metadata` is added to what the file says of itself. A node
     is named "<module path>/<operator>" ("backbone.layers.2.0.conv1/Conv"), and so is the tensor it gives; weights keep
-    the checkpoint's names. Raises ExportError, OutputError.
+    the checkpoint's names.
+
+    `dcn` says what a deformable convolution of YOLACT++ becomes: "native" is ONNX's DeformConv (opset 19 and later),
+    "gridsample" is made of operators that every runtime has; "auto" takes the latter. The mask-IoU network goes into the
+    metadata, as an ONNX of its own. Raises ExportError, OutputError.
     """
     if opset not in SUPPORTED_OPSETS:
         raise ExportError(f"can't export opset {opset}; choose from {', '.join(map(str, SUPPORTED_OPSETS))}.")
     if max_batch < 1:
         raise ExportError(f"max_batch must be at least 1, found {max_batch}.")
-    proto = _trace(model, spec, opset, max_batch)
-    _tidy(proto)
-    proto.producer_name, proto.producer_version = _PRODUCER, __version__
+    form = PORTABLE_DCN if dcn == "auto" else dcn
+    has_dcn = any(spec.backbone.dcn_blocks)
+    if has_dcn and form == "native" and opset < NATIVE_OPSET:
+        raise ExportError(
+            f"the native form of deformable convolutions needs opset {NATIVE_OPSET} or later, asked was {opset}. "
+            f"Give --opset {NATIVE_OPSET} or --dcn gridsample."
+        )
+    proto = _trace_network(exportable(model, form, spec.input_size) if has_dcn else model, spec, opset, max_batch)
     described = {
         SPEC_METADATA_KEY: spec.to_json(),
         PRECISION_METADATA_KEY: "fp32",
@@ -70,16 +87,37 @@ def export_onnx(
         MAX_BATCH_METADATA_KEY: str(max_batch),
         **(metadata or {}),
     }
+    if spec.mask_iou_layers:
+        mask_iou = _trace_mask_iou(model.get_submodule("maskiou_net"), spec, opset)
+        described[MASK_IOU_METADATA_KEY] = base64.b64encode(mask_iou.SerializeToString()).decode("ascii")
     onnx.helper.set_model_props(proto, described)
     _check(proto, spec, max_batch)
     with atomic_path(target) as temporary:
         onnx.save(proto, str(temporary))
 
 
-def _trace(model: nn.Module, spec: ModelSpec, opset: int, max_batch: int) -> onnx.ModelProto:
-    batch = min(2, max_batch)  # an example of 1 would be taken for a constant
-    example = torch.zeros(batch, 3, spec.input_size, spec.input_size)
-    dynamic = {INPUT_NAME: {0: torch.export.Dim(BATCH_DIM, min=1, max=max_batch)}} if max_batch > 1 else None
+def _trace_network(model: nn.Module, spec: ModelSpec, opset: int, max_batch: int) -> onnx.ModelProto:
+    batch = torch.export.Dim(BATCH_DIM, min=1, max=max_batch) if max_batch > 1 else None
+    shape = (3, spec.input_size, spec.input_size)
+    return _trace(model, spec.name, (INPUT_NAME, shape, batch), OUTPUT_NAMES, opset)
+
+
+def _trace_mask_iou(model: nn.Module, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+    count = torch.export.Dim(MASK_COUNT_DIM, min=1)
+    name, shape = f"the mask-IoU network of {spec.name}", (spec.proto_size, spec.proto_size)
+    return _trace(model, name, (MASK_IOU_INPUT_NAME, shape, count), (MASK_IOU_OUTPUT_NAME,), opset)
+
+
+def _trace(
+    model: nn.Module,
+    name: str,  # for errors
+    example_input: tuple[str, tuple[int, ...], Any],  # name, shape without the first dimension, that one or None if 1
+    output_names: Sequence[str],
+    opset: int,
+) -> onnx.ModelProto:
+    input_name, shape, first = example_input
+    example = torch.zeros(1 if first is None else 2, *shape)  # a dynamic 1 would be taken for a constant
+    dynamic = None if first is None else ({0: first},)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -87,18 +125,20 @@ def _trace(model: nn.Module, spec: ModelSpec, opset: int, max_batch: int) -> onn
                 (example,),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[INPUT_NAME],
-                output_names=list(OUTPUT_NAMES),
+                input_names=[input_name],
+                output_names=list(output_names),
                 dynamic_shapes=dynamic,
                 external_data=False,
                 verbose=False,
             )
     # The exporter's own exceptions have no common base, and anything may come out of a decomposition.
     except Exception as exc:
-        raise ExportError(f"PyTorch could not export {spec.name} to ONNX opset {opset}: {exc}") from exc
+        raise ExportError(f"PyTorch could not export {name} to ONNX opset {opset}: {exc}") from exc
     if program is None:
-        raise ExportError(f"PyTorch gave no ONNX program for {spec.name}.")
+        raise ExportError(f"PyTorch gave no ONNX program for {name}.")
     proto: onnx.ModelProto = program.model_proto
+    _tidy(proto)
+    proto.producer_name, proto.producer_version = _PRODUCER, __version__
     return proto
 
 
@@ -130,9 +170,11 @@ def _tidy(proto: onnx.ModelProto) -> None:
         for position, output in enumerate(node.output):
             if output and output not in kept_names:
                 renamed[output] = node.name if position == 0 else f"{node.name}:{position}"
-        for name in node.input:
-            if name in weights and name.startswith(_CONSTANT_PREFIX):
-                renamed.setdefault(name, f"{node.name}:constant")
+        constants = [
+            name for name in dict.fromkeys(node.input) if name in weights and name.startswith(_CONSTANT_PREFIX)
+        ]
+        for number, name in enumerate(constants):
+            renamed.setdefault(name, f"{node.name}:constant{f'_{number}' if number else ''}")
     for tensor in graph.initializer:
         # What is left of a folded batch norm beside the weight; the exporter calls it "x.weight_bias".
         if tensor.name.endswith(".weight_bias"):

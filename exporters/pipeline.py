@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import build_model, load_checkpoint
-from exporters.onnx_export import DEFAULT_MAX_BATCH, DEFAULT_OPSET, export_onnx
+from exporters.onnx_export import DEFAULT_MAX_BATCH, DEFAULT_OPSET, DcnChoice, export_onnx
 from exporters.parity import ParityReport, check_parity
 from yolact_deploy.errors import ExportError, OutputError
 from yolact_deploy.files import atomic_path, check_writable, sha256_file
@@ -50,11 +50,14 @@ def export_checkpoint(
     opset: int = DEFAULT_OPSET,
     max_batch: int = DEFAULT_MAX_BATCH,
     conf: ConfActivation = "softmax",
+    dcn: DcnChoice = "auto",
     parity_images: Sequence[Path] | None = None,
     parity: bool = True,
     on_step: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Read `checkpoint`, export it, compare the ONNX with it on `parity_images` (or built-in ones), write `output`.
+
+    `dcn` is the form of a YOLACT++'s deformable convolutions, see `export_onnx`; other models have none.
 
     `output` appears only when the comparison passed. `on_step` is told what begins. Raises OutputError, ImageError,
     CheckpointError, SpecError, ExportError, MissingDependencyError.
@@ -84,7 +87,7 @@ def export_checkpoint(
     with atomic_path(output) as temporary:
         with step("export", f"exporting {loaded.spec.name} to ONNX opset {opset}"):
             origin = {CHECKPOINT_SHA256_METADATA_KEY: loaded.sha256}
-            export_onnx(model, loaded.spec, temporary, opset=opset, max_batch=max_batch, metadata=origin)
+            export_onnx(model, loaded.spec, temporary, opset=opset, max_batch=max_batch, dcn=dcn, metadata=origin)
         if parity:
             with step("parity", f"comparing with PyTorch on {len(images) or 'the built-in'} images"):
                 report = check_parity(model, temporary, loaded.spec, images=images, dynamic_batch=max_batch > 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.configs import PUBLISHED, published_spec
-from exporters.inference import Architecture, differences
+from exporters.inference import Architecture, deformable_blocks, differences
 from exporters.spec_files import EXTENDS, load_spec
 from yolact_deploy.errors import CheckpointError, SpecError
 from yolact_deploy.spec import ModelSpec
@@ -46,7 +46,7 @@ def choose_spec(
     if spec_file is not None:
         spec, source = load_spec(spec_file, on_note=notes.append), f"the spec file {spec_file}"
     elif config is not None:
-        spec, source = _published(config), f"--config {config}"
+        spec, source = published_spec(config), f"--config {config}"
     elif (named := _config_in_name(path)) in PUBLISHED:
         spec, source = PUBLISHED[named], "the file name"
     else:
@@ -70,8 +70,7 @@ def starter_spec(found: Architecture, name: str) -> str:
     if found.num_classes != base.num_classes:
         fields["class_names"] = [f"class {i}" for i in range(1, found.num_classes + 1)]
         fields["category_ids"] = list(range(1, found.num_classes + 1))
-    if found.stages != base.backbone.stages or found.selected_layers != base.backbone.selected_layers:
-        fields["backbone"] = {"stages": list(found.stages), "selected_layers": list(found.selected_layers)}
+    fields.update(_backbone_fields(found, base))
     fpn = {"channels": found.fpn_channels, "num_downsample": found.num_downsample}
     if fpn != {"channels": base.fpn.channels, "num_downsample": base.fpn.num_downsample}:
         fields["fpn"] = fpn
@@ -82,14 +81,19 @@ def starter_spec(found: Architecture, name: str) -> str:
             "extra_layers": [list(layer) for layer in found.head_layers],
             "kernel_size": found.head_kernel,
         }
+    if found.mask_iou_layers != base.mask_iou_layers:
+        fields["mask_iou_layers"] = [list(layer) for layer in found.mask_iou_layers]
     fields["priors"] = _placeholder_priors(found)
     return _one_field_per_line(fields)
 
 
-def _published(name: str) -> ModelSpec:
-    if name.startswith("yolact_plus"):
-        raise SpecError(f"{name} is a YOLACT++ configuration. YOLACT++ is not supported yet.")
-    return published_spec(name)
+def _backbone_fields(found: Architecture, base: ModelSpec) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if (found.stages, found.selected_layers) != (base.backbone.stages, base.backbone.selected_layers):
+        fields |= {"stages": list(found.stages), "selected_layers": list(found.selected_layers)}
+    if found.deformable_blocks != deformable_blocks(base.backbone):
+        fields |= {"dcn_blocks": list(found.dcn_blocks), "dcn_interval": found.dcn_interval}
+    return {"backbone": fields} if fields else {}
 
 
 def _config_in_name(path: Path) -> str:
@@ -135,10 +139,15 @@ def _fitting(found: Architecture) -> list[str]:
 
 
 def _nearest_published(found: Architecture) -> ModelSpec:
-    """The published spec with this backbone, or at least with its kind."""
-    for spec in PUBLISHED.values():
-        if (spec.backbone.kind, spec.backbone.stages) == (found.backbone_kind, found.stages):
-            return spec
+    """The published spec with this backbone and its deformable blocks, or with the backbone, or at least its kind."""
+    alike = [
+        spec
+        for spec in PUBLISHED.values()
+        if (spec.backbone.kind, spec.backbone.stages) == (found.backbone_kind, found.stages)
+    ]
+    if alike:
+        exact = (spec for spec in alike if deformable_blocks(spec.backbone) == found.deformable_blocks)
+        return next(exact, alike[0])
     return PUBLISHED["yolact_darknet53" if found.backbone_kind == "darknet" else "yolact_resnet50"]
 
 

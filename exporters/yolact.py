@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.backbones import build_backbone
+from exporters.mask_iou_net import MaskIouNet
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import FpnSpec, HeadSpec, ModelSpec, ProtonetSpec
 
@@ -24,15 +25,17 @@ class Heads(NamedTuple):
 
 
 class Yolact(nn.Module):
-    """YOLACT for inference. Raises SpecError for what is not supported: YOLACT++, ReLU on downsampled FPN levels."""
+    """YOLACT and YOLACT++ for inference. Raises SpecError for ReLU on downsampled FPN levels.
+
+    `maskiou_net` is not part of `forward`: it judges the masks of detections, which are made from what `forward` gives.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        if spec.mask_iou_layers:
-            raise SpecError("YOLACT++ is not supported yet: mask_iou_layers asks for the mask rescoring network.")
         self.spec = spec
         self.backbone = build_backbone(spec.backbone)
         self.proto_net = _protonet(spec.fpn.channels, spec.protonet)
+        self.maskiou_net = MaskIouNet(spec.mask_iou_layers, spec.num_classes) if spec.mask_iou_layers else None
         self.fpn = Fpn([self.backbone.channels[i] for i in spec.backbone.selected_layers], spec.fpn)
         # One entry, used for every level: the original shares it and stores it once.
         self.prediction_layers = nn.ModuleList(

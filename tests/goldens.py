@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -23,6 +24,8 @@ CONFIGS = (
     "yolact_resnet50",
     "yolact_darknet53",
     "yolact_resnet50_pascal",
+    "yolact_plus_base",
+    "yolact_plus_resnet50",
 )
 
 Array = npt.NDArray[Any]
@@ -51,6 +54,11 @@ def manifest_shapes(config: str) -> dict[str, tuple[int, ...]]:
     return {entry["name"]: tuple(entry["shape"]) for entry in manifest(config)["state_dict"]}
 
 
+def mask_iou_shapes(config: str) -> dict[str, tuple[int, ...]]:
+    """The entries of YOLACT++'s mask-IoU network alone."""
+    return {name: shape for name, shape in manifest_shapes(config).items() if name.startswith("maskiou_net.")}
+
+
 def golden_weights(config: str) -> dict[str, Array]:
     """The weights the goldens of `config` were recorded with. 0.3 to 1 s each: share them within a test."""
     weights: dict[str, Array] = golden_fill().fill_(manifest_shapes(config), config)
@@ -69,6 +77,13 @@ def golden_net(config: str) -> dict[str, Array]:
     """What the original computed for image 0 (tests/golden/nets)."""
     with np.load(GOLDEN / "nets" / f"{config}_img0_480x640.npz") as archive:
         return dict(archive)
+
+
+def golden_dump(config: str) -> dict[str, list[dict[str, Any]]]:
+    """The original's COCO results for image 0, whose id there is 100: {"bbox": [...], "mask": [...]}."""
+    with gzip.open(GOLDEN / "nets" / f"coco_{config}.json.gz", "rt", encoding="utf-8") as stream:
+        dump: dict[str, list[dict[str, Any]]] = json.load(stream)
+    return dump
 
 
 def _load(path: Path) -> ModuleType:

@@ -23,14 +23,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Progress = Callable[[str, int, int], None]  # what is done, step, of how many
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _TERMINATED = 143
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """A command whose errors end in a message and an exit code instead of a traceback.
 
-    With `--debug` the traceback comes first; with `--json` stdout gets {"error": {"type", "message"}}.
+    With `--debug` the traceback comes first; with `--json` stdout gets {"error": {"type", "message"}}. Being asked to end
+    (Ctrl-C, SIGTERM) ends it as an error does, so that temporary files are removed on the way out.
     """
 
     @functools.wraps(command)
@@ -40,9 +41,11 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except YolactDeployError as exc:
             _fail(exc, str(exc), exc.exit_code, kwargs)
+        except _Terminated as exc:
+            _fail(exc, "terminated", _TERMINATED, kwargs)
         except KeyboardInterrupt as exc:
-            _fail(exc, "interrupted", _INTERRUPTED, kwargs)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+            _fail(exc, "interrupted", INTERRUPTED, kwargs)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # a reader that has seen enough is no error of ours
             raise
         except Exception as exc:
             message = (
@@ -54,7 +57,9 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """On stdout in ASCII, as a terminal may have any encoding and a file name any bytes."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.flush()
 
 
 def say(text: str) -> None:
@@ -103,5 +108,9 @@ def _fail(exc: BaseException, message: str, exit_code: int, options: dict[str, A
     raise typer.Exit(exit_code)
 
 
+class _Terminated(BaseException):
+    pass
+
+
 def _on_terminate(_signal: int, _frame: Any) -> NoReturn:
-    raise SystemExit(_TERMINATED)  # so that temporary files are removed on the way out
+    raise _Terminated

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from yolact_deploy.arrays import Image
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import ImageError, OutputError
@@ -50,7 +52,8 @@ class DetectReport:
         }
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """A COCO results list: image_id is the number in the file's name (000000000139.jpg), else its place from 1 on."""
+        """A COCO results list: image_id is the number in the file's name (000000000139.jpg) where every file is an image
+        with a number of its own; else images and frames are counted from 1."""
         keep = ("image_id", "category_id", "bbox", "segmentation", "score")
         return [{key: entry[key] for key in keep} for result in self.results for entry in result.detections]
 
@@ -63,21 +66,27 @@ def detect_files(
 ) -> DetectReport:
     """Detect in every image and video; a file that can't be read is put among the failures.
 
-    Raises OutputError when overlays can't be written at all.
+    Raises OutputError when overlays can't be written at all, or would replace a file that is to be read.
     """
+    numbers = _numbers(files)
+    next_id = 1
     overlays = _overlay_paths(files, options.overlays)
     results: list[FileResult] = []
     failures: dict[str, str] = {}
     for index, file in enumerate(files):
         if progress is not None:
             progress(index, len(files))
+        found: list[FileResult] = []
         try:
-            if file.suffix.lower() in VIDEO_SUFFIXES:
-                results += _detect_video(detector, file, overlays[index], options)
+            if _is_video(file):
+                found = _detect_video(detector, file, next_id, overlays[index], options)
             else:
-                results.append(_detect_image(detector, file, _image_id(file, index), overlays[index], options))
+                image_id = numbers[index] if numbers else next_id
+                found = [_detect_image(detector, file, image_id, overlays[index], options)]
         except ImageError as exc:
             failures[str(file)] = str(exc)
+        results += found
+        next_id += max(1, len(found))
     if progress is not None:
         progress(len(files), len(files))
     return DetectReport(results, failures)
@@ -100,21 +109,23 @@ def _detect_image(
     )
 
 
-def _detect_video(detector: Detector, file: Path, overlay: Path | None, options: DetectOptions) -> list[FileResult]:
+def _detect_video(
+    detector: Detector, file: Path, first_id: int, overlay: Path | None, options: DetectOptions
+) -> list[FileResult]:
     results: list[FileResult] = []
 
     def on_frame(frame: Image) -> Image:
         detections = _detect(detector, frame, options)
-        number = len(results) + 1
+        image_id = first_id + len(results)
         results.append(
             FileResult(
                 file=str(file),
-                image_id=number,
+                image_id=image_id,
                 width=frame.shape[1],
                 height=frame.shape[0],
-                detections=_entries(detections, number),
+                detections=_entries(detections, image_id),
                 overlay=None if overlay is None else str(overlay),
-                frame=number,
+                frame=len(results) + 1,
             )
         )
         return frame if overlay is None else draw(frame, detections)
@@ -124,7 +135,9 @@ def _detect_video(detector: Detector, file: Path, overlay: Path | None, options:
 
 
 def _detect(detector: Detector, image: Image, options: DetectOptions) -> Detections:
-    return detector(image, score_threshold=options.score_threshold).top(options.top_k)
+    ranked = detector(image, score_threshold=options.score_threshold).by_mask_score()
+    # A mask's own score may be below the threshold that its box has passed.
+    return ranked.take(np.flatnonzero(ranked.scores >= np.float32(options.score_threshold))).top(options.top_k)
 
 
 def _entries(detections: Detections, image_id: int) -> list[dict[str, Any]]:
@@ -132,27 +145,49 @@ def _entries(detections: Detections, image_id: int) -> list[dict[str, Any]]:
     return [{**entry, "class_name": names[entry["category_id"]]} for entry in detections.to_coco(image_id)]
 
 
-def _image_id(file: Path, index: int) -> int:
-    return int(file.stem) if file.stem.isdecimal() else index + 1
+def _numbers(files: Sequence[Path]) -> list[int] | None:
+    """The numbers in the names of image files, if each has one that no other has."""
+    if any(_is_video(file) or not file.stem.isdecimal() for file in files):
+        return None
+    numbers = [int(file.stem) for file in files]
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _overlay_paths(files: Sequence[Path], folder: Path | None) -> list[Path | None]:
     """One name per file in `folder`, numbered where two files share a name."""
     if folder is None:
         return [None] * len(files)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise OutputError(f"can't write overlays to {folder}: {exc.strerror or exc}.") from exc
     taken: set[str] = set()
     paths: list[Path | None] = []
     for file in files:
         suffix = file.suffix.lower()
-        suffix = ".mp4" if suffix in VIDEO_SUFFIXES else suffix if suffix in _KEPT_SUFFIXES else ".png"
+        suffix = ".mp4" if _is_video(file) else suffix if suffix in _KEPT_SUFFIXES else ".png"
         name, number = f"{file.stem}{suffix}", 1
         while name in taken:
             number += 1
             name = f"{file.stem}-{number}{suffix}"
         taken.add(name)
         paths.append(folder / name)
+    _make_folder(folder)
+    _spare_inputs(files, paths)
     return paths
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"can't write overlays to {folder}: it is a file. Give a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"can't write overlays to {folder}: {exc.strerror or exc}.") from exc
+
+
+def _spare_inputs(files: Sequence[Path], overlays: Sequence[Path | None]) -> None:
+    inputs = {file.resolve() for file in files}
+    replaced = [overlay for overlay in overlays if overlay is not None and overlay.resolve() in inputs]
+    if replaced:
+        raise OutputError(f"the overlay {replaced[0]} would replace the file it is drawn from. Give another folder.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,7 @@ class Detections:
     crop: bool = True  # masks end at their boxes
     names: tuple[str, ...] = ()  # of every class of the model
     category_ids: tuple[int, ...] = ()  # of every class of the model, as in its annotations
+    mask_ious: FloatArray | None = None  # [n], how well YOLACT++ takes each mask to fit; None without rescoring
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -61,6 +63,11 @@ class Detections:
     def scores(self) -> FloatArray:
         """float32 [n], descending."""
         return self.raw.scores
+
+    @property
+    def mask_scores(self) -> FloatArray:
+        """float32 [n]: the score of each mask, by which mask AP ranks; `scores` unless the model rescores its masks."""
+        return self.scores if self.mask_ious is None else self.scores * self.mask_ious
 
     @property
     def class_ids(self) -> IntArray:
@@ -90,9 +97,24 @@ class Detections:
 
     def take(self, rows: IntArray) -> Detections:
         """The given rows, in the given order."""
-        return Detections(
-            self.raw.take(rows), self.image_hw, self.boxes_xyxy[rows], self.crop, self.names, self.category_ids
+        return dataclasses.replace(
+            self,
+            raw=self.raw.take(rows),
+            boxes_xyxy=self.boxes_xyxy[rows],
+            mask_ious=None if self.mask_ious is None else self.mask_ious[rows],
         )
+
+    def by_mask_score(self) -> Detections:
+        """The same detections with the mask's score as the one score, best first: what the original displays.
+
+        Unchanged for a model that does not rescore its masks.
+        """
+        if self.mask_ious is None:
+            return self
+        order = np.argsort(-self.mask_scores, kind="stable")
+        ranked = self.take(order)
+        raw = dataclasses.replace(ranked.raw, scores=ranked.mask_scores)
+        return dataclasses.replace(ranked, raw=raw, mask_ious=None)
 
     def iter_regions(self) -> Iterator[mask_assembly.MaskRegion]:
         """Masks one at a time, each as the window in which it can be True; for images too large to hold all masks."""
@@ -110,14 +132,15 @@ class Detections:
         """COCO result entries with bbox, segmentation and score.
 
         As the original's dump, entries whose integer box has no area are left out. Category ids are the model's own;
-        without them, class ids counted from 1.
+        without them, class ids counted from 1. A model that rescores its masks adds "mask_score", the score of the
+        segmentation; "score" is then that of the box.
         """
         boxes = self.boxes_xyxy.astype(np.float64)
         with np.errstate(invalid="ignore"):
             widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
             has_area = widths * heights > 0
         rows = np.flatnonzero(has_area)
-        return [
+        entries = [
             {
                 "image_id": image_id,
                 "category_id": self.category_ids[class_id] if self.category_ids else class_id + 1,
@@ -133,6 +156,10 @@ class Detections:
                 strict=True,
             )
         ]
+        if self.mask_ious is not None:
+            for entry, mask_score in zip(entries, self.mask_scores[rows].tolist(), strict=True):
+                entry["mask_score"] = mask_score
+        return entries
 
     def to_supervision(self) -> Any:
         """A `supervision.Detections` with boxes, masks, confidences and class ids, and class names in `data`.

@@ -6,9 +6,11 @@
     ├── ExportError              ONNX export, or its parity check, failed
     ├── CalibrationError         INT8 calibration can't be done with what was given
     ├── EngineError              a plan can't be built or run
+    │   ├── DeviceError          a device is asked for that there is not
     │   ├── BuildRequestError    a plan can't be built from what was given: the file, runtime, targets, batch or precision
     │   └── PlanMismatchError    a plan does not belong to its sidecar, this runtime or this GPU
     ├── ArtifactError            a model file is missing, unreadable or not of its kind
+    ├── BenchmarkError           a measurement can't be made, or compared with an earlier one
     ├── AnnotationError          an annotation file can't be read, or does not go with the images or the model
     ├── ImageError               an input image can't be used
     ├── OutputError              a result can't be written where it was asked for
@@ -45,6 +47,10 @@ class EngineError(YolactDeployError):
     exit_code = 1
 
 
+class DeviceError(EngineError):
+    exit_code = 2
+
+
 class BuildRequestError(EngineError):
     exit_code = 2
 
@@ -54,6 +60,10 @@ class PlanMismatchError(EngineError):
 
 
 class ArtifactError(YolactDeployError):
+    exit_code = 2
+
+
+class BenchmarkError(YolactDeployError):
     exit_code = 2
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,18 @@ from yolact_deploy.errors import AnnotationError
 from yolact_deploy.runtime.detector import Detector
 
 _STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+# What pycocotools reads of every entry, without checking that it is there.
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int,), "file_name": (str,), "width": (int,), "height": (int,)},
+    "categories": {"id": (int,)},
+    "annotations": {
+        "image_id": (int,),
+        "category_id": (int,),
+        "bbox": (list,),
+        "area": (int, float),
+        "segmentation": (list, dict),
+    },
+}
 
 
 def evaluate(
@@ -31,7 +43,7 @@ def evaluate(
     file, names an image that `images` lacks, or has none of the model's category ids; ImageError for an unreadable image.
     """
     coco = load_annotations(annotations)
-    _check_categories(coco, detector, annotations)
+    check_categories(coco, detector.spec.category_ids, annotations)
     image_ids = sorted(coco.getImgIds())[:limit]
     paths = {image_id: Path(images) / coco.imgs[image_id]["file_name"] for image_id in image_ids}
     _check_images(paths, images, annotations)
@@ -51,7 +63,11 @@ def evaluate(
 
 
 def load_annotations(path: str | os.PathLike[str]) -> Any:
-    """A pycocotools COCO. Raises AnnotationError for a file that is no COCO instance annotation."""
+    """A pycocotools COCO. Raises AnnotationError for a file that is no COCO instance annotation.
+
+    Annotations are numbered from 1: pycocotools takes a match with annotation 0 for no match. One without `iscrowd` is
+    taken as no crowd.
+    """
     from pycocotools.coco import COCO
 
     try:
@@ -60,31 +76,60 @@ def load_annotations(path: str | os.PathLike[str]) -> Any:
         raise AnnotationError(f"can't read the annotations {path}: {exc.strerror or exc}.") from exc
     except ValueError as exc:
         raise AnnotationError(f"the annotations {path} are not valid JSON: {exc}.") from exc
-    missing = [key for key in ("images", "annotations", "categories") if key not in content] if content else ["images"]
-    if missing or not isinstance(content, dict):
-        raise AnnotationError(f"{path} is no COCO instance annotation file: it lacks {', '.join(missing)}.")
+    if problem := _problem(content):
+        raise AnnotationError(f"{path} is no COCO instance annotation file: {problem}.")
     if not content["images"]:
         raise AnnotationError(f"{path} lists no images.")
+    annotated = [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(content["annotations"], 1)]
     coco = COCO()
-    coco.dataset = content
+    coco.dataset = {**content, "annotations": annotated}
     with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            coco.createIndex()
-        except (KeyError, TypeError) as exc:
-            raise AnnotationError(
-                f"{path} is no COCO instance annotation file: {exc!r} is missing or malformed."
-            ) from exc
+        coco.createIndex()
     return coco
 
 
+def _problem(content: Any) -> str | None:
+    """What keeps `content` from being evaluated; the first malformed entry by its place."""
+    if not isinstance(content, dict):
+        return f"it holds no JSON object but {type(content).__name__}"
+    for key, fields in _FIELDS.items():
+        if not isinstance(content.get(key), list):
+            return f"it lacks {key}" if key not in content else f"{key} is no list"
+        for number, entry in enumerate(content[key]):
+            for name, types in fields.items():
+                if not isinstance(entry, dict) or name not in entry:
+                    return f"{key}[{number}] lacks {name}"
+                if not isinstance(entry[name], types):
+                    return f"{name} of {key}[{number}] is malformed"
+            if key == "annotations" and not _can_be_evaluated(entry):
+                return f"bbox or segmentation of {key}[{number}] is malformed"
+    return None
+
+
+def _can_be_evaluated(annotation: dict[str, Any]) -> bool:
+    """A box of 4 numbers, and polygons of 3 points or more or a run-length encoding."""
+    shape = annotation["segmentation"]
+    if isinstance(shape, dict):
+        has_shape = {"size", "counts"} <= set(shape)
+    else:
+        has_shape = bool(shape) and all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in shape)
+    return has_shape and len(annotation["bbox"]) == 4
+
+
 def coco_ap(coco: Any, results: list[dict[str, Any]], kind: str, image_ids: list[int]) -> dict[str, float]:
-    """COCO's AP figures over `image_ids`; `kind` is "bbox" or "segm". All 0 when nothing was detected."""
+    """COCO's AP figures over `image_ids`; `kind` is "bbox" or "segm". All 0 when nothing was detected.
+
+    Masks rank by "mask_score" where the results have one.
+    """
     from pycocotools.cocoeval import COCOeval
 
     if not results:
         return dict.fromkeys(_STATS, 0.0)
     if kind == "segm":  # pycocotools would take a result that has a bbox for a box, and its area from there
-        results = [{k: v for k, v in result.items() if k != "bbox"} for result in results]
+        results = [
+            {**{k: v for k, v in result.items() if k != "bbox"}, "score": result.get("mask_score", result["score"])}
+            for result in results
+        ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(coco, coco.loadRes(results), kind)
         evaluation.params.imgIds = image_ids
@@ -94,8 +139,9 @@ def coco_ap(coco: Any, results: list[dict[str, Any]], kind: str, image_ids: list
     return {name: float(value) for name, value in zip(_STATS, evaluation.stats, strict=False)}
 
 
-def _check_categories(coco: Any, detector: Detector, annotations: str | os.PathLike[str]) -> None:
-    model_ids, file_ids = set(detector.spec.category_ids), set(coco.getCatIds())
+def check_categories(coco: Any, category_ids: Sequence[int], annotations: str | os.PathLike[str]) -> None:
+    """Raise AnnotationError unless the annotations have a category of the model, whose ids are given."""
+    model_ids, file_ids = set(category_ids), set(coco.getCatIds())
     if not model_ids & file_ids:
         raise AnnotationError(
             f"{annotations} shares no category id with the model: the file has {sorted(file_ids)[:10]}, "

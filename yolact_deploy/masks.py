@@ -58,13 +58,8 @@ def regions(
     """One MaskRegion per detection, each made when it is asked for."""
     proto_h, proto_w = proto.shape[:2]
     rows, columns = _interpolation(proto_h, image_hw[0]), _interpolation(proto_w, image_hw[1])
-    if crop:
-        x1, x2 = _cell_range(boxes_xyxy[:, 0], boxes_xyxy[:, 2], proto_w)
-        y1, y2 = _cell_range(boxes_xyxy[:, 1], boxes_xyxy[:, 3], proto_h)
-        cells = np.stack([x1, x2, y1, y2], axis=1)
-    else:
-        cells = np.tile([0, proto_w, 0, proto_h], (len(mask_coeff), 1))
-    for coefficients, (left, right, top, bottom) in zip(mask_coeff, cells.tolist(), strict=True):
+    cells = _cells(boxes_xyxy, (proto_h, proto_w), crop=crop)
+    for coefficients, (left, right, top, bottom) in zip(mask_coeff, cells, strict=True):
         if left >= right or top >= bottom:
             yield MaskRegion(0, 0, np.zeros((0, 0), bool))
             continue
@@ -72,6 +67,22 @@ def regions(
         row, column = rows.reach(top, bottom), columns.reach(left, right)
         wide = columns.fused(soft.T, left, column).T
         yield MaskRegion(row.start, column.start, rows.above_threshold(wide, top, row))
+
+
+def prototype_masks(
+    proto: FloatArray,  # [Hp, Wp, K]
+    mask_coeff: FloatArray,  # [n, K]
+    boxes_xyxy: FloatArray,  # [n, 4], relative
+    *,
+    crop: bool,
+) -> FloatArray:
+    """float32 [n, Hp, Wp]: sigmoid(proto · coefficients), cropped to the box; neither stretched nor cut at a threshold."""
+    masks = np.zeros((len(mask_coeff), *proto.shape[:2]), np.float32)
+    cells = _cells(boxes_xyxy, (proto.shape[0], proto.shape[1]), crop=crop)
+    for mask, coefficients, (left, right, top, bottom) in zip(masks, mask_coeff, cells, strict=True):
+        if left < right and top < bottom:
+            mask[top:bottom, left:right] = sigmoid(proto[top:bottom, left:right] @ coefficients)
+    return masks
 
 
 def ordered_limits(
@@ -138,6 +149,17 @@ def _interpolation(size_in: int, size_out: int) -> _Interpolation:
     index0 = np.minimum(source.astype(np.int64), size_in - 1)
     weight1 = np.clip(source - index0.astype(np.float32), np.float32(0), np.float32(1))
     return _Interpolation(index0, np.minimum(index0 + 1, size_in - 1), np.float32(1) - weight1, weight1)
+
+
+def _cells(boxes_xyxy: FloatArray, proto_hw: tuple[int, int], *, crop: bool) -> list[list[int]]:
+    """Per detection the cells [left, right, top, bottom] of the prototypes that its mask may cover, ends excluded."""
+    proto_h, proto_w = proto_hw
+    if not crop:
+        return [[0, proto_w, 0, proto_h]] * len(boxes_xyxy)
+    x1, x2 = _cell_range(boxes_xyxy[:, 0], boxes_xyxy[:, 2], proto_w)
+    y1, y2 = _cell_range(boxes_xyxy[:, 1], boxes_xyxy[:, 3], proto_h)
+    cells: list[list[int]] = np.stack([x1, x2, y1, y2], axis=1).tolist()
+    return cells
 
 
 def _cell_range(first: FloatArray, second: FloatArray, size: int) -> tuple[IntArray, IntArray]:

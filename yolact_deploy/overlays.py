@@ -15,6 +15,8 @@ from yolact_deploy.optional import require
 
 _MASK_OPACITY = 0.45
 _MIN_TEXT_SCALE = 0.4  # the smallest that can be read
+_STROKE_PER_SCALE = 1.2  # pixels, of OpenCV's fonts
+_PADDING_PER_SCALE = 6
 
 
 def check_can_draw() -> None:
@@ -25,20 +27,37 @@ def check_can_draw() -> None:
 def draw(image: Image, detections: Detections) -> Image:
     """A copy of the BGR image with masks, boxes and `class score` labels, one colour per class."""
     sv = _supervision()
-    shown = detections.to_supervision()
-    inverted = (shown.xyxy[:, 0] >= shown.xyxy[:, 2]) | (shown.xyxy[:, 1] >= shown.xyxy[:, 3])
+    boxes = detections.boxes_xyxy
+    has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    detections = detections.take(np.flatnonzero(has_area)[::-1])  # the best comes last, on top of the others
+    boxes_only = sv.Detections(xyxy=detections.boxes_xyxy, confidence=detections.scores, class_id=detections.class_ids)
     labels = [f"{name} {score:.2f}" for name, score in zip(detections.class_names, detections.scores, strict=True)]
-    shown.data["label"] = np.array(labels, dtype=str)
-    shown = shown[~inverted]
-    shown = shown[::-1]  # the best comes last, on top of the others
-    canvas: Any = np.array(image, order="C")
+    canvas: Any = _with_masks(np.array(image, order="C"), detections, sv.ColorPalette.DEFAULT)
     scale = max(_MIN_TEXT_SCALE, sv.calculate_optimal_text_scale(canvas.shape[1::-1]))
     thickness = sv.calculate_optimal_line_thickness(canvas.shape[1::-1])
-    canvas = sv.MaskAnnotator(opacity=_MASK_OPACITY).annotate(canvas, shown)
-    canvas = sv.BoxAnnotator(thickness=thickness).annotate(canvas, shown)
-    annotator = sv.LabelAnnotator(text_scale=scale, text_padding=3, text_color=sv.Color.BLACK, smart_position=True)
-    drawn: Image = annotator.annotate(canvas, shown, labels=shown.data["label"].tolist())
+    canvas = sv.BoxAnnotator(thickness=thickness).annotate(canvas, boxes_only)
+    annotator = sv.LabelAnnotator(
+        text_scale=scale,
+        text_thickness=max(1, round(scale * _STROKE_PER_SCALE)),
+        text_padding=max(3, round(scale * _PADDING_PER_SCALE)),
+        text_color=sv.Color.BLACK,
+        smart_position=True,
+    )
+    drawn: Image = annotator.annotate(canvas, boxes_only, labels=labels)
     return drawn
+
+
+def _with_masks(canvas: Image, detections: Detections, palette: Any) -> Image:
+    """Masks are painted one at a time: at the size of a photo, 100 of them would take gigabytes."""
+    import cv2
+
+    painted = canvas.copy()
+    for region, class_id in zip(detections.iter_regions(), detections.class_ids.tolist(), strict=True):
+        height, width = region.window.shape
+        window = painted[region.row : region.row + height, region.column : region.column + width]
+        window[region.window] = palette.by_idx(class_id).as_bgr()
+    cv2.addWeighted(painted, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0, dst=canvas)
+    return canvas
 
 
 def write_image(path: Path, image: Image) -> None:

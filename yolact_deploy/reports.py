@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from rich.markup import escape
@@ -50,15 +52,14 @@ def detect_table(report: DetectReport) -> Table:
     table = Table(title="detections", title_justify="left")
     for column in ("file", "size", "detections", "overlay"):
         table.add_column(column, overflow="fold")
-    for result in report.results:
-        counts: dict[str, int] = {}
-        for entry in result.detections:
-            counts[entry["class_name"]] = counts.get(entry["class_name"], 0) + 1
+    for file, group in groupby(report.results, key=lambda result: result.file):
+        results = list(group)  # one image, or the frames of a video
+        first = results[0]
+        counts = Counter(entry["class_name"] for result in results for entry in result.detections)
         found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-        file = result.file if result.frame is None else f"{result.file} frame {result.frame}"
-        table.add_row(
-            *(escape(text) for text in (file, f"{result.width}x{result.height}", found, result.overlay or "not drawn"))
-        )
+        frames = "" if first.frame is None else f", {len(results)} frames"
+        row = (file, f"{first.width}x{first.height}{frames}", found, first.overlay or "not drawn")
+        table.add_row(*(escape(text) for text in row))
     return table
 
 
@@ -70,36 +71,6 @@ def eval_table(report: dict[str, Any]) -> Table:
     for kind, label in (("bbox", "box"), ("segm", "mask")):
         table.add_row(label, *(f"{100 * value:.2f}" if value >= 0 else "-" for value in report[kind].values()))
     return table
-
-
-def bench_tables(report: dict[str, Any]) -> Iterator[Table]:
-    """One per artifact: milliseconds per batch, from images in host memory to full-size masks in host memory."""
-    environment, options = report["environment"], report["options"]
-    columns = ("p50", "p90", "p95", "p99", "mean", "max")
-    for run in report["runs"]:
-        table = Table(
-            title=f"latency of {escape(run['artifact'])}, ms per batch of {run['batch']}", title_justify="left"
-        )
-        table.add_column("stage")
-        for column in columns:
-            table.add_column(column, justify="right")
-        rows = {"end to end": run["latency_ms"], **run["stages_ms"]}
-        for stage, times in rows.items():
-            whole = stage == "end to end"
-            values = (f"{times[column]:.2f}" for column in columns)
-            table.add_row(stage, *values, style="bold" if whole else None, end_section=whole)
-        table.caption = (
-            f"{run['throughput_fps']:.1f} images per second; {run['backend']}; {environment['cpu']}, "
-            f"{environment['cores']} cores; {options['iterations']} iterations after {options['warmup']}; "
-            f"{_listed_sizes(options['image_sizes_hw'])}"
-        )
-        table.caption_justify = "left"
-        yield table
-
-
-def _listed_sizes(sizes_hw: list[tuple[int, int]]) -> str:
-    shown = ", ".join(f"{width}x{height}" for height, width in sizes_hw[:4])
-    return f"images of {shown}{', ...' if len(sizes_hw) > 4 else ''}"
 
 
 def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:

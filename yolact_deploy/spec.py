@@ -21,6 +21,7 @@ PRECISION_METADATA_KEY = "yolact_deploy.precision"  # "fp32", "fp16", "int8"
 CHECKPOINT_SHA256_METADATA_KEY = "yolact_deploy.checkpoint_sha256"
 VERSION_METADATA_KEY = "yolact_deploy.version"  # of this project, when it wrote the file
 MAX_BATCH_METADATA_KEY = "yolact_deploy.max_batch"  # largest batch the file was exported for
+MASK_IOU_METADATA_KEY = "yolact_deploy.mask_iou"  # YOLACT++: the mask-IoU network, itself an ONNX file, in base64
 
 BackboneKind = Literal["resnet", "darknet"]
 ConfActivation = Literal["softmax", "logits"]
@@ -39,8 +40,8 @@ class BackboneSpec:
     kind: BackboneKind
     stages: tuple[int, ...]  # residual blocks per stage
     selected_layers: tuple[int, ...]  # stages that feed the FPN, shallowest first
-    dcn_blocks: tuple[int, ...] = ()  # YOLACT++: deformable blocks per stage, counted from its end; () = none
-    dcn_interval: int = 1
+    dcn_blocks: tuple[int, ...] = ()  # YOLACT++: per stage, how many of its last blocks may be deformable; () = none
+    dcn_interval: int = 1  # of those, the ones whose number in the stage is a multiple of this
 
     def __post_init__(self) -> None:
         if not self.stages or min(self.stages) < 1:
@@ -50,6 +51,26 @@ class BackboneSpec:
             raise SpecError(
                 f"backbone.selected_layers {list(self.selected_layers)} must name stages of {valid} "
                 f"(the backbone has {len(self.stages)})."
+            )
+        self._check_dcn()
+
+    def deformable_blocks(self, stage: int) -> tuple[int, ...]:
+        """Numbers of the deformable blocks of a stage (dbolya/yolact, backbone.py, ResNetBackbone._make_layer)."""
+        count, last = self.stages[stage], self.dcn_blocks[stage] if self.dcn_blocks else 0
+        return tuple(block for block in range(count) if block + last >= count and block % self.dcn_interval == 0)
+
+    def _check_dcn(self) -> None:
+        if self.dcn_interval < 1:
+            raise SpecError(f"backbone.dcn_interval must be at least 1, found {self.dcn_interval}.")
+        if self.dcn_blocks and (len(self.dcn_blocks) != len(self.stages) or min(self.dcn_blocks) < 0):
+            raise SpecError(
+                f"backbone.dcn_blocks must hold one count per stage, found {list(self.dcn_blocks)} for the "
+                f"{len(self.stages)} stages {list(self.stages)}."
+            )
+        if self.kind != "resnet" and any(self.dcn_blocks):
+            raise SpecError(
+                f"backbone.dcn_blocks is {list(self.dcn_blocks)}, but only ResNet blocks can be deformable; "
+                f"backbone.kind is {self.kind}."
             )
 
     def stride_halvings(self, layer: int) -> int:
@@ -174,7 +195,8 @@ class ModelSpec:
     preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
     postprocess: PostprocessSpec = field(default_factory=PostprocessSpec)
     conf_activation: ConfActivation = "softmax"
-    mask_iou_layers: tuple[tuple[int, int], ...] = ()  # YOLACT++: (channels, kernel), each stride 2; () = no rescoring
+    # YOLACT++'s mask-IoU network: (channels, kernel) of its stride-2 convolutions; a 1x1 to the classes follows them.
+    mask_iou_layers: tuple[tuple[int, int], ...] = ()  # () = masks keep their box's score
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -202,6 +224,19 @@ class ModelSpec:
         if not 0 <= self.protonet.src_level < self.num_levels:
             raise SpecError(
                 f"protonet.src_level {self.protonet.src_level} is not one of the {self.num_levels} FPN levels."
+            )
+        self._check_mask_iou()
+
+    def _check_mask_iou(self) -> None:
+        size = self.proto_size
+        for channels, kernel in self.mask_iou_layers:
+            if channels < 1 or kernel < 1:
+                raise SpecError(f"mask_iou_layers: [{channels}, {kernel}] must be a positive width and kernel.")
+            size = (size - kernel) // 2 + 1
+        if size < 1:
+            raise SpecError(
+                f"mask_iou_layers {[list(layer) for layer in self.mask_iou_layers]} leave nothing of masks of "
+                f"{self.proto_size} x {self.proto_size}; take fewer layers or a larger input_size."
             )
 
     @property

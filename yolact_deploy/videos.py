@@ -15,12 +15,14 @@ from yolact_deploy.files import atomic_path
 
 _CODEC = "mp4v"
 _FALLBACK_FPS = 25.0
+_COUNTED_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # say how many frames they hold; others let one guess
+_MIN_DECODED = 0.9  # of the frames a file says it holds: edit lists and repeated frames leave out a few
 
 
 def annotate_video(source: Path, target: Path | None, on_frame: Callable[[Image], Image]) -> None:
     """Give every frame (uint8 [H, W, 3] BGR) to `on_frame`; what it returns becomes the video `target` (.mp4).
 
-    Raises ImageError when `source` can't be opened or has no frame, OutputError when `target` can't be written.
+    Raises ImageError when `source` can't be opened, has no frame or breaks off, OutputError when `target` can't be written.
     """
     with contextlib.ExitStack() as stack:
         capture = stack.enter_context(_open(source))
@@ -39,6 +41,18 @@ def annotate_video(source: Path, target: Path | None, on_frame: Callable[[Image]
                 writer.write(np.ascontiguousarray(drawn))
         if not frames:
             raise ImageError(f"can't read the video {source}: no frame could be decoded.")
+        _check_complete(source, frames, capture)
+
+
+def _check_complete(source: Path, frames: int, capture: Any) -> None:
+    import cv2
+
+    promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if source.suffix.lower() in _COUNTED_SUFFIXES and frames < _MIN_DECODED * promised:
+        raise ImageError(
+            f"can't read the video {source} to its end: {frames} of its {promised} frames could be decoded. "
+            "If it was copied or downloaded, get it again."
+        )
 
 
 @contextlib.contextmanager
@@ -48,7 +62,7 @@ def _open(source: Path) -> Iterator[Any]:
     capture = cv2.VideoCapture(str(source))
     try:
         if not capture.isOpened():
-            raise ImageError(f"can't read the video {source}: no decoder knows it.")
+            raise ImageError(f"can't read the video {source}: no decoder knows it, or it is damaged.")
         yield capture
     finally:
         capture.release()

@@ -71,12 +71,16 @@ def test_files_of_the_same_name_get_overlays_of_their_own(shapes_onnx: Path, tmp
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x-2.jpg", "x.jpg"]
 
 
-def test_detect_goes_through_videos(shapes_onnx: Path, tmp_path: Path) -> None:
-    frame = cv2.resize(read_image(PHOTO), (160, 120))
-    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
-    for _ in range(3):
-        writer.write(frame)
+def _write_video(path: Path, frames: int) -> None:
+    codec = cv2.VideoWriter.fourcc(*{".avi": "MJPG", ".mp4": "mp4v"}[path.suffix])
+    writer = cv2.VideoWriter(str(path), codec, 10, (160, 120))
+    for _ in range(frames):
+        writer.write(cv2.resize(read_image(PHOTO), (160, 120)))
     writer.release()
+
+
+def test_detect_goes_through_videos(shapes_onnx: Path, tmp_path: Path) -> None:
+    _write_video(tmp_path / "clip.avi", frames=3)
     result = run("detect", shapes_onnx, "clip.avi", "-o", "out", "--json")
     assert result.exit_code == 0, result.stderr
     assert [image["frame"] for image in json.loads(result.stdout)["images"]] == [1, 2, 3]
@@ -84,12 +88,52 @@ def test_detect_goes_through_videos(shapes_onnx: Path, tmp_path: Path) -> None:
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_a_video_that_cannot_be_read_is_named_and_leaves_nothing(shapes_onnx: Path, tmp_path: Path) -> None:
-    (tmp_path / "clip.mp4").write_bytes(b"\0" * 100)
-    result = run("detect", shapes_onnx, "clip.mp4", "-o", "out")
+@pytest.mark.parametrize(
+    ("name", "kept", "message"),
+    [
+        ("clip.mp4", 0, "no decoder knows it, or it is damaged"),
+        ("clip.mp4", 0.5, "no decoder knows it, or it is damaged"),  # the index is at its end
+        ("clip.avi", 0.5, "of its 20 frames could be decoded"),
+    ],
+)
+def test_a_video_that_cannot_be_read_is_named_and_leaves_nothing(
+    name: str, kept: float, message: str, shapes_onnx: Path, tmp_path: Path
+) -> None:
+    _write_video(tmp_path / name, frames=20)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(kept * len(whole))])
+    result = run("detect", shapes_onnx, name, "-o", "out")
     assert result.exit_code == 2
-    assert "clip.mp4" in result.stderr
+    assert name in result.stderr
+    assert message in result.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_video_without_frames_is_named(shapes_onnx: Path, tmp_path: Path) -> None:
+    _write_video(tmp_path / "clip.avi", frames=0)
+    result = run("detect", shapes_onnx, "clip.avi", "--no-overlays")
+    assert result.exit_code == 2
+    assert "clip.avi: no frame could be decoded" in result.stderr
+
+
+def test_a_video_is_one_row_of_the_table(shapes_onnx: Path, tmp_path: Path) -> None:
+    _write_video(tmp_path / "clip.avi", frames=3)
+    result = run("detect", shapes_onnx, "clip.avi", "--no-overlays")
+    assert result.stdout.count("clip.avi") == 1
+    assert "3 frames" in result.stdout
+
+
+def test_image_ids_are_the_files_numbers_only_where_every_file_has_its_own(shapes_onnx: Path, tmp_path: Path) -> None:
+    def ids(*files: str) -> list[int]:
+        report = json.loads(run("detect", shapes_onnx, *files, "--no-overlays", "--json").stdout)
+        return [image["image_id"] for image in report["images"]]
+
+    for name in ("2.jpg", "0039.jpg", "x.jpg"):
+        shutil.copy(PHOTO, name)
+    _write_video(tmp_path / "clip.avi", frames=2)
+    assert ids("0039.jpg", "2.jpg") == [39, 2]
+    assert ids("x.jpg", "2.jpg") == [1, 2]
+    assert ids("2.jpg", "clip.avi", "0039.jpg") == [1, 2, 3, 4]
 
 
 def test_eval_prints_the_figures_of_design(shapes_onnx: Path) -> None:
@@ -175,7 +219,9 @@ BAD = {
     "a batch in disorder": (("build-engine", "MODEL", "-o", "x.engine", "--batch", "3,2,1"), 2, "3,2,1"),
     "an unknown target": (("build-engine", "MODEL", "-o", "x.engine", "--target", "sm1"), 2, "sm1"),
     "nothing to inspect": (("inspect", "none.onnx"), 2, "does not exist"),
-    "an unknown device": (("detect", "MODEL", PHOTO, "--device", "tpu"), 1, "device must be"),
+    "an unknown device": (("detect", "MODEL", PHOTO, "--device", "tpu"), 2, "device must be"),
+    "overlays into a file": (("detect", "MODEL", PHOTO, "-o", "a.txt"), 2, "it is a file"),
+    "overlays over the inputs": (("detect", "MODEL", PHOTO, "-o", PHOTO.parent), 2, "would replace the file"),
 }  # fmt: skip
 
 
@@ -197,9 +243,28 @@ def test_bad_input_is_named_with_its_exit_code_and_leaves_nothing(name: str, sha
 def test_errors_as_json_and_with_their_traceback() -> None:
     result = run("inspect", "none.onnx", "--json")
     assert json.loads(result.stdout)["error"]["type"] == "ArtifactError"
+    result = run("build-engine", "none.onnx", "-o", "x.engine", "--batch", "two", "--json")
+    assert json.loads(result.stdout)["error"]["type"] == "BuildRequestError"
     result = subprocess.run([*_COMMAND, "inspect", "none.onnx", "--debug"], capture_output=True, text=True)
     assert "Traceback" in result.stderr
     assert result.returncode == 2
+
+
+def test_json_holds_file_names_of_any_bytes(shapes_onnx: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.jpg")
+    (tmp_path / name).write_text("no image")
+    result = subprocess.run([*_COMMAND, "detect", shapes_onnx, name, "--no-overlays", "--json"], capture_output=True)
+    assert json.loads(result.stdout)["failed"][0]["file"] == name
+
+
+def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
+    process = subprocess.Popen([*_COMMAND, "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
 
 
 def test_a_bug_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,8 @@ def test_bad_images_are_refused_and_the_detector_goes_on(detector: Detector, tmp
     for bad in (np.zeros((0, 3, 3), np.uint8), np.zeros((4, 4, 3)), tmp_path / "none.jpg"):
         with pytest.raises(ImageError):
             detector(bad)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match=r"found NoneType \(what cv2.imread gives"):
+        detector(None)  # type: ignore[call-overload]
     assert len(detector(PHOTOS[0]))
 
 
@@ -154,8 +156,12 @@ def test_a_model_without_metadata_or_against_its_own_spec_is_refused(shapes_onnx
     spec = next(prop for prop in model.metadata_props if prop.key == SPEC_METADATA_KEY)
     spec.value = spec.value.replace('"circle", ', "").replace("[3, 7,", "[7,")
     onnx.save(model, str(tmp_path / "five.onnx"))
-    with pytest.raises(SpecError, match="contradict"):
+    with pytest.raises(SpecError, match=r"five.onnx contradict.* conf \[B, 4092, 7\] instead of \[B, 4092, 6\]\. "):
         Detector(tmp_path / "five.onnx")
+    spec.value = "{"
+    onnx.save(model, str(tmp_path / "torn.onnx"))
+    with pytest.raises(SpecError, match=r"torn.onnx carries a spec that can't be used"):
+        Detector(tmp_path / "torn.onnx")
     model.metadata_props.remove(spec)
     onnx.save(model, str(tmp_path / "bare.onnx"))
     with pytest.raises(SpecError, match=r"carries no 'yolact_deploy.spec' metadata.*yolact-deploy export"):

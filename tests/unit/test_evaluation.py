@@ -9,17 +9,17 @@ import pytest
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.evaluation import coco_ap, load_annotations
 
-SQUARE = {"size": [10, 10], "counts": "0d0"}  # the whole image
+ANNOTATION = {
+    "id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0,
+    "segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]],
+}  # fmt: skip
 
 
 def _annotations(tmp_path: Path, **changes: Any) -> Path:
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}],
         "categories": [{"id": 7, "name": "square"}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0,
-             "segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]},
-        ],
+        "annotations": [ANNOTATION],
         **changes,
     }  # fmt: skip
     path = tmp_path / "annotations.json"
@@ -43,6 +43,21 @@ def test_a_perfect_detection_has_ap_one_and_a_far_one_none(tmp_path: Path) -> No
         assert coco_ap(coco, [], kind, [1])["AP"] == 0
 
 
+@pytest.mark.parametrize("number", [0, None])
+def test_an_annotation_counts_whatever_its_id_and_without_iscrowd(tmp_path: Path, number: int | None) -> None:
+    bare = {key: value for key, value in ANNOTATION.items() if key not in ("id", "iscrowd")}
+    annotation = bare if number is None else {**bare, "id": number}
+    coco = load_annotations(_annotations(tmp_path, annotations=[annotation]))
+    assert coco_ap(coco, [_result([0, 0, 10, 10])], "bbox", [1])["AP"] == pytest.approx(1)
+
+
+def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    for text in ("5", "[1]", '"images"', "null"):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(AnnotationError, match="no JSON object"):
+            load_annotations(tmp_path / "a.json")
+
+
 def test_an_iou_of_085_counts_up_to_that_threshold(tmp_path: Path) -> None:
     coco = load_annotations(_annotations(tmp_path))
     ap = coco_ap(coco, [_result([0, 0, 10, 8.6])], "bbox", [1])
@@ -63,7 +78,13 @@ def test_masks_and_boxes_are_judged_apart(tmp_path: Path) -> None:
     [
         ({"categories": None}, "lacks categories"),
         ({"images": []}, "lists no images"),
-        ({"images": [{"file_name": "a.jpg"}]}, "malformed"),
+        ({"images": [{"file_name": "a.jpg"}]}, r"images\[0\] lacks id"),
+        ({"images": [{"id": 1}]}, r"images\[0\] lacks file_name"),
+        ({"images": [{"id": "1", "file_name": "a.jpg"}]}, r"id of images\[0\] is malformed"),
+        ({"images": "a.jpg"}, "images is no list"),
+        ({"annotations": [[]]}, r"annotations\[0\] lacks image_id"),
+        ({"annotations": [{**ANNOTATION, "segmentation": [[1, 2]]}]}, r"segmentation of annotations\[0\]"),
+        ({"annotations": [ANNOTATION, {**ANNOTATION, "bbox": [1, 2]}]}, r"bbox .* annotations\[1\]"),
     ],
 )
 def test_files_that_are_no_instance_annotations_are_refused(

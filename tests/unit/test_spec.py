@@ -11,7 +11,7 @@ import pytest
 from exporters.configs import PUBLISHED
 from tests.goldens import SHAPES_SPEC, manifest
 from yolact_deploy.errors import SpecError
-from yolact_deploy.spec import ModelSpec, PriorsSpec
+from yolact_deploy.spec import BackboneSpec, ModelSpec, PriorsSpec
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -92,11 +92,39 @@ _MISSING = object()
         ("protonet.src_level", 5, "not one of the 5 FPN levels"),
         ("postprocess.top_k", 0, "must be at least 1"),
         ("fpn", None, "spec.fpn must be an object"),
+        ("backbone.dcn_blocks", [0, 4], r"one count per stage, found \[0, 4\] for the 4 stages \[3, 4, 23, 3\]"),
+        ("backbone.dcn_blocks", [0, 4, -1, 3], "one count per stage"),
+        ("backbone.dcn_interval", 0, "dcn_interval must be at least 1, found 0"),
+        ("mask_iou_layers", [[8, 0]], "positive width and kernel"),
+        ("mask_iou_layers", [[8, 3]] * 7, "leave nothing of masks of 138 x 138"),
     ],
 )
 def test_a_wrong_field_is_named(path: str, value: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         ModelSpec.from_dict(_broken(path, value))
+
+
+def test_only_resnet_blocks_can_be_deformable() -> None:
+    with pytest.raises(SpecError, match=r"only ResNet blocks can be deformable; backbone\.kind is darknet"):
+        BackboneSpec("darknet", (1, 2), (1,), dcn_blocks=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("count", "interval", "blocks"),
+    [
+        (0, 1, ()),
+        (2, 1, (4, 5)),
+        (6, 1, (0, 1, 2, 3, 4, 5)),
+        (9, 1, (0, 1, 2, 3, 4, 5)),  # more than there are: all
+        (6, 3, (0, 3)),
+        (4, 3, (3,)),  # block 0 is not among the last 4, and block numbers count from the stage's first
+        (1, 3, ()),
+    ],
+)
+def test_which_blocks_of_a_stage_are_deformable(count: int, interval: int, blocks: tuple[int, ...]) -> None:
+    backbone = BackboneSpec("resnet", (3, 6), (1,), dcn_blocks=(0, count), dcn_interval=interval)
+    assert backbone.deformable_blocks(0) == ()
+    assert backbone.deformable_blocks(1) == blocks
 
 
 def test_text_that_is_no_json_object_is_refused(tmp_path: Any) -> None:

@@ -5,12 +5,15 @@ This package alone may import `exporters`, `engines` and `benchmarks`, and does 
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from yolact_deploy import __version__
 from yolact_deploy.cli import look, make, run
+
+_QUIET_DECODERS = {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # files they can't read, we name
 
 app = typer.Typer(
     name="yolact-deploy",
@@ -31,6 +34,8 @@ app.command()(look.doctor)
 
 
 def main() -> None:
+    for variable, quiet in _QUIET_DECODERS.items():
+        os.environ.setdefault(variable, quiet)
     app()
 
 

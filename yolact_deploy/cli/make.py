@@ -236,8 +236,10 @@ def _typed_model(model: Path, precision: Precision | None, progress: Progress) -
 
 
 def _batch_range(text: str) -> tuple[int, int, int]:
+    from yolact_deploy.errors import BuildRequestError
+
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"--batch takes MIN,OPT,MAX or one number, found {text!r}.")
+        raise BuildRequestError(f"--batch takes MIN,OPT,MAX or one number, found {text!r}.")
     numbers = [int(part) for part in parts]
     return (numbers[0], numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])

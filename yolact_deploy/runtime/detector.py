@@ -12,7 +12,8 @@ import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.errors import ArtifactError, EngineError
+from yolact_deploy.errors import ArtifactError, EngineError, ImageError
+from yolact_deploy.mask_iou import rescore_masks
 from yolact_deploy.postprocess import assemble_masks, detect, softmax
 from yolact_deploy.runtime.images import ChannelOrder, check_image, read_image
 from yolact_deploy.runtime.network import HeadTensors, Network
@@ -88,6 +89,11 @@ class Detector:
         """
         if isinstance(image, (np.ndarray, str, os.PathLike)):
             return self._detect([image], channel_order, score_threshold)[0]
+        if not isinstance(image, Sequence):
+            raise ImageError(
+                f"an image must be a NumPy array or a path, or a list of them, found {type(image).__name__}"
+                f"{' (what cv2.imread gives for a file it cannot read)' if image is None else ''}."
+            )
         found: list[Detections] = []
         for start in range(0, len(image), self._batch_size):
             found += self._detect(image[start : start + self._batch_size], channel_order, score_threshold)
@@ -108,8 +114,11 @@ class Detector:
         return detect(*heads, self.spec.make_priors(), input_size=self.spec.input_size, **options)
 
     def assemble(self, raw: RawDetections, image_hw: tuple[int, int], score_threshold: float = 0.0) -> Detections:
-        """Detections at an image's size, with the model's names; masks are made when first asked for."""
+        """Detections at an image's size, with the model's names; masks are made when first asked for, and scored (by
+        YOLACT++) here."""
         detections = assemble_masks(raw, image_hw, score_threshold=score_threshold)
+        if self._network.mask_iou is not None:
+            detections = rescore_masks(detections, self._network.mask_iou)
         return dataclasses.replace(detections, names=self.spec.class_names, category_ids=self.spec.category_ids)
 
     def _detect(

@@ -44,7 +44,10 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     except cv2.error as exc:
         raise ImageError(f"can't read the image {path}: {exc.err or exc}.") from exc
     if image is None:
-        raise ImageError(f"can't read the image {path}: no decoder knows it; it begins with {data[:8]!r}.")
+        raise ImageError(
+            f"can't read the image {path}: it is damaged, or no image that OpenCV knows "
+            f"({len(data)} bytes, beginning with {data[:8]!r})."
+        )
     return check_image(image, str(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from yolact_deploy.arrays import FloatArray
+from yolact_deploy.mask_iou import MaskIouModel
 from yolact_deploy.spec import ModelSpec
 
 OUTPUT_NAMES = ("loc", "conf", "mask_coeff", "proto")
@@ -24,6 +25,11 @@ class Network(Protocol):
     @property
     def description(self) -> str:
         """Backend, version and device, for people."""
+        ...
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None:
+        """YOLACT++'s judge of masks; None where masks keep their box's score."""
         ...
 
     def run(self, image: FloatArray) -> HeadTensors:

@@ -150,14 +150,33 @@ def _replace(name: str, tensor: Tensor) -> Callable[[StateDict], None]:
     return lambda state: state.update({name: tensor})
 
 
+def _mask_iou_of(classes: int) -> Callable[[StateDict], None]:
+    return lambda state: state.update(
+        {
+            "maskiou_net.maskiou_net.0.weight": torch.ones(8, 1, 3, 3),
+            "maskiou_net.maskiou_net.2.weight": torch.ones(classes, 8, 1, 1),
+        }
+    )
+
+
 @pytest.mark.parametrize(
     ("edit", "cause"),
     [
         (
-            _replace("backbone.layers.1.0.conv2.conv_offset_mask.weight", torch.ones(27, 1, 3, 3)),
-            "YOLACT++ is not supported yet",
+            _replace("backbone.layers.1.0.conv1.conv_offset_mask.weight", torch.ones(27, 1, 3, 3)),
+            "deformable convolution where none is supported, backbone.layers.1.0.conv1.conv_offset_mask.weight",
         ),
-        (_replace("maskiou_net.maskiou_net.0.weight", torch.ones(8, 1, 3, 3)), "YOLACT++ is not supported yet"),
+        (
+            _replace("backbone.layers.1.1.conv2.conv_offset_mask.weight", torch.ones(27, 1, 3, 3)),
+            "deformable blocks [[], [1], [], []] in stages of [3, 4, 6, 3] blocks, which no configuration",
+        ),
+        (
+            _replace("backbone.layers.3.2.conv2.conv_offset_mask.weight", torch.ones(27, 1, 3, 3)),
+            "deformable blocks per stage: found [[], [], [], [2]], expected [[], [], [], []]",
+        ),
+        (_replace("maskiou_net.maskiou_net.2.weight", torch.ones(8, 1, 3, 3)), "layers are missing from its mask-IoU"),
+        (_mask_iou_of(classes=7), "mask-IoU network judges 7 classes, its prediction head has 80"),
+        (_mask_iou_of(classes=80), "mask-IoU network layers: found [[8, 3]], expected []"),
         (_replace("prediction_layers.1.bbox_layer.weight", torch.ones(1)), "prediction head per FPN level"),
         (_drop("backbone.layers.2.3."), "blocks are missing from stage 2"),
         (_drop("backbone.layers.0.0.bn1.weight"), "lacks 1 of the 354 tensors"),

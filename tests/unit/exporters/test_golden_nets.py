@@ -1,4 +1,4 @@
-"""The six published configurations against what the original computed, in PyTorch and through ONNX.
+"""The eight published configurations against what the original computed, in PyTorch and through ONNX.
 
 One test per configuration: making the weights and exporting them is what takes the time.
 """
@@ -15,14 +15,17 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from exporters.checkpoint import LoadedCheckpoint, build_model
 from exporters.configs import published_spec
+from exporters.deformable import DcnForm
 from exporters.onnx_export import export_onnx
 from exporters.yolact import Yolact
 from tests import goldens
-from yolact_deploy.detections import RawDetections
+from yolact_deploy.detections import Detections, RawDetections
+from yolact_deploy.mask_iou import rescore_masks
 from yolact_deploy.postprocess import assemble_masks, detect
 from yolact_deploy.runtime.network import HeadTensors
 from yolact_deploy.runtime.onnx_network import OnnxNetwork
@@ -37,6 +40,7 @@ ACTIVATION_TOLERANCE = 1e-5  # of the largest value
 BOX_TOLERANCE = 1e-4
 # Coordinates this near to a whole pixel may be truncated to either side of it.
 PIXEL_MARGIN = 1e-2
+COCO_DUMPS = ("yolact_resnet50", "yolact_resnet50_pascal", "yolact_plus_resnet50")
 GOLDEN_NAMES: dict[NmsMode, str] = {"fast": "det_fast", "cross_class": "det_cross", "traditional": "det_trad"}
 
 
@@ -57,12 +61,19 @@ def test_network_and_detections_equal_the_originals(config: str, tmp_path: Path)
             _assert_subsample_equals(feature.numpy(), golden, f"{name}{number}", ACTIVATION_TOLERANCE * largest)
     _assert_heads_equal(in_torch, golden)
 
-    target = tmp_path / "net.onnx"
-    export_onnx(model, spec, target)
-    in_onnx = OnnxNetwork(target, device="cpu", threads=torch.get_num_threads()).run(image.numpy())
-    _assert_heads_equal(in_onnx, golden)
-    for nms in get_args(NmsMode):
-        _assert_detections_equal(in_onnx, spec, nms, golden)
+    for form in get_args(DcnForm) if any(spec.backbone.dcn_blocks) else (None,):
+        target = tmp_path / "net.onnx"
+        export_onnx(model, spec, target, dcn=form or "auto")
+        network = OnnxNetwork(target, device="cpu", threads=torch.get_num_threads())
+        in_onnx = network.run(image.numpy())
+        _assert_heads_equal(in_onnx, golden)
+        for nms in get_args(NmsMode):
+            found = _assert_detections_equal(in_onnx, spec, nms, golden)
+            if network.mask_iou is not None:
+                found = rescore_masks(found, network.mask_iou)
+                _assert_mask_scores_equal(found, golden, GOLDEN_NAMES[nms])
+            if nms == "fast" and config in COCO_DUMPS:
+                _assert_dump_equal(found, spec, config, golden)
 
 
 def _golden_model(config: str, spec: ModelSpec, golden: dict[str, Array]) -> Yolact:
@@ -118,7 +129,7 @@ def _in_golden_order(raw: RawDetections, golden: dict[str, Array], name: str) ->
     return np.argsort(found)
 
 
-def _assert_detections_equal(heads: HeadTensors, spec: ModelSpec, nms: NmsMode, golden: dict[str, Array]) -> None:
+def _assert_detections_equal(heads: HeadTensors, spec: ModelSpec, nms: NmsMode, golden: dict[str, Array]) -> Detections:
     name = GOLDEN_NAMES[nms]
     rules = dataclasses.asdict(dataclasses.replace(spec.postprocess, nms=nms))
     (raw,) = detect(*heads, spec.make_priors(), **rules, input_size=spec.input_size)
@@ -144,3 +155,29 @@ def _assert_detections_equal(heads: HeadTensors, spec: ModelSpec, nms: NmsMode, 
         packed = np.packbits(found.masks.reshape(len(raw), -1), axis=1)
         different = np.unpackbits(packed ^ golden[f"{name}.post.masks_packed"], axis=1).sum(axis=1)
         assert (different <= undecided).all()
+    return found
+
+
+def _assert_mask_scores_equal(rescored: Detections, golden: dict[str, Array], name: str) -> None:
+    np.testing.assert_allclose(rescored.scores, golden[f"{name}.post.box_score"], rtol=0, atol=HEAD_TOLERANCE)
+    recorded = golden[f"{name}.post.mask_score"]
+    np.testing.assert_allclose(rescored.mask_scores, recorded, rtol=0, atol=HEAD_TOLERANCE)
+    if f"{name}.post.display_score" in golden:
+        displayed = np.sort(golden[f"{name}.post.display_score"])[::-1]
+        np.testing.assert_allclose(rescored.by_mask_score().scores, displayed, rtol=0, atol=HEAD_TOLERANCE)
+
+
+def _assert_dump_equal(found: Detections, spec: ModelSpec, config: str, golden: dict[str, Array]) -> None:
+    """As the files the original writes for COCO's evaluation: boxes and masks in two lists, each with its own score."""
+    dump = goldens.golden_dump(config)
+    image_id = dump["bbox"][0]["image_id"]
+    entries = dataclasses.replace(found, category_ids=spec.category_ids).to_coco(image_id)
+    assert len(entries) == len(dump["bbox"]) == len(dump["mask"]) == len(found)
+    for entry, box, mask in zip(entries, dump["bbox"], dump["mask"], strict=True):
+        assert {entry["image_id"], box["image_id"], mask["image_id"]} == {image_id}
+        assert entry["category_id"] == box["category_id"] == mask["category_id"]
+        assert entry["bbox"] == box["bbox"]
+        assert abs(entry["score"] - box["score"]) < HEAD_TOLERANCE
+        assert abs(entry.get("mask_score", entry["score"]) - mask["score"]) < HEAD_TOLERANCE
+    ours, theirs = (coco_mask.decode([entry["segmentation"] for entry in part]) for part in (entries, dump["mask"]))
+    assert (np.count_nonzero(ours != theirs, axis=(0, 1)) <= golden["det_fast.post.mask_border_1e-3"]).all()

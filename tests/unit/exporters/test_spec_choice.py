@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from exporters.checkpoint import load_checkpoint
 from exporters.configs import PUBLISHED
 from exporters.inference import infer_architecture
 from exporters.spec_choice import choose_spec
+from exporters.yolact import Yolact
 from tests import goldens
 from yolact_deploy.errors import CheckpointError, SpecError
+from yolact_deploy.spec import BackboneSpec
 
 SaveLike = Callable[..., Path]
 StateDict = dict[str, Tensor]
@@ -47,7 +50,10 @@ def test_the_file_name_tells(config: str, name: str) -> None:
     assert choice.notes == (f"spec {config}: from the file name.",)
 
 
-@pytest.mark.parametrize("config", ["yolact_resnet50", "yolact_darknet53", "yolact_resnet50_pascal"])
+@pytest.mark.parametrize(
+    "config",
+    ["yolact_resnet50", "yolact_darknet53", "yolact_resnet50_pascal", "yolact_plus_base", "yolact_plus_resnet50"],
+)
 def test_tensors_that_fit_one_published_configuration_tell_and_it_is_noted(config: str) -> None:
     choice = _choose(_state(config))
     assert choice.spec == PUBLISHED[config]
@@ -81,9 +87,71 @@ def test_a_spec_file_and_a_config_together_are_refused(tmp_path: Path) -> None:
     assert "not both" in _error(_state("yolact_base"), spec_file=tmp_path / "x.json", config="yolact_base")
 
 
-def test_unknown_and_plus_configurations_are_refused() -> None:
-    assert "known are yolact_base" in _error(_state("yolact_base"), config="yolact_huge")
-    assert "YOLACT++ is not supported yet" in _error(_state("yolact_base"), config="yolact_plus_base")
+def test_an_unknown_configuration_is_refused_with_the_known_ones() -> None:
+    message = _error(_state("yolact_base"), config="yolact_huge")
+    assert "known are yolact_base" in message
+    assert "yolact_plus_base" in message
+
+
+def test_plus_tensors_and_a_plain_configuration_contradict_each_other() -> None:
+    message = _error(_state("yolact_plus_resnet50"), config="yolact_resnet50")
+    assert (
+        "deformable blocks per stage: found [[], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5], [0, 1, 2]], expected [[], [], [], []]"
+        in message
+    )
+    assert "give --config yolact_plus_resnet50" in message
+    message = _error(_state("yolact_base"), config="yolact_plus_base")
+    assert "expected [[], [0, 3], [0, 3, 6, 9, 12, 15, 18, 21], [0]]" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (
+            {"backbone": {"dcn_interval": 1}},
+            "found [[], [0, 3], [0, 3, 6, 9, 12, 15, 18, 21], [0]], expected [[], [0, 1,",
+        ),
+        (
+            {"backbone": {"dcn_blocks": [0, 0, 23, 3]}},
+            "found [[], [0, 3], [0, 3, 6, 9, 12, 15, 18, 21], [0]], expected [[], [],",
+        ),
+        (
+            {"mask_iou_layers": []},
+            "mask-IoU network layers: found [[8, 3], [16, 3], [32, 3], [64, 3], [128, 3]], expected []",
+        ),
+        ({"mask_iou_layers": [[8, 3], [16, 5]]}, "[128, 3]], expected [[8, 3], [16, 5]]"),
+        ({"priors": {"scales": [[24], [48], [96], [192], [384]]}}, "priors per cell: found 9, expected 3"),
+    ],
+)
+def test_a_spec_file_that_contradicts_a_plus_checkpoint_is_refused_with_both_values(
+    tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"extends": "yolact_plus_base", **change}))
+    assert difference in _error(_state("yolact_plus_base"), spec_file=path)
+
+
+@pytest.mark.parametrize("dcn", [((0, 4, 6, 3), 2), ((0, 1, 3, 0), 1), ((2, 0, 6, 1), 1), ((0, 4, 6, 3), 3)])
+def test_a_starter_spec_reproduces_any_deformable_layout_and_the_mask_iou_network(
+    tmp_path: Path, dcn: tuple[tuple[int, ...], int]
+) -> None:
+    spec = dataclasses.replace(
+        PUBLISHED["yolact_plus_resnet50"],
+        backbone=BackboneSpec("resnet", (3, 4, 6, 3), (1, 2, 3), *dcn),
+        class_names=("a", "b"),
+        category_ids=(1, 2),
+        mask_iou_layers=((8, 3), (16, 5)),
+    )
+    with torch.device("meta"):
+        state = Yolact(spec).state_dict()
+    message = _error(state)
+    layout = [list(spec.backbone.deformable_blocks(stage)) for stage in range(4)]
+    assert f"{sum(map(len, layout))} deformable blocks, a mask-IoU network" in message
+    starter = tmp_path / "starter.json"
+    starter.write_text(message[message.index("{\n") :])
+    chosen = _choose(state, spec_file=starter).spec
+    assert [list(chosen.backbone.deformable_blocks(stage)) for stage in range(4)] == layout
+    assert chosen.mask_iou_layers == ((8, 3), (16, 5))
 
 
 def test_another_backbone_names_both_and_what_fits() -> None:
