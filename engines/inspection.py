@@ -11,8 +11,10 @@ from engines.layers import Layers, read_layers
 from engines.onnx_graph import OnnxGraph, read_onnx
 from yolact_deploy.errors import SpecError
 from yolact_deploy.sidecar import verify_plan
-from yolact_deploy.spec import SPEC_METADATA_KEY
+from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.spec_json import encode
+
+_LARGE_METADATA = (SPEC_METADATA_KEY, MASK_IOU_METADATA_KEY)
 
 
 def inspect_plan(plan: str | os.PathLike[str]) -> dict[str, Any]:
@@ -53,7 +55,8 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
         "module_counts": _descending(Counter(_top_modules(graph.modules.values()))),
         "num_quantize": operators["QuantizeLinear"],
         "num_dequantize": operators["DequantizeLinear"],
-        "metadata": {key: value for key, value in graph.metadata.items() if key != SPEC_METADATA_KEY},
+        "mask_iou_bytes": len(graph.metadata.get(MASK_IOU_METADATA_KEY, "")) * 3 // 4,  # base64
+        "metadata": {key: value for key, value in graph.metadata.items() if key not in _LARGE_METADATA},
         "spec": spec,
         "spec_error": spec_error,
     }

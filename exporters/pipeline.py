@@ -13,8 +13,8 @@ from typing import Any
 from exporters.checkpoint import build_model, load_checkpoint
 from exporters.onnx_export import DEFAULT_MAX_BATCH, DEFAULT_OPSET, DcnChoice, export_onnx
 from exporters.parity import ParityReport, check_parity
-from yolact_deploy.errors import ExportError, OutputError
-from yolact_deploy.files import atomic_path, check_writable, sha256_file
+from yolact_deploy.errors import ExportError
+from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.optional import require
 from yolact_deploy.runtime.images import read_image
 from yolact_deploy.spec import CHECKPOINT_SHA256_METADATA_KEY, ConfActivation
@@ -66,8 +66,7 @@ def export_checkpoint(
     check_writable(output)
     if parity:
         require("onnxruntime", extra="export", purpose="the comparison of the ONNX with PyTorch")
-    if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
-        raise OutputError(f"the output {output} is the checkpoint itself. Give another name.")
+    refuse_overwriting(output, checkpoint)
     images = [(str(path), read_image(path)) for path in parity_images or ()]
     seconds: dict[str, float] = {}
 

@@ -27,16 +27,16 @@ class Builder(Protocol):
     def reason(self) -> str: ...
 
 
-def examine(builders: Sequence[Builder]) -> dict[str, Any]:
-    """{"version", "python", "platform", "gpus", "packages": {name: version or None}, "abilities": [...]}; each ability is
-    {"name", "available", "reason"}, the reason being what it uses or the `pip install` that is missing."""
+def examine(builders: Sequence[Builder], gpus: Sequence[str]) -> dict[str, Any]:
+    """{"version", "python", "executable", "platform", "gpus": [name], "packages": {name: version or None},
+    "abilities": [{"name", "available", "reason"}]}; a reason is what is used, or what is missing and its `pip install`."""
     packages = {name: _version(name) for name in _PACKAGES}
     providers = _onnxruntime_providers()
     abilities = [
         _ability("export", packages, ("torch", "onnx", "onnxscript", "onnxruntime"), "export"),
         *({"name": f"build-engine ({b.name})", "available": b.usable, "reason": b.reason} for b in builders),
         _runs_on("CPU", "CPUExecutionProvider", providers, "cpu"),
-        _runs_on("CUDA", "CUDAExecutionProvider", providers, "gpu"),
+        _runs_on("CUDA", "CUDAExecutionProvider", providers, "gpu", present=bool(gpus)),
         _ability("draw overlays", packages, ("supervision",), "draw"),
     ]
     return {
@@ -44,6 +44,7 @@ def examine(builders: Sequence[Builder]) -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
+        "gpus": list(gpus),
         "packages": packages,
         "abilities": abilities,
     }
@@ -52,14 +53,18 @@ def examine(builders: Sequence[Builder]) -> dict[str, Any]:
 def _ability(name: str, packages: dict[str, str | None], needed: tuple[str, ...], extra: str) -> dict[str, Any]:
     missing = [package for package in needed if packages[package] is None]
     if missing == ["onnxruntime"] and packages["onnxruntime-gpu"] is not None:
-        missing = []
+        needed, missing = (*needed[:-1], "onnxruntime-gpu"), []
     if missing:
         return {"name": name, "available": False, "reason": f"lacks {', '.join(missing)}: {_pip_install(extra)}"}
     return {"name": name, "available": True, "reason": "with " + ", ".join(f"{p} {packages[p]}" for p in needed)}
 
 
-def _runs_on(device: str, provider: str, providers: list[str] | None, extra: str) -> dict[str, Any]:
+def _runs_on(
+    device: str, provider: str, providers: list[str] | None, extra: str, *, present: bool = True
+) -> dict[str, Any]:
     name = f"detect, eval, bench on {device}"
+    if not present:
+        return {"name": name, "available": False, "reason": "no NVIDIA GPU and driver is visible"}
     if providers is None:
         return {"name": name, "available": False, "reason": f"lacks onnxruntime: {_pip_install(extra)}"}
     if provider not in providers:

@@ -54,13 +54,20 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
 
 
+def refuse_overwriting(target: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Raise OutputError if writing `target` would replace `source`, the input of the work."""
+    output, given = Path(target), Path(source)
+    if output.exists() and given.exists() and output.samefile(given):
+        raise OutputError(f"the output {output} is the input itself. Give another name.")
+
+
 def write_text(target: str | os.PathLike[str], text: str) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
-    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(target, json.dumps(value, indent=2) + "\n")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -23,7 +23,7 @@ def require(module: str, *, extra: str, purpose: str, package: str | None = None
         raise MissingDependencyError(package or top_level, extra=extra, purpose=purpose) from exc
 
 
-def require_export() -> None:
+def require_export(purpose: str) -> None:
     """Raise MissingDependencyError now unless all that `exporters` imports is here."""
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        require(module, extra="export", purpose="reading a checkpoint")
+        require(module, extra="export", purpose=purpose)

@@ -64,7 +64,7 @@ def detect_table(report: DetectReport) -> Table:
 
 
 def eval_table(report: dict[str, Any]) -> Table:
-    table = Table(title=f"COCO AP of {report['artifact']} on {report['images']} images", title_justify="left")
+    table = Table(title=f"COCO AP of {escape(report['artifact'])} on {report['images']} images", title_justify="left")
     table.add_column("")
     for name in report["bbox"]:
         table.add_column(name, justify="right")
@@ -101,6 +101,7 @@ def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
     table = _facts(f"yolact-deploy {report['version']}")
     _fact(table, "python", f"{report['python']} ({report['executable']})")
     _fact(table, "platform", report["platform"])
+    _fact(table, "GPUs", ", ".join(report["gpus"]) or "none visible")
     for name, version in report["packages"].items():
         _fact(table, name, version or "not installed")
     yield table
@@ -130,7 +131,7 @@ def _io_table(tensors: list[dict[str, Any]]) -> Table:
         table.add_column(column)
     for tensor in tensors:
         shape = " x ".join("B" if size == -1 else str(size) for size in tensor["shape"])
-        table.add_row(tensor["name"], tensor["mode"], tensor["dtype"], shape)
+        table.add_row(*(Text(text) for text in (tensor["name"], tensor["mode"], tensor["dtype"], shape)))
     return table
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from yolact_deploy.arrays import FloatArray
 
 SCHEMA_VERSION = 1
+_MIN_INPUT_SIZE, _MAX_INPUT_SIZE = 32, 8192  # beyond, priors alone would fill the memory
 # In an ONNX's metadata_props.
 SPEC_METADATA_KEY = "yolact_deploy.spec"  # ModelSpec.to_json()
 PRECISION_METADATA_KEY = "yolact_deploy.precision"  # "fp32", "fp16", "int8"
@@ -136,6 +139,8 @@ class PriorsSpec:
                 f"priors.scales has {len(self.scales)} levels but priors.aspect_ratios has {len(self.aspect_ratios)}; "
                 "give one entry per FPN level in both."
             )
+        _require_positive("priors.scales", [scale for level in self.scales for scale in level])
+        _require_positive("priors.aspect_ratios", [ratio for level in self.aspect_ratios for ratio in level])
         counts = {len(s) * len(a) for s, a in zip(self.scales, self.aspect_ratios, strict=True)}
         if len(counts) != 1 or 0 in counts:
             raise SpecError(
@@ -157,8 +162,9 @@ class PreprocessSpec:
     resize: Literal["stretch"] = "stretch"
 
     def __post_init__(self) -> None:
-        if min(self.std_rgb) <= 0:
-            raise SpecError(f"preprocess.std_rgb must be positive, found {list(self.std_rgb)}.")
+        _require_positive("preprocess.std_rgb", self.std_rgb)
+        if not all(map(math.isfinite, self.mean_rgb)):
+            raise SpecError(f"preprocess.mean_rgb must be finite, found {list(self.mean_rgb)}.")
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,9 @@ class PostprocessSpec:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
+        for name in ("conf_threshold", "iou_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SpecError(f"postprocess.{name} must be from 0 to 1, found {getattr(self, name)}.")
         if self.top_k < 1 or self.max_detections < 1:
             raise SpecError(
                 f"postprocess.top_k and max_detections must be at least 1, found {self.top_k} and {self.max_detections}."
@@ -205,8 +214,10 @@ class ModelSpec:
                 f"the spec has schema version {self.schema_version}, this version of yolact-deploy reads {SCHEMA_VERSION}. "
                 "Export the model again with this version, or install the version that wrote it."
             )
-        if self.input_size < 32:
-            raise SpecError(f"input_size must be at least 32 pixels, found {self.input_size}.")
+        if not _MIN_INPUT_SIZE <= self.input_size <= _MAX_INPUT_SIZE:
+            raise SpecError(
+                f"input_size must be from {_MIN_INPUT_SIZE} to {_MAX_INPUT_SIZE} pixels, found {self.input_size}."
+            )
         if not self.class_names:
             raise SpecError("class_names is empty; give one name per foreground class.")
         if len(self.category_ids) != len(self.class_names):
@@ -323,6 +334,12 @@ def read_spec_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SpecError(f"{path} must hold a JSON object, found {type(value).__name__}.")
     return value
+
+
+def _require_positive(name: str, values: Iterable[float]) -> None:
+    bad = [value for value in values if not (value > 0 and math.isfinite(value))]
+    if bad:
+        raise SpecError(f"{name} must be positive numbers, found {bad[0]}.")
 
 
 def _halve(size: int, times: int) -> int:

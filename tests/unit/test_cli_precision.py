@@ -156,3 +156,44 @@ def test_build_engine_makes_the_fp16_model_it_is_asked_for(shapes_onnx: Path, tm
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["sidecar"]["precision"] == "fp16"
     assert (tmp_path / "m.fp16.onnx").is_file()
+
+
+def test_export_never_replaces_its_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "best.pth"
+    shutil.copy(SHAPES_CHECKPOINT, checkpoint)
+    before = checkpoint.read_bytes()
+    for options in ((), ("--precision", "fp16")):
+        result = run("export", checkpoint, "--spec", SHAPES_SPEC, "-o", checkpoint, *options)
+        assert result.exit_code == 2
+        assert "is the input itself" in result.stderr
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--calib", "nowhere"), "has no effect on fp32"),
+        (("--precision", "int8"), "--calib"),
+        (("--precision", "int8", "--opset", "18", "--calib", PHOTO), "opset 19"),
+        (("--precision", "int8", "--calib", "nowhere"), "nowhere does not exist"),
+        (("--precision", "fp16", "--annotations", "none.json"), "none.json"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_told_before_the_export(options: tuple[object, ...], message: str) -> None:
+    result = run("export", "no-checkpoint.pth", "-o", "x.onnx", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_an_fp16_file_in_the_way_is_used_or_left_alone(shapes_onnx: Path, int8: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
+    model, typed = tmp_path / "m.onnx", tmp_path / "m.fp16.onnx"
+    shutil.copy(shapes_onnx, model)
+    command = ("build-engine", model, "-o", tmp_path / "m.engine", "--runtime", "tensorrt-rtx", "--precision", "fp16")
+    assert run(*command, "--batch", "9,x").exit_code == 2
+    assert not typed.exists()
+    shutil.copy(int8, typed)
+    result = run(*command)
+    assert result.exit_code == 2
+    assert "is in the way" in result.stderr
+    assert typed.read_bytes() == int8.read_bytes()

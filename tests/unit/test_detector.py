@@ -11,7 +11,7 @@ import pytest
 from exporters.pipeline import export_checkpoint
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from yolact_deploy import Detections, Detector
-from yolact_deploy.errors import ArtifactError, EngineError, ImageError, PlanMismatchError, SpecError
+from yolact_deploy.errors import ArtifactError, DeviceError, EngineError, ImageError, PlanMismatchError, SpecError
 from yolact_deploy.runtime.images import read_image
 from yolact_deploy.spec import SPEC_METADATA_KEY
 
@@ -166,3 +166,13 @@ def test_a_model_without_metadata_or_against_its_own_spec_is_refused(shapes_onnx
     onnx.save(model, str(tmp_path / "bare.onnx"))
     with pytest.raises(SpecError, match=r"carries no 'yolact_deploy.spec' metadata.*yolact-deploy export"):
         Detector(tmp_path / "bare.onnx")
+
+
+def test_a_gpu_that_does_not_start_is_no_silent_cpu(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]  # as onnxruntime-gpu lists them without a driver
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    with pytest.raises(DeviceError, match="CUDA provider did not start"):
+        Detector(shapes_onnx, device="cuda:0")
+    assert "(CPU)" in Detector(shapes_onnx, device="auto").description

@@ -23,7 +23,7 @@ def _ability(report: dict[str, object], name: str) -> dict[str, object]:
 def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package == "numpy" else None)
     monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: None)
-    report = doctor.examine([FakeBuilder()])
+    report = doctor.examine([FakeBuilder()], [])
     for name, extra in (("export", "export"), ("detect, eval, bench on CPU", "cpu"), ("draw overlays", "draw")):
         ability = _ability(report, name)
         assert ability["available"] is False
@@ -37,6 +37,8 @@ def test_onnxruntime_gpu_serves_for_export_too(monkeypatch: pytest.MonkeyPatch) 
     installed = {"torch", "onnx", "onnxscript", "onnxruntime-gpu"}
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package in installed else None)
     monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    report = doctor.examine([])
+    report = doctor.examine([], ["NVIDIA H200"])
     assert _ability(report, "export")["available"] is True
     assert _ability(report, "detect, eval, bench on CUDA")["available"] is True
+    assert "onnxruntime-gpu 1.0" in str(_ability(report, "export")["reason"])
+    assert _ability(doctor.examine([], []), "detect, eval, bench on CUDA")["available"] is False

@@ -34,7 +34,7 @@ def compare(
     debug: DebugOption = False,
 ) -> None:
     """Compare two artifacts on real images: tensors, detections, masks, AP."""
-    require_export()
+    require_export("comparing artifacts")
     from exporters.compare import DEFAULT_EXAMPLES
     from exporters.compare import compare as run_compare
     from exporters.compare_html import write_html
@@ -94,10 +94,11 @@ def inspect(
 def doctor(json_output: JsonOption = False, debug: DebugOption = False) -> None:
     """Tell what is installed, what can run here, and what to install."""
     from engines.adapters import available_runtimes
+    from engines.gpu import visible_gpus
     from yolact_deploy.doctor import examine
     from yolact_deploy.reports import doctor_tables
 
-    report = examine(available_runtimes())
+    report = examine(available_runtimes(), [gpu.name for gpu in visible_gpus()])
     if json_output:
         print_json(report)
     else:
@@ -125,7 +126,7 @@ def _inspect(artifact: Path) -> dict[str, Any]:
         from exporters.spec_files import load_spec
 
         return {"kind": "spec", "path": str(artifact), "spec": load_spec(artifact).to_dict()}
-    require_export()
+    require_export("reading a checkpoint")
     from exporters.inspection import inspect_checkpoint
 
     return inspect_checkpoint(artifact)

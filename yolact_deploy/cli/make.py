@@ -35,6 +35,8 @@ from yolact_deploy.cli.options import (
 from yolact_deploy.console import Progress, print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.optional import require_export
 
+_INT8_OPSET = 19  # the first whose QuantizeLinear takes half scales
+
 
 @reports_errors
 def export(
@@ -59,18 +61,22 @@ def export(
     max_ap_drop: MaxApDropOption = None,
     annotations: AnnotationsOption = None,
     images: ImagesOption = None,
+    io_precision: IoPrecisionOption = IoPrecision.fp32,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Turn a trained checkpoint into a self-describing ONNX, and prove that it computes the same."""
-    require_export()
+    require_export("exporting a checkpoint")
     from exporters.pipeline import export_checkpoint
-    from yolact_deploy.files import check_writable
+    from yolact_deploy.files import check_writable, refuse_overwriting
     from yolact_deploy.reports import export_table
     from yolact_deploy.runtime.images import list_images
 
     check_writable(output)
+    refuse_overwriting(output, checkpoint)
     lowered = precision is not Precision.fp32
+    given = {"--calib": calib, "--calib-cache": calib_cache, "--max-ap-drop": max_ap_drop, "--annotations": annotations}
+    _check_precision_request(precision, opset, given)
     with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
         fp32 = Path(folder) / f"{output.stem}.fp32.onnx" if lowered else output
         result = export_checkpoint(
@@ -99,7 +105,9 @@ def export(
                 max_ap_drop=max_ap_drop,
                 annotations=annotations,
                 annotated_images=images,
+                io_precision=io_precision.value,
             )
+            report |= {key: report["lowered"][key] for key in ("output", "size_bytes", "sha256")}
     if json_output:
         print_json(report)
         return
@@ -130,7 +138,7 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Write a float32 ONNX in FP16 or INT8, and measure what that costs."""
-    require_export()
+    require_export("changing a model's precision")
     with progress_bar() as progress:
         report = _lower_precision(
             model,
@@ -171,17 +179,21 @@ def build_engine(
     debug: DebugOption = False,
 ) -> None:
     """Build a TensorRT or TensorRT-RTX plan. RTX plans are built ahead of time, on any machine."""
+    from engines.adapters import parse_targets
     from engines.builder import build_engine as build
+    from yolact_deploy.files import check_writable
     from yolact_deploy.reports import build_table
 
+    batch_range, targets = _batch_range(batch), parse_targets([target]) if target else ()
+    check_writable(output)
     with progress_bar() as progress:
         typed = _typed_model(model, precision, progress)
         result = build(
             typed,
             output,
             runtime=runtime.value,
-            targets=[name.strip() for name in target.split(",")] if target else (),
-            batch=_batch_range(batch),
+            targets=targets,
+            batch=batch_range,
             precision=precision.value if precision else None,
             workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
             timing_cache=timing_cache,
@@ -218,16 +230,51 @@ def _print_precision(report: dict[str, Any]) -> None:
         print_table(table)
 
 
+def _check_precision_request(precision: Precision, opset: int, given: dict[str, Any]) -> None:
+    """Refuse before the export what would fail or have no effect after it."""
+    from yolact_deploy.errors import CalibrationError
+    from yolact_deploy.evaluation import load_annotations
+    from yolact_deploy.runtime.images import list_images
+
+    idle = [option for option, value in given.items() if value is not None]
+    if precision is Precision.fp32 and idle:
+        raise CalibrationError(
+            f"{', '.join(idle)} has no effect on fp32. Add --precision fp16 or int8, or leave it out."
+        )
+    if precision is Precision.int8 and opset < _INT8_OPSET:
+        raise CalibrationError(f"INT8 with half scales needs opset {_INT8_OPSET}, found --opset {opset}.")
+    if precision is Precision.int8 and given["--calib"] is None and given["--calib-cache"] is None:
+        raise CalibrationError("INT8 needs images like those the model will see: give a folder of them with --calib.")
+    if given["--calib"] is not None:
+        list_images([given["--calib"]])
+    if given["--annotations"] is not None:
+        load_annotations(given["--annotations"])
+
+
 def _typed_model(model: Path, precision: Precision | None, progress: Progress) -> Path:
-    """`model`, or the FP16 ONNX made of it beside it when that is asked for and it is float32."""
+    """`model`, or the FP16 ONNX made of it beside it when that is asked for and it is float32.
+
+    A file that stands there already is used if it is of the same checkpoint and spec, and never replaced.
+    """
     if precision is not Precision.fp16:
         return model
     from engines.onnx_graph import read_onnx
+    from yolact_deploy.errors import OutputError
+    from yolact_deploy.spec import CHECKPOINT_SHA256_METADATA_KEY, SPEC_METADATA_KEY
 
-    if read_onnx(model).precision != Precision.fp32.value:
+    graph = read_onnx(model)
+    if graph.precision != Precision.fp32.value:
         return model
-    require_export()
     typed = model.with_name(f"{model.stem}.fp16.onnx")
+    if typed.exists():
+        found = read_onnx(typed)
+        keys = (SPEC_METADATA_KEY, CHECKPOINT_SHA256_METADATA_KEY)
+        same = all(found.metadata.get(key) == graph.metadata.get(key) for key in keys)
+        if found.precision != Precision.fp16.value or not same:
+            raise OutputError(f"{typed} is in the way: it is not the FP16 form of {model}. Move it, or build from it.")
+        say(f"note: {model} is float32; built from its FP16 form {typed}, which was there.")
+        return typed
+    require_export("changing a model's precision")
     report = _lower_precision(model, typed, LowPrecision.fp16, progress, calib=None)
     say(f"note: {model} is float32; its FP16 form was written to {typed}.")
     for warning in report["warnings"]:

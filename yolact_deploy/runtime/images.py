@@ -100,4 +100,4 @@ def _is_truncated(data: bytes) -> bool:
     """JPEG and PNG decoders fill what is missing with gray instead of failing."""
     if data.startswith(_JPEG_START):
         return data.find(_JPEG_END, max(0, data.rfind(_JPEG_SCAN))) < 0
-    return data.startswith(_PNG_START) and _PNG_END not in data[-64:]
+    return data.startswith(_PNG_START) and _PNG_END not in data

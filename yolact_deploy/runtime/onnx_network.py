@@ -31,6 +31,7 @@ class OnnxNetwork:
         ort = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
         self._path = Path(path)
         self._session = _open_session(ort, self._path, _providers(ort, device), threads)
+        _check_device(self._session, device)
         self._spec = _read_spec(self._session, self._path)
         self._input_dtype = np.float16 if self._session.get_inputs()[0].type == "tensor(float16)" else np.float32
         self._mask_iou = self._open_mask_iou(ort, threads)
@@ -108,6 +109,15 @@ def _providers(ort: Any, device: str) -> list[Any]:
     if kind == "cpu" or not has_cuda:
         return ["CPUExecutionProvider"]
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
+
+
+def _check_device(session: Any, device: str) -> None:
+    """onnxruntime goes on with the CPU, and only logs it, where its CUDA provider can't start."""
+    if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise DeviceError(
+            f"device {device!r} was asked for, but onnxruntime's CUDA provider did not start: no such GPU, no driver, or "
+            "CUDA and cuDNN libraries of another version. `nvidia-smi` lists the GPUs; `--device cpu` runs without one."
+        )
 
 
 def _read_spec(session: Any, path: Path) -> ModelSpec:
