@@ -95,7 +95,8 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as exc:  # protobuf's own error type, which moved between its versions
-        raise ArtifactError(f"{file} is not an ONNX model, or is damaged ({_first_line(exc)}).") from exc
+        hint = f" Export it first: yolact-deploy export {file} -o {file.stem}.onnx" if file.suffix in _WEIGHTS else ""
+        raise ArtifactError(f"{file} is not an ONNX model, or is damaged ({_first_line(exc)}).{hint}") from exc
     if not model.graph.node:
         found = "it is empty" if not data else "it holds no graph"
         raise ArtifactError(f"{file} is not an ONNX model, or is damaged: {found}.")
@@ -108,6 +109,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     return OnnxGraph(file, data, model)
 
 
+_WEIGHTS = (".pth", ".pt", ".ckpt")
 _IO_DTYPES = ("float32", "float16")  # float16 by `quantize --io-precision fp16`
 
 

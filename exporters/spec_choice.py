@@ -19,6 +19,8 @@ _MAX_LISTED_CLASSES = 20
 _MAX_LISTED_DIFFERENCES = 3
 _SMALLEST_SCALE = 24  # pixels on the first FPN level in the published configurations; doubles per level
 _ASPECT_RATIOS = [1, 0.5, 2]
+_PLACEHOLDER = "class"
+_LARGEST_PRIOR = 1.2  # of the input size; YOLACT++ has 1.11, the others 0.93 at most
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def choose_spec(
         )
         listed = "; ".join(map(str, contradictions[:_MAX_LISTED_DIFFERENCES]))
         raise CheckpointError(f"{path} does not fit {spec.name} (from {source}): {listed}. {advice}")
-    return SpecChoice(spec, source, (f"spec {spec.name}: from {source}.", *notes))
+    return SpecChoice(spec, source, (f"spec {spec.name}: from {source}.", *notes, *_doubts(spec)))
 
 
 def starter_spec(found: Architecture, name: str) -> str:
@@ -68,8 +70,7 @@ def starter_spec(found: Architecture, name: str) -> str:
     base = _nearest_published(found)
     fields: dict[str, Any] = {EXTENDS: base.name, "name": name, "input_size": base.input_size}
     if found.num_classes != base.num_classes:
-        fields["class_names"] = [f"class {i}" for i in range(1, found.num_classes + 1)]
-        fields["category_ids"] = list(range(1, found.num_classes + 1))
+        fields["class_names"] = [f"{_PLACEHOLDER} {i}" for i in range(1, found.num_classes + 1)]
     fields.update(_backbone_fields(found, base))
     fpn = {"channels": found.fpn_channels, "num_downsample": found.num_downsample}
     if fpn != {"channels": base.fpn.channels, "num_downsample": base.fpn.num_downsample}:
@@ -85,6 +86,21 @@ def starter_spec(found: Architecture, name: str) -> str:
         fields["mask_iou_layers"] = [list(layer) for layer in found.mask_iou_layers]
     fields["priors"] = _placeholder_priors(found)
     return _one_field_per_line(fields)
+
+
+def _doubts(spec: ModelSpec) -> tuple[str, ...]:
+    """What a spec says that no contradiction shows and that is still hardly meant."""
+    doubts = []
+    if any(re.fullmatch(rf"{_PLACEHOLDER} \d+", name) for name in spec.class_names):
+        doubts.append(f'class names are still placeholders ("{spec.class_names[0]}", ...).')
+    largest = max(scale for level in spec.priors.scales for scale in level)
+    if spec.priors.use_pixel_scales and largest > _LARGEST_PRIOR * spec.input_size:
+        fitting = [int(spec.input_size / 550 * scale) for scale in (24, 48, 96, 192, 384)]
+        doubts.append(
+            f"the largest prior ({largest:g} pixels) exceeds the input ({spec.input_size}): for that size the published "
+            f"configurations would have scales {fitting}. Detections are wrong unless these are the training's."
+        )
+    return tuple(doubts)
 
 
 def _backbone_fields(found: Architecture, base: ModelSpec) -> dict[str, Any]:
@@ -129,8 +145,9 @@ def _advice_on_published(path: Path, found: Architecture) -> str:
 def _how_to_write_one(path: Path, found: Architecture) -> str:
     name = _config_in_name(path)
     return (
-        f"write this to {name}.json, correct the input size, class names and prior scales to those of the training, "
-        f"and give --spec {name}.json:\n{starter_spec(found, name)}"
+        f"write this to {name}.json, correct the input size, class names and prior scales to those of the training, add "
+        '"category_ids" if your annotations do not count 1, 2, 3, ... '
+        f"in this order, and give --spec {name}.json:\n{starter_spec(found, name)}"
     )
 
 

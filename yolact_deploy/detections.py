@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from yolact_deploy.arrays import BoolArray, FloatArray, IntArray
 from yolact_deploy.optional import require
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RawDetections:
     """Detections of one image before they meet the image: relative boxes, coefficients and prototypes."""
 
@@ -41,7 +42,7 @@ class RawDetections:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """Detections of one image, best first. Masks are assembled when first asked for.
 
@@ -58,6 +59,11 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).most_common())
+        best = f" ({counts}; best {self.scores[0]:.2f})" if len(self) else ""
+        return f"<Detections: {len(self)}{best} in {self.image_hw[1]}x{self.image_hw[0]}>"
 
     @property
     def scores(self) -> FloatArray:

@@ -36,4 +36,4 @@ step "What INT8 changed, on five images" \
 step "How fast it is, and where the time goes" \
     yolact-deploy bench $out/shapes.onnx --images $shapes/val
 
-printf '\nThe overlays are in %s/overlays. Next: your own checkpoint, see README.md.\n' "$out"
+printf '\nLook at %s/overlays and %s/compare.html. Next, your own checkpoint: docs/custom-models.md\n' "$out" "$out"

@@ -23,6 +23,7 @@ from yolact_deploy.spec import ModelSpec, NmsMode
 ImageInput = Image | str | os.PathLike[str]
 ImageList = list[Image] | list[str] | list[Path] | list[ImageInput]
 PLAN_SUFFIXES = (".engine", ".plan")
+_WEIGHTS = (".pth", ".pt", ".ckpt")
 
 
 class Detector:
@@ -55,6 +56,9 @@ class Detector:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (str(self.artifact), self._arguments)
+
+    def __repr__(self) -> str:
+        return f"<Detector: {self.spec.name} from {self.artifact}, {self.description}>"
 
     @property
     def spec(self) -> ModelSpec:
@@ -146,7 +150,8 @@ def _open_network(artifact: Path, device: str, threads: int | None) -> Network:
             f"{artifact} is a sound {sidecar.runtime} plan, but this version of yolact-deploy does not execute plans yet. "
             f"Run the ONNX it was built from ({sidecar.onnx_name})."
         )
-    raise ArtifactError(f"{artifact} is neither .onnx nor {' or '.join(PLAN_SUFFIXES)}: a Detector can't open it.")
+    hint = f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx" if suffix in _WEIGHTS else ""
+    raise ArtifactError(f"{artifact} is neither .onnx nor {' or '.join(PLAN_SUFFIXES)}: it can't be run.{hint}")
 
 
 def _load(item: ImageInput, channel_order: ChannelOrder) -> Image:
