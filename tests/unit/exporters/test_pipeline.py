@@ -83,7 +83,7 @@ def test_what_can_be_refused_at_once_is_refused_before_any_work(tmp_path: Path) 
         export(goldens.SHAPES_CHECKPOINT, tmp_path / "nowhere" / "model.onnx")
     with pytest.raises(OutputError, match="is a folder"):
         export(goldens.SHAPES_CHECKPOINT, tmp_path)
-    with pytest.raises(OutputError, match="the checkpoint itself"):
+    with pytest.raises(OutputError, match="the input itself"):
         export(goldens.SHAPES_CHECKPOINT, goldens.SHAPES_CHECKPOINT)
     with pytest.raises(ImageError, match=r"photo\.jpg"):
         export(goldens.SHAPES_CHECKPOINT, tmp_path / "model.onnx", [tmp_path / "photo.jpg"])

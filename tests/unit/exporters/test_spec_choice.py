@@ -172,7 +172,9 @@ def test_another_class_count_names_both_and_shows_the_spec_to_write(name: str, a
     assert "foreground classes: found 5, expected 80" in message
     shown = json.loads(message[message.index("{\n") :])
     assert shown["extends"] == "yolact_base"
-    assert len(shown["class_names"]) == len(shown["category_ids"]) == 5
+    assert len(shown["class_names"]) == 5
+    assert "category_ids" not in shown  # a placeholder would be believed; without them 1, 2, 3, ... is taken, and said
+    assert '"category_ids" if' in message
 
 
 def test_many_classes_are_not_all_listed() -> None:
@@ -240,4 +242,23 @@ def test_loading_a_published_checkpoint_gives_every_tensor_of_the_original_in_or
     assert loaded.spec == PUBLISHED["yolact_resnet50_pascal"]
     assert [(name, tuple(t.shape)) for name, t in loaded.state_dict.items()] == list(
         goldens.manifest_shapes("yolact_resnet50_pascal").items()
+    )
+
+
+def test_placeholders_and_priors_beyond_the_input_are_said(tmp_path: Path) -> None:
+    fields = json.loads(goldens.SHAPES_SPEC.read_text())
+    fields["class_names"] = [f"class {i}" for i in range(1, 7)]
+    fields["priors"]["scales"] = [[24], [48], [96], [192], [384]]
+    spec = tmp_path / "doubtful.json"
+    spec.write_text(json.dumps(fields))
+    notes = " ".join(load_checkpoint(goldens.SHAPES_CHECKPOINT, spec_file=spec).notes)
+    assert "still placeholders" in notes
+    assert "exceeds the input (256)" in notes
+    assert "[11, 22, 44, 89, 178]" in notes
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_configurations_raise_no_doubt(name: str) -> None:
+    assert choose_spec(Path("x.pth"), infer_architecture(_state(name), Path("x.pth")), config=name).notes == (
+        f"spec {name}: from --config {name}.",
     )
