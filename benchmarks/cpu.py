@@ -6,26 +6,26 @@ Writes benchmarks/results/<name>.json and makes benchmarks/RESULTS.md from all f
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter_ns, sleep
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks.golden_net import export_golden, golden_model
-from benchmarks.latency import environment, percentiles
+from benchmarks.latency import bench, without_samples
+from benchmarks.machine import environment
+from benchmarks.peers import in_turns
 from benchmarks.results_page import write_page
-from benchmarks.torch_peer import TorchDetections, detect_and_assemble
+from benchmarks.statistics import percentiles
+from benchmarks.sweep import BATCHES, sweep
+from benchmarks.torch_peer import TorchDetections, detect_and_assemble, end_to_end
 from exporters.yolact import Yolact
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
@@ -35,7 +35,6 @@ from yolact_deploy.files import check_writable, write_json
 RESULTS = Path(__file__).parent / "results"
 SHAPES = Path(__file__).parents[1] / "examples" / "shapes"
 _HELP_RUNS = 9
-_SETTLE_SECONDS = 0.25  # thread pools spin on after their work (OpenMP up to 0.2 s) and would slow whoever comes next
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def main() -> None:
         "kind": "cpu",
         "environment": environment(),
         "threads": arguments.threads,
-        **latency_against_torch(arguments.iterations, arguments.threads),
+        **latency(arguments.iterations, arguments.threads),
         "shapes_ap": shapes_ap(arguments.threads),
         "help_cpu_ms": help_cpu_ms(),
     }
@@ -60,12 +59,23 @@ def main() -> None:
     print(json.dumps(report, indent=2))
 
 
-def latency_against_torch(iterations: int, threads: int) -> dict[str, Any]:
-    """Ours and the PyTorch peer in turns, on the same image and the same 100 detections."""
+def latency(iterations: int, threads: int) -> dict[str, Any]:
+    """Ours by stage and by amount of work ("bench", "sweep"), then beside PyTorch."""
     model, image = golden_model()
     with tempfile.TemporaryDirectory() as folder:
-        export_golden(model, Path(folder) / "model.onnx")
-        detector = Detector(Path(folder) / "model.onnx", device="cpu", threads=threads)
+        artifact = Path(folder) / "model.onnx"
+        export_golden(model, artifact)
+        detector = Detector(artifact, device="cpu", threads=threads, batch_size=max(BATCHES))
+        stages = without_samples(bench([detector], [image], iterations=iterations, threads=threads))
+        swept = sweep(detector, [image])
+    for described in (swept, *stages["runs"]):
+        described["artifact"] = artifact.name  # where it lay is of no interest
+    stages["notes"] = [note.replace(str(artifact), artifact.name) for note in stages["notes"]]
+    return {"bench": stages, "sweep": swept, **_against_torch(model, image, detector, iterations)}
+
+
+def _against_torch(model: Yolact, image: Image, detector: Detector, iterations: int) -> dict[str, Any]:
+    """In turns, on the same image and the same 100 detections."""
     priors = torch.from_numpy(detector.spec.make_priors().copy())
     heads = detector.run_network(detector.preprocess([image]))
     loc, conf, mask_coeff, proto = (torch.from_numpy(head[0]) for head in heads)
@@ -75,12 +85,14 @@ def latency_against_torch(iterations: int, threads: int) -> dict[str, Any]:
         return _with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
 
     with torch.inference_mode():
-        times = _in_turns(
+        times = in_turns(
             {
                 "end_to_end_ms": lambda: _with_masks(detector(image)),
-                "torch_end_to_end_ms": lambda: _torch_end_to_end(model, image, priors),
+                "torch_end_to_end_ms": lambda: end_to_end(model, image, priors),
                 "detect_and_masks_ms": ours_after_network,
-                "torch_detect_and_masks_ms": lambda: detect_and_assemble(loc, conf, mask_coeff, proto, priors, image_hw),
+                "torch_detect_and_masks_ms": lambda: detect_and_assemble(
+                    loc, conf, mask_coeff, proto, priors, image_hw
+                ),
             },
             iterations,
         )
@@ -126,34 +138,6 @@ def help_cpu_ms() -> dict[str, float]:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times_ns.append(int((after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) * 1e9))
     return percentiles(times_ns)
-
-
-def _in_turns(work: dict[str, Callable[[], object]], iterations: int, warmup: int = 3) -> dict[str, dict[str, float]]:
-    times: dict[str, list[int]] = {name: [] for name in work}
-    gc.collect()
-    gc.disable()
-    for iteration in range(warmup + iterations):
-        for name, run in work.items():
-            sleep(_SETTLE_SECONDS)
-            begin = perf_counter_ns()
-            result = run()
-            end = perf_counter_ns()
-            del result
-            if iteration >= warmup:
-                times[name].append(end - begin)
-    gc.enable()
-    return {name: percentiles(samples) for name, samples in times.items()}
-
-
-def _torch_end_to_end(model: Yolact, image: Image, priors: torch.Tensor) -> TorchDetections:
-    pre = model.spec.preprocess
-    mean, std = torch.tensor(pre.mean_rgb[::-1]), torch.tensor(pre.std_rgb[::-1])
-    pixels = torch.from_numpy(image).float().permute(2, 0, 1)[None]
-    size = (model.spec.input_size, model.spec.input_size)
-    pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
-    pixels = ((pixels - mean[None, :, None, None]) / std[None, :, None, None])[:, [2, 1, 0]].contiguous()
-    loc, conf, mask_coeff, proto = model(pixels)
-    return detect_and_assemble(loc[0], conf[0], mask_coeff[0], proto[0], priors, (image.shape[0], image.shape[1]))
 
 
 def _with_masks(detections: Detections) -> Detections:

@@ -1,37 +1,26 @@
-"""Latency of a Detector, end to end and per stage."""
+"""Latency of Detectors, end to end and per stage, as the JSON of `yolact-deploy bench`."""
 
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib import metadata
 from itertools import cycle
-from os import cpu_count
-from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
-import numpy as np
-
+from benchmarks.artifacts import describe
+from benchmarks.machine import Watch, environment, machine_notes, usable_cores
+from benchmarks.memory import peak_memory
+from benchmarks.rounds import STAGES, Limit, Samples, Yardstick, harness_overhead_ns, run_rounds, time_stages, warm_up
+from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles, variation
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 
 SCHEMA = 1
-STAGES = ("preprocess", "network", "detect", "masks")
+DEFAULT_ITERATIONS = 50
+MAX_VARIATION = 0.025
+MAX_OVERHEAD = 0.01  # of the shortest stage
+MAX_UNACCOUNTED = 0.03  # of the end-to-end median, between it and the stages' sum
 _NS_PER_MS = 1e6
-_PACKAGES = ("yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch")
-
-
-@dataclass
-class Samples:
-    """Times of one artifact in nanoseconds, one entry per iteration."""
-
-    detector: Detector
-    total_ns: list[int] = field(default_factory=list)
-    stages_ns: dict[str, list[int]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
 
 
 def bench(
@@ -39,121 +28,138 @@ def bench(
     images: Sequence[Image],  # each [H, W, 3] BGR
     *,
     batch: int = 1,
-    iterations: int = 50,
-    warmup: int = 5,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    warmup: int | None = None,
+    threads: int | None = None,
     score_threshold: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Time detectors side by side; the result is the JSON of `yolact-deploy bench` (schema 1).
+    """Time detectors side by side; the result is the JSON of `yolact-deploy bench` (schema 1), raw samples included.
 
     One iteration takes `batch` images in host memory to detections with full-size masks in host memory. Detectors take
     turns at every iteration, so that a change in the machine's speed meets all of them; images rotate, so that no cache
-    is measured. Times are of the host's monotonic clock, in milliseconds per batch. Raises ValueError for counts below 1.
+    is measured. Times are of the host's monotonic clock, in milliseconds per batch. It ends after `iterations` (50, unless
+    `seconds` are given) or `seconds`; `warmup` iterations come first, or, when None, as many as it takes to be stable.
+    `threads` only says what the detectors were opened with. Ctrl-C ends it early: "interrupted" is then true. Raises
+    ValueError for counts below 1.
     """
-    if min(batch, iterations) < 1 or warmup < 0 or not images:
+    if batch < 1 or (iterations is not None and iterations < 1) or (warmup or 0) < 0 or not images:
         raise ValueError(
             f"batch and iterations must be at least 1, found {batch} and {iterations}, with {len(images)} images."
         )
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"seconds must be above 0, found {seconds}.")
+    if iterations is None and seconds is None:
+        iterations = DEFAULT_ITERATIONS
     runs = [Samples(detector) for detector in detectors]
     source = cycle(images)
-    total = warmup + iterations
+    yardstick = Yardstick(threads or usable_cores())
+    collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for iteration in range(total):
-            if progress is not None:
-                progress(iteration, total)
-            inputs = [next(source) for _ in range(batch)]
-            for run in runs:
-                marks = _time_once(run.detector, inputs, score_threshold)
-                if iteration >= warmup:
-                    _record(run, marks)
+        warmed = warm_up(runs, source, batch, score_threshold, warmup)
+        yardstick.measure()
+        yardstick.times_ns.clear()
+        watch = Watch()
+        limit = Limit(iterations, seconds)
+        complete = run_rounds(runs, source, batch, score_threshold, limit, yardstick, progress)
+        watched = watch.report()
+        inputs = [next(source) for _ in range(batch)]
+        memory = [
+            peak_memory(lambda run=run: time_stages(run.detector, inputs, score_threshold))  # type: ignore[misc]
+            for run in runs
+        ]
     finally:
-        gc.enable()
-    if progress is not None:
-        progress(total, total)
-    return {
+        yardstick.close()
+        if collecting:
+            gc.enable()
+    overhead_ms = harness_overhead_ns() / _NS_PER_MS
+    report = {
         "schema": SCHEMA,
         "environment": environment(),
         "options": {
             "batch": batch,
             "iterations": iterations,
-            "warmup": warmup,
+            "seconds": seconds,
+            "warmup": warmed["iterations"],
+            "warmup_stable": warmed["stable"],
             "score_threshold": score_threshold,
+            "threads": threads or usable_cores(),
             "images": len(images),
             "image_sizes_hw": sorted({image.shape[:2] for image in images}),
+            "clock": "host",
+            "transfers": "none: host memory only",
+            "cuda_graph": None,
         },
-        "runs": [_summary(run, batch) for run in runs],
+        "interrupted": not complete,
+        "harness_overhead_ms": overhead_ms,
+        "yardstick_ms": percentiles(yardstick.times_ns),
+        "yardstick_samples_ms": _ms(yardstick.times_ns),
+        "watch": watched,
+        "runs": [
+            {**_summary(run, batch, overhead_ms), "peak_memory": peak} for run, peak in zip(runs, memory, strict=True)
+        ],
     }
+    report["notes"] = machine_notes(watched, threads) + _notes(report)
+    return report
 
 
-def percentiles(times_ns: Sequence[int]) -> dict[str, float]:
-    """p50, p90, p95, p99, mean, max in milliseconds, and n. A percentile is an observed time, the next one above."""
-    times_ms = np.asarray(times_ns) / _NS_PER_MS
-    values = {f"p{q}": float(np.percentile(times_ms, q, method="higher")) for q in (50, 90, 95, 99)}
-    return {**values, "mean": float(times_ms.mean()), "max": float(times_ms.max()), "n": len(times_ms)}
+def without_samples(report: dict[str, Any]) -> dict[str, Any]:
+    """The report less its raw samples."""
+    runs = [{key: value for key, value in run.items() if key != "samples_ms"} for run in report["runs"]]
+    return {**{key: value for key, value in report.items() if key != "yardstick_samples_ms"}, "runs": runs}
 
 
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "cores": cpu_count(),
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-    }
-
-
-def cpu_model() -> str:
-    """The processor's name; the architecture where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _time_once(detector: Detector, images: list[Image], score_threshold: float) -> list[int]:
-    """Clock readings before the first stage and after each; masks are assembled as a user's access would."""
-    marks = [perf_counter_ns()]
-    batch = detector.preprocess(images)
-    marks.append(perf_counter_ns())
-    heads = detector.run_network(batch)
-    marks.append(perf_counter_ns())
-    raws = detector.suppress(heads)
-    marks.append(perf_counter_ns())
-    masks = [
-        detector.assemble(raw, (image.shape[0], image.shape[1]), score_threshold).masks
-        for raw, image in zip(raws, images, strict=True)
-    ]
-    marks.append(perf_counter_ns())
-    del masks  # freed after the clock was read: giving memory back is the caller's business
-    return marks
-
-
-def _record(run: Samples, marks: list[int]) -> None:
-    run.total_ns.append(marks[-1] - marks[0])
-    for stage, begin, end in zip(STAGES, marks, marks[1:], strict=False):
-        run.stages_ns[stage].append(end - begin)
-
-
-def _summary(run: Samples, batch: int) -> dict[str, Any]:
+def _summary(run: Samples, batch: int, overhead_ms: float) -> dict[str, Any]:
     latency = percentiles(run.total_ns)
+    stages = {stage: percentiles(times) for stage, times in run.stages_ns.items()}
     return {
-        "artifact": str(run.detector.artifact),
-        "backend": run.detector.description,
+        **describe(run.detector),
         "batch": batch,
         "latency_ms": latency,
-        "stages_ms": {stage: percentiles(times) for stage, times in run.stages_ns.items()},
+        "stages_ms": stages,
         "throughput_fps": batch * 1000 / latency["mean"],
+        "confidence": CONFIDENCE,
+        "latency_ci_ms": confidence_intervals(run.total_ns),
+        "stages_ci_ms": {stage: confidence_intervals(times) for stage, times in run.stages_ns.items()},
+        "variation": variation(run.total_ns),
+        "cpu_ms": percentiles(run.cpu_ns),
+        "whole_call_ms": percentiles(run.whole_ns) if run.whole_ns else None,
+        "stages_share": sum(times["p50"] for times in stages.values()) / latency["p50"],
+        "overhead_share": overhead_ms / min(times["p50"] for times in stages.values()),
+        "samples_ms": {
+            "latency": _ms(run.total_ns),
+            **{stage: _ms(run.stages_ns[stage]) for stage in STAGES},
+            "cpu": _ms(run.cpu_ns),
+            "whole_call": _ms(run.whole_ns),
+        },
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _notes(report: dict[str, Any]) -> list[str]:
+    notes = []
+    if report["interrupted"]:
+        notes.append("interrupted: the figures are of what was measured until then.")
+    if report["options"]["warmup_stable"] is False:
+        notes.append(f"times were still changing after {report['options']['warmup']} warm-up iterations.")
+    if len(report["runs"]) > 1:
+        notes.append(f"peak memory is of one process that holds all {len(report['runs'])} artifacts.")
+    for run in report["runs"]:
+        if run["variation"] > MAX_VARIATION:
+            notes.append(
+                f"{run['artifact']}: times vary by {100 * run['variation']:.1f}% (more than {100 * MAX_VARIATION:g}%); "
+                "trust the medians and their intervals, not single times."
+            )
+        if run["overhead_share"] > MAX_OVERHEAD:
+            notes.append(f"{run['artifact']}: timing takes {100 * run['overhead_share']:.1f}% of its shortest stage.")
+        if abs(run["stages_share"] - 1) > MAX_UNACCOUNTED:
+            notes.append(f"{run['artifact']}: the stages' medians are {run['stages_share']:.3f} of the whole's.")
+    if not report["environment"]["gpus"]:
+        notes.append("no GPU: device times, transfers, device memory and clocks are not measured.")
+    return notes
+
+
+def _ms(times_ns: Sequence[int]) -> list[float]:
+    return [time / _NS_PER_MS for time in times_ns]

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exporters.yolact import Yolact
+from yolact_deploy.arrays import Image
+
 
 class TorchDetections(NamedTuple):
     class_ids: Tensor  # int64 [n]
@@ -32,6 +35,17 @@ def detect_and_assemble(
     """FastNMS with the default thresholds, then full-size masks; one image."""
     boxes, coefficients, class_ids, scores = fast_nms(loc, conf, mask_coeff, priors)
     return assemble(boxes, coefficients, class_ids, scores, proto, image_hw)
+
+
+def end_to_end(model: Yolact, image: Image, priors: Tensor) -> TorchDetections:
+    """One image uint8 [H, W, 3] BGR through the original's FastBaseTransform, the network, Detect and postprocess."""
+    pre, size = model.spec.preprocess, model.spec.input_size
+    pixels = torch.from_numpy(image).float().permute(2, 0, 1)[None]
+    pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+    mean, std = torch.tensor(pre.mean_rgb[::-1]), torch.tensor(pre.std_rgb[::-1])
+    pixels = ((pixels - mean[None, :, None, None]) / std[None, :, None, None])[:, [2, 1, 0]].contiguous()
+    loc, conf, mask_coeff, proto = model(pixels)
+    return detect_and_assemble(loc[0], conf[0], mask_coeff[0], proto[0], priors, (image.shape[0], image.shape[1]))
 
 
 def fast_nms(loc: Tensor, conf: Tensor, mask_coeff: Tensor, priors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,13 @@ from yolact_deploy.cli.options import (
     NmsOption,
     ThreadsOption,
 )
-from yolact_deploy.console import print_json, print_table, progress_bar, reports_errors, say
+from yolact_deploy.console import INTERRUPTED, print_json, print_table, progress_bar, reports_errors, say
+
+
+class Scenario(str, Enum):
+    single_stream = "single-stream"
+    offline = "offline"
+    server = "server"
 
 
 @reports_errors
@@ -97,34 +104,65 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Exported .onnx files, timed in turns.")],
     images: Annotated[Path | None, typer.Option(help="Image or folder to rotate. Default: one made up.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per iteration.")] = 1,
-    iterations: Annotated[int, typer.Option(min=1, help="Timed iterations.")] = 50,
-    warmup: Annotated[int, typer.Option(min=0, help="Iterations before them.")] = 5,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Timed iterations. Default: 50, or --seconds.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Time so long; with --iterations, at most.")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Iterations before. Default: until times settle.")] = None,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Masks are made above it.")] = 0.0,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also vary batch, detections and image size.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also time PyTorch and bare onnxruntime.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="The .pth of the first artifact, for --peers.")] = None,
+    scenario: Annotated[Scenario | None, typer.Option(help="Also run MLPerf's LoadGen.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier --json to compare with; exit 1 if slower.")] = None,
+    max_regression: Annotated[str, typer.Option(help="How much slower than the baseline is allowed.")] = "5%",
+    allow_other_machine: Annotated[
+        bool, typer.Option("--allow-other-machine", help="Compare with a baseline of another machine.")
+    ] = False,
+    samples: Annotated[bool, typer.Option("--samples", help="Keep every time in the JSON: the best baseline.")] = False,
+    report_file: Annotated[Path | None, typer.Option("--report", help="Write a page (.html) as well.")] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure latency, end to end and per stage."""
-    from benchmarks.inputs import bench_images
-    from benchmarks.latency import bench as run_bench
-    from yolact_deploy.reports import bench_tables
-    from yolact_deploy.runtime.detector import Detector
+    """Measure latency, end to end and per stage; compare with peers and with an earlier time."""
+    from benchmarks.command import BenchRequest, measure, regressed
+    from benchmarks.latency import without_samples
+    from benchmarks.report_html import write_report
+    from yolact_deploy.bench_tables import bench_tables
+    from yolact_deploy.files import check_writable
 
-    inputs = bench_images(images)
-    detectors = [Detector(path, device=device, threads=threads, batch_size=batch) for path in artifacts]
+    if report_file is not None:
+        check_writable(report_file)
+    request = BenchRequest(
+        artifacts=artifacts,
+        images=images,
+        batch=batch,
+        iterations=iterations,
+        seconds=seconds,
+        warmup=warmup,
+        score_threshold=score_threshold,
+        device=device,
+        threads=threads,
+        sweep=sweep,
+        peers=peers,
+        checkpoint=checkpoint,
+        scenario=None if scenario is None else scenario.value,
+        baseline=baseline,
+        max_regression=max_regression,
+        allow_other_machine=allow_other_machine,
+    )
     with progress_bar() as progress:
-        report = run_bench(
-            detectors,
-            inputs,
-            batch=batch,
-            iterations=iterations,
-            warmup=warmup,
-            score_threshold=score_threshold,
-            progress=lambda step, total: progress("bench", step, total),
-        )
+        report = measure(request, progress)
+    if report_file is not None:
+        write_report(report, report_file)
     if json_output:
-        print_json(report)
+        print_json(report if samples else without_samples(report))
     else:
         for table in bench_tables(report):
             print_table(table)
+    for note in report["notes"]:
+        say(f"note: {note}")
+    if report["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
+    if regressed(report):
+        raise typer.Exit(1)

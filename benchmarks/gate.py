@@ -1,0 +1,202 @@
+"""Is it slower than it was? A verdict that noise does not give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.statistics import bootstrap_quantiles, order_interval
+
+Verdict = Literal["passed", "regressed", "inconclusive"]
+ATTEMPTS = 3  # a regression is still there when measured again; a busy neighbour seldom is
+_LEVEL = 0.99
+_BUSY_SHARE = 0.05  # of the cores, taken by others: from here on the clock alone proves nothing
+_TOO_BUSY_SHARE = 0.15  # and from here on nothing does but pairs
+_MIN_SAMPLES = 20
+_FAST, _MEDIAN = 0.1, 0.5  # quantiles: noise only ever adds time, so the fast tenth moves when the code does
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`ratio` is new over old time, its `interval` at 99%; `allowance` what the machine itself got slower by."""
+
+    artifact: str
+    method: Literal["paired", "distributions", "percentiles"]
+    ratio: float
+    interval: tuple[float | None, float | None]
+    allowance: float
+    max_regression: float
+    verdict: Verdict
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge_paired(
+    artifact: str,
+    new_ms: Sequence[float],  # of every round
+    old_ms: Sequence[float],  # of the same rounds
+    max_regression: float,
+) -> Judgement:
+    """Compare two artifacts timed in turns in one run: what befell the machine befell both.
+
+    The median of the rounds' ratios, with a distribution-free interval.
+    """
+    ratios = np.sort(np.asarray(new_ms) / np.asarray(old_ms))
+    low, high = order_interval(len(ratios), _MEDIAN, _LEVEL)
+    interval = (None if low is None else float(ratios[low]), None if high is None else float(ratios[high]))
+    verdict: Verdict
+    if len(ratios) < _MIN_SAMPLES or interval[0] is None:
+        verdict, reason = "inconclusive", f"{len(ratios)} rounds are too few; take {_MIN_SAMPLES} or more."
+    elif interval[0] > 1 + max_regression:
+        verdict, reason = "regressed", f"slower in pairs by {_percent(interval[0])} at least."
+    else:
+        verdict, reason = "passed", "not slower than allowed, in pairs."
+    return Judgement(artifact, "paired", float(np.median(ratios)), interval, 1.0, max_regression, verdict, reason)
+
+
+def judge_distributions(
+    artifact: str,
+    new_ms: Sequence[float],  # in the order they were taken
+    old_ms: Sequence[float],
+    new_yardstick_ms: Sequence[float],  # of the fixed work done between them; may be empty
+    old_yardstick_ms: Sequence[float],
+    max_regression: float,
+) -> Judgement:
+    """Compare with samples of another time. Regressed only if both the median and the fast tenth of the times are
+    slower than allowed beyond their bootstrap intervals, after allowing for what the yardstick says the machine lost."""
+    quantiles = (_FAST, _MEDIAN)
+    new, old = np.quantile(new_ms, quantiles), np.quantile(old_ms, quantiles)
+    drawn = bootstrap_quantiles(new_ms, quantiles, seed=1) / bootstrap_quantiles(old_ms, quantiles, seed=2)
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
+    allowance = np.ones(2)
+    if len(new_yardstick_ms) and len(old_yardstick_ms):
+        slower = np.quantile(new_yardstick_ms, quantiles) / np.quantile(old_yardstick_ms, quantiles)
+        allowance = np.maximum(1, slower)
+    limit = (1 + max_regression) * allowance
+    verdict: Verdict
+    if min(len(new_ms), len(old_ms)) < _MIN_SAMPLES:
+        verdict = "inconclusive"
+        reason = f"{len(old_ms)} and {len(new_ms)} samples are too few; take {_MIN_SAMPLES} or more each time."
+    elif bool((low > limit).all()):
+        verdict, reason = "regressed", f"slower by {_percent(float(low[1] / allowance[1]))} at least."
+    elif bool((low > 1 + max_regression).all()):
+        verdict = "inconclusive"
+        reason = f"slower, but so is the machine, by {_percent(float(allowance[1]))} at a fixed piece of work."
+    else:
+        verdict, reason = "passed", "no slowdown beyond what is allowed and what chance explains."
+    interval = (float(low[1]), float(high[1]))
+    ratio = float(new[1] / old[1])
+    return Judgement(artifact, "distributions", ratio, interval, float(allowance[1]), max_regression, verdict, reason)
+
+
+def judge_percentiles(
+    artifact: str, new_run: dict[str, Any], old_run: dict[str, Any], allowance: float, max_regression: float
+) -> Judgement:
+    """Compare with a report that kept no samples: the medians' intervals must be apart by more than is allowed."""
+    ratio = new_run["latency_ms"]["p50"] / old_run["latency_ms"]["p50"]
+    (new_low, new_high), (old_low, old_high) = (
+        run.get("latency_ci_ms", {}).get("p50", (None, None)) for run in (new_run, old_run)
+    )
+    interval = (
+        None if new_low is None or old_high is None else new_low / old_high,
+        None if new_high is None or old_low is None else new_high / old_low,
+    )
+    allowance = max(1.0, allowance)
+    verdict: Verdict
+    if interval[0] is None:
+        verdict, reason = "inconclusive", "the medians have no interval; measure more, and keep --samples."
+    elif interval[0] > (1 + max_regression) * allowance:
+        verdict, reason = "regressed", f"slower by {_percent(interval[0] / allowance)} at least."
+    elif interval[0] > 1 + max_regression:
+        verdict = "inconclusive"
+        reason = f"slower, but so is the machine, by {_percent(allowance)} at a fixed piece of work."
+    else:
+        verdict, reason = "passed", "the medians' intervals are not apart by more than is allowed."
+    return Judgement(artifact, "percentiles", ratio, interval, allowance, max_regression, verdict, reason)
+
+
+def doubted(
+    judgement: Judgement,
+    disturbed: float,  # share of the cores that others took meanwhile
+    cpu_ratio: float,  # new over old CPU time, which others add little to
+) -> Judgement:
+    """A regression seen between two times is none while the machine is busy, unless the CPU time grew as well."""
+    if judgement.verdict != "regressed" or disturbed <= _BUSY_SHARE:
+        return judgement
+    others = f"others took {100 * disturbed:.0f}% of the cores"
+    if disturbed > _TOO_BUSY_SHARE:
+        reason = (
+            f"slower, but {others}: measure when it is quiet, or keep the baseline's file in place to run in pairs."
+        )
+    elif cpu_ratio <= 1 + judgement.max_regression:
+        reason = f"slower by the clock but not in CPU time ({cpu_ratio:.3f} of the baseline's), while {others}."
+    else:
+        return judgement
+    return replace(judgement, verdict="inconclusive", reason=reason)
+
+
+def judge_report(
+    report: dict[str, Any],
+    baseline: dict[str, Any],
+    matched: Sequence[dict[str, Any]],  # the baseline's run of each artifact
+    paired: Sequence[int | None],  # the row of `report`'s runs in which the baseline's artifact ran along
+    max_regression: float,
+) -> list[Judgement]:
+    """One judgement per artifact, by the best method that the data allow."""
+    judgements = []
+    watched = report["watch"]
+    disturbed = (watched["other_processes_share"] or 0.0) + (watched["steal_share"] or 0.0)
+    for run, old, partner in zip(report["runs"], matched, paired, strict=False):
+        name, new_ms = run["artifact"], run["samples_ms"]["latency"]
+        if partner is not None:
+            old_ms = report["runs"][partner]["samples_ms"]["latency"]
+            judgements.append(judge_paired(name, new_ms, old_ms, max_regression))
+            continue
+        if "samples_ms" in old:
+            yardsticks = (report["yardstick_samples_ms"], baseline.get("yardstick_samples_ms", ()))
+            found = judge_distributions(name, new_ms, old["samples_ms"]["latency"], *yardsticks, max_regression)
+        else:
+            then = baseline.get("yardstick_ms")
+            allowance = report["yardstick_ms"]["p50"] / then["p50"] if then else 1.0
+            found = judge_percentiles(name, run, old, allowance, max_regression)
+        cpu_ratio = run["cpu_ms"]["p50"] / old["cpu_ms"]["p50"] if "cpu_ms" in old else 1.0
+        judgements.append(doubted(found, disturbed, cpu_ratio))
+    return judgements
+
+
+def confirmed(
+    measure: Callable[[], tuple[dict[str, Any], list[Judgement]]], attempts: int = ATTEMPTS
+) -> tuple[dict[str, Any], list[Judgement], int]:
+    """Measure and judge; measure again while an artifact regressed in every attempt so far.
+
+    The first attempt that clears the last suspect is the result, else the last one. Returns its report, its judgements
+    and how many attempts there were. An artifact that an earlier attempt cleared stays cleared.
+    """
+    cleared: set[str] = set()
+    for attempt in range(1, attempts + 1):
+        report, judgements = measure()
+        cleared |= {judgement.artifact for judgement in judgements if judgement.verdict != "regressed"}
+        suspects = [judgement for judgement in judgements if judgement.artifact not in cleared]
+        if not suspects or attempt == attempts or report.get("interrupted"):
+            break
+    return (
+        report,
+        [_cleared(judgement) if judgement.artifact in cleared else judgement for judgement in judgements],
+        attempt,
+    )
+
+
+def _cleared(judgement: Judgement) -> Judgement:
+    if judgement.verdict != "regressed":
+        return judgement
+    return replace(judgement, verdict="passed", reason="slower this time, but not in every attempt.")
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):.1f}%"

@@ -1,0 +1,151 @@
+"""The machine that figures belong to, and what it did besides while they were taken."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks.gpu import gpu_notes, read_gpus
+
+_PACKAGES = ("yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch")
+_FEW_CORES = 4
+_BUSY_SHARE = 0.05  # of all cores, taken by other processes
+_STEAL_SHARE = 0.01
+_CLOCK_DRIFT = 0.05
+_CPU = Path("/sys/devices/system/cpu")
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "gpus": [gpu.name for gpu in read_gpus()],
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name; the architecture where the system does not tell."""
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Watch:
+    """Reads the system's counters when made and at `report`; what can't be read here is None."""
+
+    def __init__(self) -> None:
+        self._mhz = _mhz()
+        self._throttled = _throttle_count()
+        self._gpus = read_gpus()
+        self._cpu_ticks = _cpu_ticks()
+        self._own_seconds = _own_seconds()
+        self._started = perf_counter()
+
+    def report(self) -> dict[str, Any]:
+        """Shares are of all cores, from 0 to 1, since the watch was made."""
+        seconds = perf_counter() - self._started
+        others, steal = self._shares(seconds)
+        throttled = _throttle_count()
+        after = read_gpus()
+        return {
+            "seconds": seconds,
+            "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+            "other_processes_share": others,
+            "steal_share": steal,
+            "cpu_mhz": [self._mhz, _mhz()],
+            "governor": _governor(),
+            "thermal_throttles": None if throttled is None or self._throttled is None else throttled - self._throttled,
+            "gpus": [{"before": a.to_dict(), "after": b.to_dict()} for a, b in zip(self._gpus, after, strict=False)],
+            "gpu_notes": gpu_notes(self._gpus, after),
+        }
+
+    def _shares(self, seconds: float) -> tuple[float | None, float | None]:
+        now = _cpu_ticks()
+        if now is None or self._cpu_ticks is None or seconds <= 0:
+            return None, None
+        user, nice, system, _, _, irq, softirq, steal = (
+            (after - before) / os.sysconf("SC_CLK_TCK") for before, after in zip(self._cpu_ticks, now, strict=True)
+        )
+        whole = seconds * (os.cpu_count() or 1)
+        others = user + nice + system + irq + softirq - (_own_seconds() - self._own_seconds)
+        return max(0.0, others / whole), steal / whole
+
+
+def machine_notes(watched: dict[str, Any], threads: int | None) -> list[str]:
+    """What spoils figures taken while `watched` (of `Watch.report`), in words."""
+    cores = usable_cores()
+    notes = []
+    if cores < _FEW_CORES:
+        notes.append(f"{cores} core{'s' if cores > 1 else ''}: whatever else runs is felt at once.")
+    if threads is not None and threads > cores:
+        notes.append(f"{threads} threads on {cores} cores: they wait for one another.")
+    if (share := watched["other_processes_share"]) is not None and share > _BUSY_SHARE:
+        notes.append(f"other processes took {100 * share:.0f}% of the cores: expect slow and scattered times.")
+    if (share := watched["steal_share"]) is not None and share > _STEAL_SHARE:
+        notes.append(f"the hypervisor took {100 * share:.0f}% of the cores for other machines.")
+    before, after = watched["cpu_mhz"]
+    if before and after and abs(after / before - 1) > _CLOCK_DRIFT:
+        notes.append(f"the CPU's clock went from {before:.0f} to {after:.0f} MHz.")
+    if watched["thermal_throttles"]:
+        notes.append(f"the CPU throttled {watched['thermal_throttles']} times because of heat.")
+    if watched["governor"] not in (None, "performance"):
+        notes.append(f"the CPU's frequency governor is {watched['governor']}, not performance.")
+    return [*notes, *watched["gpu_notes"]]
+
+
+def _cpu_ticks() -> list[int] | None:
+    """user, nice, system, idle, iowait, irq, softirq, steal (proc(5))."""
+    lines = _lines("/proc/stat")
+    return [int(value) for value in lines[0].split()[1:9]] if lines else None
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def _mhz() -> float | None:
+    kernel = _lines(_CPU / "cpu0/cpufreq/scaling_cur_freq")
+    if kernel:
+        return int(kernel[0]) / 1000
+    values = [float(line.partition(":")[2]) for line in _lines("/proc/cpuinfo") if line.startswith("cpu MHz")]
+    return sum(values) / len(values) if values else None
+
+
+def _governor() -> str | None:
+    lines = _lines(_CPU / "cpu0/cpufreq/scaling_governor")
+    return lines[0].strip() if lines else None
+
+
+def _throttle_count() -> int | None:
+    counts = [_lines(path) for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    return sum(int(lines[0]) for lines in counts if lines) if counts else None
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return text.splitlines()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

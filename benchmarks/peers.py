@@ -1,0 +1,191 @@
+"""The same network elsewhere, beside ours in one run: PyTorch, torch.compile, bare onnxruntime, the original's Detect."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from benchmarks.statistics import percentiles
+from yolact_deploy import Detections, Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.errors import MissingDependencyError
+from yolact_deploy.optional import require, require_export
+from yolact_deploy.runtime.network import OUTPUT_NAMES
+from yolact_deploy.spec import PostprocessSpec
+
+SETTLE_SECONDS = 0.25  # untimed work before each time: the last one's thread pool may spin on for 0.2 s (OpenMP)
+_ITERATIONS = 8
+_WARMUP = 2
+_NETWORK, _AFTER, _WHOLE = "network", "detect + masks", "end to end"
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Peer:
+    what: str  # the part of the work it does
+    name: str
+    run: Work
+
+
+def compare_peers(
+    detector: Detector,
+    image: Image,
+    *,
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+    iterations: int = _ITERATIONS,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """{"artifact", "detections", "rows": [{"what", "peer", "peer_ms", "ours_ms", "ratio"}], "notes"}.
+
+    All take turns on one image, on the CPU. PyTorch needs the `checkpoint` the artifact was exported from; a peer that can't
+    run here is a note. `ratio` is the peer's p50 over ours. Raises CheckpointError for a checkpoint that does not fit.
+    """
+    notes: list[str] = []
+    image_hw = (image.shape[0], image.shape[1])
+    batch = detector.preprocess([image])
+    heads = detector.run_network(batch)
+
+    def after_network() -> Detections:
+        return _with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
+
+    ours: dict[str, Work] = {
+        _NETWORK: lambda: detector.run_network(batch),
+        _AFTER: after_network,
+        _WHOLE: lambda: _with_masks(detector(image)),
+    }
+    peers = [_bare_onnxruntime(detector, batch, threads)]
+    try:
+        peers += _torch_peers(detector, image, checkpoint, threads, notes)
+    except MissingDependencyError as exc:
+        notes.append(f"no PyTorch peer: {str(exc).splitlines()[0]}")
+    times = in_turns(
+        {**ours, **{f"{peer.what}/{peer.name}": peer.run for peer in peers}}, iterations, _WARMUP, progress
+    )
+    rows = []
+    for peer in sorted(peers, key=lambda peer: list(ours).index(peer.what)):
+        theirs, own = times[f"{peer.what}/{peer.name}"], times[peer.what]
+        ratio = theirs["p50"] / own["p50"]
+        rows.append({"what": peer.what, "peer": peer.name, "peer_ms": theirs, "ours_ms": own, "ratio": ratio})
+    notes.append(f"{iterations} times each, with pauses of {SETTLE_SECONDS} s in which the one before comes to rest.")
+    return {
+        "artifact": str(detector.artifact),
+        "image_hw": list(image_hw),
+        "detections": len(after_network()),
+        "rows": rows,
+        "notes": notes,
+    }
+
+
+def in_turns(
+    work: dict[str, Work], iterations: int, warmup: int = 3, progress: Callable[[int, int], None] | None = None
+) -> dict[str, dict[str, float]]:
+    """Percentiles of each piece of work, all in turns; the same work runs untimed before each time, until it has settled."""
+    times: dict[str, list[int]] = {name: [] for name in work}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for iteration in range(warmup + iterations):
+            if progress is not None:
+                progress(iteration, warmup + iterations)
+            for name, run in work.items():
+                settled = perf_counter_ns() + SETTLE_SECONDS * 1e9
+                while perf_counter_ns() < settled:
+                    run()
+                begin = perf_counter_ns()
+                result = run()
+                end = perf_counter_ns()
+                del result
+                if iteration >= warmup:
+                    times[name].append(end - begin)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: percentiles(samples) for name, samples in times.items()}
+
+
+def _bare_onnxruntime(detector: Detector, batch: Any, threads: int | None) -> Peer:
+    """A session with onnxruntime's own defaults: what ours costs or gains over it."""
+    ort = require("onnxruntime", extra="cpu", purpose="the onnxruntime peer")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(detector.artifact), options, providers=["CPUExecutionProvider"])
+    half = session.get_inputs()[0].type == "tensor(float16)"
+    feed = {"image": batch.astype(np.float16) if half else batch}
+    return Peer(_NETWORK, "onnxruntime session", lambda: session.run(list(OUTPUT_NAMES), feed))
+
+
+def _torch_peers(
+    detector: Detector, image: Image, checkpoint: Path | None, threads: int | None, notes: list[str]
+) -> list[Peer]:
+    torch = require("torch", extra="export", purpose="the PyTorch peers")
+    from benchmarks.torch_peer import detect_and_assemble, end_to_end
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    spec = detector.spec
+    image_hw = (image.shape[0], image.shape[1])
+    heads = detector.run_network(detector.preprocess([image]))
+    loc, conf, mask_coeff, proto = (torch.from_numpy(head[0]) for head in heads)
+    priors = torch.from_numpy(spec.make_priors().copy())
+
+    def original_detect() -> object:
+        with torch.inference_mode():
+            return detect_and_assemble(loc, conf, mask_coeff, proto, priors, image_hw)
+
+    peers = [Peer(_AFTER, "original's Detect + postprocess in torch", original_detect)]
+    if spec.postprocess != PostprocessSpec() or spec.mask_iou_layers:
+        notes.append("the original's Detect runs with its default thresholds and without mask rescoring.")
+    if checkpoint is None:
+        notes.append("the network in PyTorch is timed with --checkpoint FILE, the .pth it was exported from.")
+        return peers
+    require_export("timing a checkpoint")
+    from exporters.checkpoint import build_model, load_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec_file = Path(folder) / "spec.json"  # what the artifact was exported with, so that nobody is asked again
+        spec_file.write_text(spec.to_json(), encoding="utf-8")
+        model = build_model(load_checkpoint(checkpoint, spec_file=spec_file))
+    pixels = torch.from_numpy(detector.preprocess([image]))
+
+    def eager() -> object:
+        with torch.inference_mode():
+            return model(pixels)
+
+    def eager_end_to_end() -> object:
+        with torch.inference_mode():
+            return end_to_end(model, image, priors)
+
+    peers += [
+        Peer(_NETWORK, "PyTorch eager", eager),
+        Peer(_WHOLE, "PyTorch eager, original's Detect", eager_end_to_end),
+    ]
+    compiled = torch.compile(model)
+
+    def run_compiled() -> object:
+        with torch.inference_mode():
+            return compiled(pixels)
+
+    try:
+        run_compiled()
+    except Exception as exc:  # a missing compiler, an operator it can't take: its errors share no base
+        notes.append(f"no torch.compile peer: {str(exc).strip().partition(chr(10))[0][:200]}")
+    else:
+        peers.append(Peer(_NETWORK, "torch.compile", run_compiled))
+    return peers
+
+
+def _with_masks(detections: Detections) -> Detections:
+    _ = detections.masks
+    return detections

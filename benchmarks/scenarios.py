@@ -1,0 +1,193 @@
+"""MLPerf's scenarios: its LoadGen asks, the Detector answers (Reddi et al. 2020, MLPerf Inference Benchmark).
+
+The load and the statistics are LoadGen's own; the length of the run is ours, so a result is no MLPerf submission.
+"""
+
+from __future__ import annotations
+
+import array
+import queue
+import re
+import signal
+import statistics
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from yolact_deploy import Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.errors import BenchmarkError
+from yolact_deploy.optional import require
+
+SCENARIOS = ("single-stream", "offline", "server")
+_DEFAULT_SECONDS = 10.0
+_PROBES = 5
+_SERVER_LOAD = 0.6  # of the rate of one image after another: queues form, and drain
+_SERVER_LATENCIES = 10  # a server's answer may take so many times one image's latency
+_NOTE = "LoadGen's load and statistics over a short run; not an MLPerf submission."
+
+
+def run_scenario(
+    detector: Detector,
+    images: Sequence[Image],
+    scenario: str,
+    *,
+    seconds: float | None = None,
+    batch: int = 1,
+) -> dict[str, Any]:
+    """{"artifact", "scenario", "figures", "valid", "note"}: latencies in milliseconds, rates per second.
+
+    "single-stream" asks for the next image when one is answered, "offline" for all at once, "server" at random times at 60%
+    of the rate that single images reach here. Offline runs `batch` images at a time. Raises BenchmarkError when LoadGen
+    gives no result, MissingDependencyError without it.
+    """
+    if scenario not in SCENARIOS:
+        raise BenchmarkError(f"the scenario must be one of {', '.join(SCENARIOS)}, found {scenario!r}.")
+    lg = require("mlperf_loadgen", extra="bench", purpose="--scenario", package="mlcommons-loadgen")
+    latency_s = _probe(detector, images)
+    settings = _settings(lg, scenario, seconds or _DEFAULT_SECONDS, latency_s)
+    answerer = _Answerer(lg, detector, images, batch if scenario == "offline" else 1)
+    with tempfile.TemporaryDirectory() as folder:
+        under_test = lg.ConstructSUT(answerer.issue, answerer.flush)
+        library = lg.ConstructQSL(len(images), len(images), _nothing, _nothing)
+        previous = _on_interrupt(answerer)
+        try:
+            lg.StartTestWithLogSettings(under_test, library, settings, _log_settings(lg, folder))
+        finally:
+            answerer.close()
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+            lg.DestroyQSL(library)
+            lg.DestroySUT(under_test)
+        summary = Path(folder) / "mlperf_log_summary.txt"
+        text = summary.read_text(encoding="utf-8") if summary.is_file() else ""
+    if answerer.interrupted:
+        raise KeyboardInterrupt
+    if answerer.error is not None:
+        raise answerer.error
+    figures = read_summary(text)
+    if not figures:
+        raise BenchmarkError(
+            f"LoadGen's {scenario} scenario gave no result for {detector.artifact}; give more --seconds."
+        )
+    valid = re.search(r"Result is : (\w+)", text)
+    return {
+        "artifact": str(detector.artifact),
+        "scenario": scenario,
+        "figures": figures,
+        "valid": valid is not None and valid[1] == "VALID",
+        "note": _NOTE,
+    }
+
+
+def read_summary(text: str) -> dict[str, float | int]:
+    """Figures of LoadGen's summary: times, there in nanoseconds, in milliseconds; rates as they are."""
+    figures: dict[str, float | int] = {}
+    for line in text.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if re.fullmatch(r"[\d.]+", value) is None or name in figures:
+            continue
+        if name.endswith("(ns)") and "latency" in name and "target" not in name:
+            figures[name.replace("(ns)", "(ms)")] = float(value) / 1e6
+        elif "per second" in name:
+            figures[name] = float(value)
+        elif name == "query_count":
+            figures[name] = int(value)
+    return figures
+
+
+class _Answerer:
+    """Answers queries on one thread of its own: a Detector is not shared between threads."""
+
+    def __init__(self, lg: Any, detector: Detector, images: Sequence[Image], batch: int) -> None:
+        self._lg, self._detector, self._images, self._batch = lg, detector, images, batch
+        self._queries: queue.SimpleQueue[list[tuple[int, int]] | None] = queue.SimpleQueue()
+        self.error: Exception | None = None
+        self.interrupted = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def issue(self, samples: list[Any]) -> None:
+        self._queries.put([(sample.id, sample.index) for sample in samples])
+
+    def flush(self) -> None:
+        """LoadGen's word that no more comes; nothing is held back here."""
+
+    def close(self) -> None:
+        self._queries.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (samples := self._queries.get()) is not None:
+            for start in range(0, len(samples), self._batch):
+                self._answer(samples[start : start + self._batch])
+
+    def _answer(self, samples: list[tuple[int, int]]) -> None:
+        results = [array.array("B", bytes(4)) for _ in samples]
+        try:
+            if self.error is None and not self.interrupted:
+                found = self._detector([self._images[index] for _, index in samples])
+                results = [array.array("B", len(detections.masks).to_bytes(4, "little")) for detections in found]
+        except Exception as exc:  # LoadGen waits for every answer, so it gets one, and the caller the error
+            self.error = exc
+        responses = []
+        for (query, _), result in zip(samples, results, strict=True):
+            address, length = result.buffer_info()
+            responses.append(self._lg.QuerySampleResponse(query, address, length))
+        self._lg.QuerySamplesComplete(responses)
+
+
+def _on_interrupt(answerer: _Answerer) -> Any:
+    """Have Ctrl-C end the answers, as an exception can't pass through LoadGen. The handler to put back, if any."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def stop(_signal: int, _frame: Any) -> None:
+        answerer.interrupted = True
+
+    return signal.signal(signal.SIGINT, stop)
+
+
+def _settings(lg: Any, scenario: str, seconds: float, latency_s: float) -> Any:
+    settings = lg.TestSettings()
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.min_duration_ms = int(1000 * seconds)
+    settings.max_duration_ms = int(3000 * seconds)
+    settings.min_query_count = 1
+    if scenario == "single-stream":
+        settings.scenario = lg.TestScenario.SingleStream
+        settings.single_stream_expected_latency_ns = max(1, int(1e9 * latency_s))
+    elif scenario == "offline":
+        settings.scenario = lg.TestScenario.Offline
+        settings.offline_expected_qps = 1 / latency_s
+    else:
+        settings.scenario = lg.TestScenario.Server
+        settings.server_target_qps = _SERVER_LOAD / latency_s
+        settings.server_target_latency_ns = int(1e9 * _SERVER_LATENCIES * latency_s)
+    return settings
+
+
+def _log_settings(lg: Any, folder: str) -> Any:
+    output = lg.LogOutputSettings()
+    output.outdir = folder
+    output.copy_summary_to_stdout = False
+    settings = lg.LogSettings()
+    settings.log_output = output
+    settings.enable_trace = False
+    return settings
+
+
+def _probe(detector: Detector, images: Sequence[Image]) -> float:
+    times = []
+    for index in range(_PROBES):
+        begin = perf_counter()
+        _ = detector(images[index % len(images)]).masks
+        times.append(perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _nothing(_indices: list[int]) -> None:
+    """Loads and unloads samples: they are in memory throughout."""

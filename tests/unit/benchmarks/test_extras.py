@@ -1,0 +1,187 @@
+"""Sweep, peers and scenarios on the bundled model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import peers, scenarios
+from benchmarks.artifacts import describe, max_batch, onnx_metadata
+from benchmarks.inputs import bench_images
+from benchmarks.peers import compare_peers, in_turns
+from benchmarks.rounds import time_stages
+from benchmarks.scenarios import read_summary, run_scenario
+from benchmarks.sweep import planted, sweep
+from tests.goldens import SHAPES, SHAPES_CHECKPOINT
+from yolact_deploy import Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.cli import app
+from yolact_deploy.errors import BenchmarkError, MissingDependencyError
+from yolact_deploy.postprocess import detect
+
+PHOTO = SHAPES / "val" / "val_public_0000.jpg"
+
+
+@pytest.fixture(scope="module")
+def detector(shapes_onnx: Path) -> Detector:
+    return Detector(shapes_onnx, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image]:
+    return bench_images(PHOTO)
+
+
+def test_an_artifact_is_described(detector: Detector, shapes_onnx: Path, tmp_path: Path) -> None:
+    found = describe(detector)
+    assert (found["precision"], found["size_bytes"]) == ("fp32", shapes_onnx.stat().st_size)
+    assert max_batch(shapes_onnx) == 8
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    assert onnx_metadata(tmp_path / "bad.onnx") == onnx_metadata(tmp_path / "plan.engine") == {}
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_as_many_objects_are_found_as_were_planted(detector: Detector, images: list[Image], count: int) -> None:
+    heads = detector.run_network(detector.preprocess(images))
+    priors = detector.spec.make_priors()
+    found = detect(*planted(heads, priors, count), priors, max_detections=count)[0]
+    assert len(found) == count
+    assert found.scores.min() > 0.4
+    assert len(set(found.prior_idx.tolist())) == count
+
+
+def test_a_sweep_has_a_point_per_batch_and_per_amount_of_work(
+    detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.sweep._MIN_TIMES", 1)
+    monkeypatch.setattr("benchmarks.sweep._POINT_SECONDS", 0.0)
+    monkeypatch.setattr("benchmarks.sweep._WARMUP", 0)
+    monkeypatch.setattr("benchmarks.sweep.max_batch", lambda _: 2)
+    steps: list[tuple[int, int]] = []
+    found = sweep(detector, images, progress=lambda *step: steps.append(step))
+    assert [point["batch"] for point in found["batch"]] == [1, 2]
+    assert [(*point["image_hw"], point["detections"]) for point in found["work"]] == [
+        (*size, count) for size in ((550, 550), (720, 1280), (1080, 1920)) for count in (1, 10, 100)
+    ]
+    assert "exported for batches up to 2" in found["notes"][0]
+    assert steps[-1] == (11, 11)
+
+
+def test_peers_do_the_same_work_and_are_compared(
+    detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
+
+    def no_compiler(_model: Any) -> Any:
+        def run(_pixels: Any) -> Any:
+            raise RuntimeError("no compiler here")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)  # it takes half a minute, and a C++ compiler
+    found = compare_peers(detector, images[0], checkpoint=SHAPES_CHECKPOINT, threads=1, iterations=1)
+    assert [(row["what"], row["peer"]) for row in found["rows"]] == [
+        ("network", "onnxruntime session"),
+        ("network", "PyTorch eager"),
+        ("detect + masks", "original's Detect + postprocess in torch"),
+        ("end to end", "PyTorch eager, original's Detect"),
+    ]
+    for row in found["rows"]:
+        assert row["ratio"] == row["peer_ms"]["p50"] / row["ours_ms"]["p50"]
+    assert any("no torch.compile peer: no compiler here" in note for note in found["notes"])
+
+
+def test_without_a_checkpoint_or_torch_the_other_peers_remain(
+    detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
+    found = compare_peers(detector, images[0], iterations=1)
+    assert [row["what"] for row in found["rows"]] == ["network", "detect + masks"]
+    assert any("--checkpoint" in note for note in found["notes"])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = compare_peers(detector, images[0], iterations=1)
+    assert [row["peer"] for row in found["rows"]] == ["onnxruntime session"]
+    assert any(note.startswith("no PyTorch peer") for note in found["notes"])
+
+
+def test_peers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
+    log: list[str] = []
+    times = in_turns({"a": lambda: log.append("a"), "b": lambda: log.append("b")}, iterations=2, warmup=1)
+    assert log == ["a", "b"] * 3
+    assert {name: found["n"] for name, found in times.items()} == {"a": 2, "b": 2}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")
+@pytest.mark.parametrize("scenario", scenarios.SCENARIOS)
+def test_loadgen_asks_and_gets_its_answers(detector: Detector, images: list[Image], scenario: str) -> None:
+    found = run_scenario(detector, [*images, *images], scenario, seconds=0.3)
+    assert found["figures"]["Mean latency (ms)"] > 0
+    assert found["scenario"] == scenario
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")
+def test_a_detector_that_fails_under_load_is_an_error(images: list[Image]) -> None:
+    class Failing:
+        artifact = "m.onnx"
+        calls = 0
+
+        def __call__(self, images: Any) -> Any:
+            self.calls += 1
+            if self.calls > 10:
+                raise BenchmarkError("it broke")
+            found = type("Found", (), {"masks": np.zeros((0, 4, 4), bool)})
+            return found if isinstance(images, np.ndarray) else [found] * len(images)
+
+    failing: Any = Failing()
+    with pytest.raises(BenchmarkError, match="it broke"):
+        run_scenario(failing, images, "single-stream", seconds=0.1)
+
+
+def test_without_loadgen_the_extra_is_named(
+    detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    with pytest.raises(MissingDependencyError, match=r"mlcommons-loadgen(.|\n)*yolact-deploy\[bench\]"):
+        run_scenario(detector, images, "offline")
+
+
+def test_an_unknown_scenario_is_refused(detector: Detector, images: list[Image]) -> None:
+    with pytest.raises(BenchmarkError, match="single-stream, offline, server, found 'multi'"):
+        run_scenario(detector, images, "multi")
+
+
+def test_loadgens_summary_is_read_in_milliseconds() -> None:
+    text = (
+        "SUT name : PySUT\nScenario : SingleStream\n90.0th percentile latency (ns) : 14495124\nResult is : VALID\n"
+        "Samples per second: 76.1\nsamples_per_query : 1\ntarget_latency (ns): 0\n"
+    )
+    assert read_summary(text) == {"90.0th percentile latency (ms)": 14.495124, "Samples per second": 76.1}
+
+
+def test_an_interrupted_command_prints_what_it_has(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def interrupted(*arguments: Any) -> list[int]:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return time_stages(*arguments)
+
+    monkeypatch.setattr("benchmarks.rounds.time_stages", interrupted)
+    arguments = ["bench", str(shapes_onnx), "--iterations", "9", "--warmup", "0", "--threads", "1", "--json", "--sweep"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130
+    report = json.loads(result.stdout)
+    assert report["interrupted"] is True
+    assert report["runs"][0]["latency_ms"]["n"] == 2
+    assert "sweep" not in report
+    assert "interrupted" in result.stderr
