@@ -82,8 +82,9 @@ def build_engine(
     checks that it is the one meant. An int8 graph is linted first: errors refuse it, warnings are notes of the result.
     `progress(phase, steps_done, steps)` is called for TensorRT's own, nested phases.
 
-    The three files are complete before the first is renamed into place: layers, then sidecar, then plan. Ctrl-C, or an
-    exception in `progress`, cancels the build and is raised from here; then nothing is written.
+    The three files are complete before the first is renamed into place: layers, then sidecar, then plan. Ctrl-C, SIGTERM
+    where the program handles it, or an exception in `progress` cancels the build and is raised from here; then nothing
+    is written.
 
     Raises BuildRequestError for what can't be asked of this ONNX or runtime, ArtifactError for a file that is no ONNX,
     SpecError for one without a fitting spec, EngineError when TensorRT or the linter refuses the graph, OutputError and

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from yolact_deploy.errors import EngineError
+
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class BuildControl:
@@ -45,26 +49,30 @@ class BuildControl:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within, Ctrl-C stops the build at its next step, wherever in TensorRT it arrives; what stopped it is raised at
-        the end.
+        """Within, Ctrl-C and SIGTERM stop the build at its next step, wherever in TensorRT they arrive. At the end the
+        program's own handlers get them, and what stopped the build is raised.
 
-        Only in the main thread, and only where Python's own handler is in place: a program that handles SIGINT itself
-        goes on doing so.
+        Only in the main thread, where Python's handlers run, and only signals that have such a handler: what it raised
+        within TensorRT would be lost. One that is ignored, or ends the process, goes on doing so.
         """
+        received: list[int] = []
+
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            received.append(number)
+            self.stop(EngineError(f"the build was stopped by {signal.Signals(number).name}."))
+
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            yield
-            self.raise_if_stopped()
-            return
-
-        def on_interrupt(_signal_number: int, _frame: FrameType | None) -> None:
-            self.stop(KeyboardInterrupt())
-
-        previous = signal.signal(signal.SIGINT, on_interrupt)
+        handlers = {number: signal.getsignal(number) for number in _ENDING} if in_main_thread else {}
+        previous = {number: handler for number, handler in handlers.items() if callable(handler)}
         try:
+            for number in previous:
+                signal.signal(number, on_signal)
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            if received:
+                signal.raise_signal(received[0])
         self.raise_if_stopped()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from exporters.calibrators import Histogram
+from exporters.calibrators import Histogram, NotFiniteError
 from exporters.onnx_edit import float_tensors, open_session, with_outputs
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import CalibrationError, ExportError, ImageError
@@ -156,7 +156,7 @@ def _run(session: Any, names: list[str], feeds: dict[str, Any]) -> list[Any]:
 def _add(histogram: Histogram, values: FloatArray, name: str, path: Path) -> None:
     try:
         histogram.add(values)
-    except ValueError as exc:
+    except NotFiniteError as exc:
         raise CalibrationError(
             f"the tensor {name} of the float32 model is not finite on {path}: it can't be quantized. "
             "Check the checkpoint, or keep its module out of INT8."

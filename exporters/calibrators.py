@@ -26,12 +26,18 @@ _ENTROPY_LEVELS = 128
 _ENTROPY_STEP = 8  # bins between the ranges that are tried
 _MSE_FRACTIONS = np.linspace(0.1, 1.0, 91)  # of the largest magnitude
 _BLOCK = 1 << 17  # values that fit in a core's cache with their indices
+# Below it the number that scales values to bins is beyond float32. No INT8 scale is as small: halves end at 2^-24.
+_MIN_EXPONENT = -64
 
 Values = npt.NDArray[Any]
 
 
+class NotFiniteError(ValueError):
+    """Values with NaN or infinity among them."""
+
+
 class Histogram:
-    """Counts of |x| in NUM_BINS equal bins over [0, 2^e), e as small as fits what was added.
+    """Counts of |x| in NUM_BINS equal bins over [0, 2^e), e as small as fits what was added but -64 at least.
 
     A bin's width is a power of two, and growing adds neighbours up: whatever the order and the parts in which values are
     added, the counts are those of all of them at once. Exact zeros are counted apart, because every range keeps them.
@@ -53,15 +59,15 @@ class Histogram:
         return self.zeros + int(self.counts.sum())
 
     def add(self, values: Values) -> None:
-        """Raises ValueError for values that are not finite."""
+        """Raises NotFiniteError."""
         flat = values.reshape(-1)
         if not flat.size:
             return
         largest = max(float(flat.max()), -float(flat.min()))
         if not math.isfinite(largest):
-            raise ValueError("the values are not all finite")
+            raise NotFiniteError("the values are not all finite")
         if largest > 0:
-            self._grow(math.frexp(largest)[1])
+            self._grow(max(_MIN_EXPONENT, math.frexp(largest)[1]))
             self.maximum = max(self.maximum, largest)
         # The exponent of the whole, not of this part: what was seen before may reach further.
         per_value = NUM_BINS / math.ldexp(1.0, self.exponent or 0)

@@ -7,7 +7,6 @@ files and plans run in the `Detector` that serves them later.
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import os
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.detections import Detections, RawDetections
 from yolact_deploy.errors import AnnotationError, ImageError
 from yolact_deploy.evaluation import check_categories, coco_ap, load_annotations
-from yolact_deploy.postprocess import assemble_masks
 from yolact_deploy.runtime.images import list_images, read_image
 from yolact_deploy.runtime.network import OUTPUT_NAMES
 from yolact_deploy.runtime.preprocess import preprocess
@@ -60,8 +58,8 @@ def compare(
     Each is a checkpoint, an exported ONNX of any precision, or a plan where plans can be run; `spec_file` and `config`
     say what a checkpoint is. `images` are files and folders; those that can't be read are skipped and named. With COCO
     `annotations` the AP of both is computed on the images that they name. Detections above `score_threshold` are
-    matched: same class, box IoU of at least 0.5, greedily by A's score. The `examples` worst images are kept for the
-    HTML page. `progress(done, images)`.
+    matched: same class, box IoU of at least 0.5, greedily by A's score; a YOLACT++'s scores are those of its masks. The
+    `examples` worst images are kept for the HTML page. `progress(done, images)`.
 
     Raises SpecError naming the first contradiction between the two, ImageError when no image can be read,
     AnnotationError, and what opening an artifact raises (see `open_side`).
@@ -71,7 +69,8 @@ def compare(
     side_a = open_side(a, spec_file=spec_file, config=config, device=device)
     side_b = open_side(b, spec_file=spec_file, config=config, device=device)
     check_comparable(side_a, side_b)
-    scoring = None if coco is None else _Scoring(coco, paths, side_a, str(annotations))
+    sides = (side_a, side_b)
+    scoring = None if coco is None else _Scoring(coco, paths, sides, str(annotations))
 
     tensors = [_Tensor(name, side_a.spec.output_shapes()[name]) for name in OUTPUT_NAMES]
     compared: list[ImageComparison] = []
@@ -85,15 +84,18 @@ def compare(
         except ImageError as exc:
             skipped.append((str(path), str(exc)))
             continue
-        heads = [side.run(preprocess([image], side.spec)) for side in (side_a, side_b)]
-        raws = [detect_heads(each, side.spec) for each, side in zip(heads, (side_a, side_b), strict=True)]
+        heads = [side.run(preprocess([image], side.spec)) for side in sides]
+        raws = [detect_heads(each, side.spec) for each, side in zip(heads, sides, strict=True)]
         if scoring is not None:
             scoring.add(path, image, raws)
         relative = {
             tensor.name: tensor.add(str(path), first, second)
             for tensor, first, second in zip(tensors, *heads, strict=True)
         }
-        example = _example(path, image, raws, relative, score_threshold)
+        a_shown, b_shown = (
+            _shown(side, raw, capped_size(image.shape), score_threshold) for side, raw in zip(sides, raws, strict=True)
+        )
+        example = _example(path, image, a_shown, b_shown, relative)
         compared.append(example.comparison)
         heapq.heappush(worst, (-example.comparison.agreement.quality, -done, example))
         if len(worst) > max(0, examples):
@@ -172,11 +174,13 @@ def _relative(squared_error: float, squared: float) -> float:
     return float(np.sqrt(squared_error / squared))
 
 
-def _example(
-    path: Path, image: Image, raws: Sequence[RawDetections], relative: dict[str, float], score_threshold: float
-) -> Example:
-    size = capped_size(image.shape)
-    a, b = (assemble_masks(raw, size, score_threshold=score_threshold) for raw in raws)
+def _shown(side: Side, raw: RawDetections, image_hw: tuple[int, int], score_threshold: float) -> Detections:
+    """What `detect` shows: of a YOLACT++ by the masks' scores, which must reach the threshold as well."""
+    ranked = side.assemble(raw, image_hw, score_threshold).by_mask_score()
+    return ranked.take(np.flatnonzero(ranked.scores >= np.float32(score_threshold)))
+
+
+def _example(path: Path, image: Image, a: Detections, b: Detections, relative: dict[str, float]) -> Example:
     matches = match_detections(a, b)
     image_hw = (image.shape[0], image.shape[1])
     return Example(
@@ -201,9 +205,9 @@ def _agreement(a: Detections, b: Detections, matches: Matches) -> Agreement:
 class _Scoring:
     """COCO results of both, collected image by image."""
 
-    def __init__(self, coco: Any, paths: Sequence[Path], side: Side, annotations: str) -> None:
-        check_categories(coco, side.spec.category_ids, annotations)
-        self._coco, self._spec = coco, side.spec
+    def __init__(self, coco: Any, paths: Sequence[Path], sides: tuple[Side, Side], annotations: str) -> None:
+        check_categories(coco, sides[0].spec.category_ids, annotations)
+        self._coco, self._sides = coco, sides
         self._ids = {Path(entry["file_name"]).as_posix(): image_id for image_id, entry in coco.imgs.items()}
         self._results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
         self._seen: dict[int, None] = {}  # in the order of the images
@@ -218,10 +222,8 @@ class _Scoring:
         if image_id is None or image_id in self._seen:
             return
         self._seen[image_id] = None
-        for raw, results in zip(raws, self._results, strict=True):
-            detections = assemble_masks(raw, (image.shape[0], image.shape[1]))
-            named = dataclasses.replace(detections, category_ids=self._spec.category_ids)
-            results.extend(named.to_coco(image_id))
+        for side, raw, results in zip(self._sides, raws, self._results, strict=True):
+            results.extend(side.assemble(raw, (image.shape[0], image.shape[1]), 0.0).to_coco(image_id))
 
     def result(self) -> ApComparison:
         a, b = (

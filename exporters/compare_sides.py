@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yolact_deploy.arrays import FloatArray
+from yolact_deploy.detections import Detections, RawDetections
 from yolact_deploy.errors import ArtifactError, EngineError, SpecError
 from yolact_deploy.files import sha256_file
+from yolact_deploy.mask_iou import rescore_masks
 from yolact_deploy.optional import require
-from yolact_deploy.postprocess import softmax
+from yolact_deploy.postprocess import assemble_masks, softmax
 from yolact_deploy.runtime.detector import PLAN_SUFFIXES, Detector
 from yolact_deploy.runtime.network import HeadTensors
 from yolact_deploy.sidecar import verify_plan
@@ -42,6 +44,8 @@ class Side:
     info: ArtifactInfo
     spec: ModelSpec
     run: Callable[[FloatArray], HeadTensors]  # of a preprocessed batch [B, 3, S, S]
+    # Detections at an image's height and width whose box scores are above a threshold; scored masks of a YOLACT++.
+    assemble: Callable[[RawDetections, tuple[int, int], float], Detections]
     notes: tuple[str, ...] = ()
 
 
@@ -117,7 +121,7 @@ def _open_plan(path: Path, device: str) -> Side:
 def _of_detector(detector: Detector, kind: Kind, precision: str) -> Side:
     spec = dataclasses.replace(detector.spec, conf_activation="softmax")
     info = _info(detector.artifact, kind, precision, spec, detector.description)
-    return Side(info, spec, detector.run_network)
+    return Side(info, spec, detector.run_network, detector.assemble)
 
 
 def _open_checkpoint(path: Path, spec_file: Path | None, config: str | None) -> Side:
@@ -132,9 +136,20 @@ def _open_checkpoint(path: Path, spec_file: Path | None, config: str | None) -> 
             heads = HeadTensors(*(tensor.numpy() for tensor in model(torch.from_numpy(batch))))
         return heads if loaded.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
 
+    def judge(masks: FloatArray) -> FloatArray:
+        with torch.inference_mode():
+            judged: FloatArray = model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
+        return judged
+
+    def assemble(raw: RawDetections, image_hw: tuple[int, int], score_threshold: float) -> Detections:
+        detections = assemble_masks(raw, image_hw, score_threshold=score_threshold)
+        if spec.mask_iou_layers:
+            detections = rescore_masks(detections, judge)
+        return dataclasses.replace(detections, names=spec.class_names, category_ids=spec.category_ids)
+
     spec = dataclasses.replace(loaded.spec, conf_activation="softmax")
     info = _info(path, "checkpoint", "fp32", spec, f"PyTorch {torch.__version__} (CPU)")
-    return Side(info, spec, run, loaded.notes)
+    return Side(info, spec, run, assemble, loaded.notes)
 
 
 def _onnx_precision(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from exporters.agreement import capped_size, mask_ious, match_detections
 from yolact_deploy.detections import Detections
-from yolact_deploy.errors import CalibrationError, ImageError
+from yolact_deploy.errors import AnnotationError, CalibrationError, ImageError
 from yolact_deploy.evaluation import evaluate
 from yolact_deploy.postprocess import assemble_masks
 from yolact_deploy.runtime.detector import Detector
@@ -60,6 +60,13 @@ class Verdict:
     accuracy: Accuracy | None  # with annotations
     agreement: Agreement | None  # without
 
+    @property
+    def limit(self) -> str:
+        """What is asked of the model, for people."""
+        if self.accuracy is not None:
+            return f"at most {self.allowed:g} points of AP lost"
+        return f"at least {100 - self.allowed:g} of 100 agreement"
+
     def describe(self) -> str:
         if self.accuracy is not None:
             return (
@@ -68,7 +75,7 @@ class Verdict:
         return f"{100 - self.drop:.1f} of 100 agreement with the float32 detections"
 
     def to_dict(self) -> dict[str, Any]:
-        content = dataclasses.asdict(self)
+        content = {**dataclasses.asdict(self), "limit": self.limit}
         if self.agreement is not None:
             content["agreement"]["score"] = self.agreement.score
         return content
@@ -84,7 +91,10 @@ class Judge(Protocol):
 
 
 class ApJudge:
-    """Box and mask AP on annotated images. Raises AnnotationError or ImageError when they can't be used."""
+    """Box and mask AP on annotated images.
+
+    Raises AnnotationError or ImageError when they can't be used, AnnotationError where the float32 model has no AP to lose.
+    """
 
     def __init__(
         self,
@@ -98,12 +108,20 @@ class ApJudge:
     ) -> None:
         self._images, self._annotations, self._limit, self._progress = images, annotations, limit, progress
         self._max_ap_drop = max_ap_drop
-        self.reference: Accuracy | None = self._measure(fp32, "fp32")
+        self.reference: Accuracy = self._measure(fp32, "fp32")
+        found = (self.reference.box_ap, self.reference.mask_ap)
+        if not min(found) > 0:  # -1 without annotated objects
+            first = "" if limit is None else f"the first {limit} images of "
+            box, mask = (f"{ap:.2f}" if ap >= 0 else "none" for ap in found)
+            raise AnnotationError(
+                f"{first}{annotations} can't tell what is lost: the float32 model {fp32} has no AP on them (box {box}, mask "
+                f"{mask}). Give images with annotated objects of the model's classes, under the model's category ids, and "
+                "a model that finds them."
+            )
 
     def __call__(self, model: Path, label: str) -> Verdict:
         accuracy = self._measure(model, label)
-        reference = self.reference or accuracy
-        drop = max(reference.box_ap - accuracy.box_ap, reference.mask_ap - accuracy.mask_ap)
+        drop = max(self.reference.box_ap - accuracy.box_ap, self.reference.mask_ap - accuracy.mask_ap)
         return Verdict(drop <= self._max_ap_drop, drop, self._max_ap_drop, accuracy, None)
 
     def _measure(self, model: Path, label: str) -> Accuracy:
@@ -133,6 +151,12 @@ class AgreementJudge:
         self._progress = progress
         self._allowed = 100 - min_agreement
         self._images = [path for path in images if _is_readable(path)]
+        if not self._images:
+            found = f"none of the {len(images)} sample images can be read" if images else "no images were given"
+            raise CalibrationError(
+                f"{found}: without annotations, lower precision is judged by how its detections on images agree with those "
+                "of float32. Give a folder of images (--calib DIR), or --annotations with --images."
+            )
         self.reference: Accuracy | None = None
         self._expected = self._detect(fp32, "fp32")
         if not any((found.scores >= CONFIDENT_SCORE).any() for found in self._expected):

@@ -13,15 +13,12 @@ from exporters.activations import Progress
 from exporters.calibration import DEFAULT_CALIBRATOR
 from exporters.calibrators import Calibrator
 from exporters.fp16 import IoPrecision, refuse_unless_float32
-from exporters.gate import DEFAULT_MAX_AP_DROP, AgreementJudge, ApJudge, Judge
+from exporters.gate import DEFAULT_MAX_AP_DROP, DEFAULT_MIN_AGREEMENT, AgreementJudge, ApJudge, Judge
 from exporters.onnx_edit import load_onnx, read_spec
 from exporters.precision_result import GateReport, LowPrecision, PrecisionResult
 from exporters.precision_run import PrecisionRun
 from exporters.quantize import check_quantizable, plan_placement
-from exporters.sensitivity import (
-    AutoChoice,
-    ModuleSensitivity,
-)
+from exporters.sensitivity import AutoChoice, ModuleSensitivity
 from yolact_deploy.errors import CalibrationError, ExportError, OutputError
 from yolact_deploy.files import atomic_path, check_writable, sha256_file
 
@@ -52,9 +49,10 @@ def apply_precision(
     built-in pictures. `keep_fp16` are module paths to keep out of INT8.
 
     With `annotations` (COCO, over the first `limit` images of the folder `annotated_images`), AP is measured, and more
-    than `max_ap_drop` points lost are an error; without them, `max_ap_drop` asks for agreement with the float32
-    detections on the calibration images. `auto` adds to `keep_fp16` the fewest modules that pass; `sensitivity` measures
-    what each module costs. `progress(what, done, total)` is called often.
+    than `max_ap_drop` points lost are an error. Without them, any `max_ap_drop` asks for the agreement of
+    `gate.DEFAULT_MIN_AGREEMENT` with the float32 detections on the calibration images, and a warning says so. `auto`
+    adds to `keep_fp16` the fewest modules that pass; `sensitivity` measures what each module costs.
+    `progress(what, done, total)` is called often.
 
     `output` appears only when all is passed. Raises ArtifactError, SpecError, CalibrationError, ImageError,
     AnnotationError, OutputError, MissingDependencyError for what was given; ExportError for a failed conversion or gate.
@@ -81,6 +79,11 @@ def apply_precision(
                 )
             elif max_ap_drop is not None or auto:
                 judge = AgreementJudge(fp32_onnx, work.sample_images[:AGREEMENT_IMAGES], progress=progress)
+                if max_ap_drop is not None:
+                    work.warnings.append(
+                        f"without annotations the gate is agreement of at least {DEFAULT_MIN_AGREEMENT:g} of 100 with the "
+                        "float32 detections; the number of --max-ap-drop needs --annotations."
+                    )
         found: tuple[ModuleSensitivity, ...] = ()
         if precision == "int8" and sensitivity:
             with work.timed("sensitivity"):
@@ -95,7 +98,8 @@ def apply_precision(
         gate: GateReport | None = None
         if judge is not None:
             with work.timed("gate"):
-                fp16 = judge(work.save(work.fp16()), "fp16")
+                half = built if precision == "fp16" else work.fp16()
+                fp16 = judge(work.save(half), "fp16")
                 int8 = None
                 if precision == "int8":
                     int8 = chosen.verdict if chosen is not None else judge(work.save(built), "int8")

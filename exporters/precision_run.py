@@ -195,13 +195,9 @@ class PrecisionRun:
         built: onnx.ModelProto,
         found: Sequence[ModuleSensitivity],
     ) -> str:
-        message = f"{output} was not written: {precision} misses the gate of {_limit(verdict)}: {verdict.describe()}."
+        message = f"{output} was not written: {precision} misses the gate of {verdict.limit}: {verdict.describe()}."
         if precision == "fp16":
-            ratios = (
-                module_sqnr_db(self._model, emulate_half(built), self._spec, self.sample_images)
-                if self.sample_images
-                else {}
-            )
+            ratios = self._module_sqnr_db(built)
             worst = sorted(ratios, key=ratios.__getitem__)[:_COSTLIEST]
             listed = ", ".join(f"{name} ({ratios[name]:.1f} dB)" for name in worst)
             return f"{message} Furthest from float32 are {listed}." if worst else message
@@ -220,9 +216,3 @@ class PrecisionRun:
         if not self.sample_images:
             raise CalibrationError(f"images are needed to measure {purpose}. Give a folder of them (--calib DIR).")
         return self.sample_images
-
-
-def _limit(verdict: Verdict) -> str:
-    if verdict.accuracy is not None:
-        return f"{verdict.allowed:g} points of AP"
-    return f"{100 - verdict.allowed:g} of 100 agreement"

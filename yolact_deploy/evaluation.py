@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,8 +79,6 @@ def load_annotations(path: str | os.PathLike[str]) -> Any:
         raise AnnotationError(f"the annotations {path} are not valid JSON: {exc}.") from exc
     if problem := _problem(content):
         raise AnnotationError(f"{path} is no COCO instance annotation file: {problem}.")
-    if not content["images"]:
-        raise AnnotationError(f"{path} lists no images.")
     annotated = [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(content["annotations"], 1)]
     coco = COCO()
     coco.dataset = {**content, "annotations": annotated}
@@ -101,19 +100,48 @@ def _problem(content: Any) -> str | None:
                     return f"{key}[{number}] lacks {name}"
                 if not isinstance(entry[name], types):
                     return f"{name} of {key}[{number}] is malformed"
-            if key == "annotations" and not _can_be_evaluated(entry):
-                return f"bbox or segmentation of {key}[{number}] is malformed"
+    if not content["images"]:
+        return "it lists no images"
+    sizes_hw = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    for number, annotation in enumerate(content["annotations"]):
+        if annotation["image_id"] not in sizes_hw:
+            return f"annotations[{number}] is of image {annotation['image_id']}, which is not listed"
+        if problem := _shape_problem(annotation, sizes_hw[annotation["image_id"]]):
+            return f"{problem} in annotations[{number}]"
     return None
 
 
-def _can_be_evaluated(annotation: dict[str, Any]) -> bool:
-    """A box of 4 numbers, and polygons of 3 points or more or a run-length encoding."""
+def _shape_problem(annotation: dict[str, Any], image_hw: list[int]) -> str | None:
+    """What is wrong with the box, the area, or the segmentation: polygons of 3 points or more, or a run-length encoding."""
+    if len(annotation["bbox"]) != 4 or not _are_finite(annotation["bbox"]):
+        return "bbox is not 4 finite numbers"
+    if not _are_finite([annotation["area"]]):
+        return "area is no finite number"
     shape = annotation["segmentation"]
-    if isinstance(shape, dict):
-        has_shape = {"size", "counts"} <= set(shape)
-    else:
-        has_shape = bool(shape) and all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in shape)
-    return has_shape and len(annotation["bbox"]) == 4
+    if isinstance(shape, list):
+        whole = all(isinstance(polygon, list) and len(polygon) >= 6 and _are_finite(polygon) for polygon in shape)
+        return None if shape and whole else "segmentation is not polygons of 3 points or more with finite numbers"
+    if shape.get("size") != image_hw:
+        return f"segmentation is of a {shape.get('size')} image, not of {image_hw} (height, width),"
+    return None if _fills(shape.get("counts"), image_hw) else "segmentation has run lengths that don't fill its image"
+
+
+def _are_finite(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def _fills(counts: Any, image_hw: list[int]) -> bool:
+    """Whether run lengths, as numbers or packed by pycocotools, are valid ones of an image."""
+    from yolact_deploy.rle import run_lengths
+
+    if isinstance(counts, str):
+        try:
+            counts = run_lengths(counts)
+        except ValueError:
+            return False
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        return False
+    return sum(counts) == math.prod(image_hw)
 
 
 def coco_ap(coco: Any, results: list[dict[str, Any]], kind: str, image_ids: list[int]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""COCO run-length encoding of a mask that is known to be False outside of a window."""
+"""COCO run-length encoding: of a mask that is known to be False outside of a window, and back to run lengths."""
 
 from __future__ import annotations
 
@@ -28,3 +28,27 @@ def encode_region(region: MaskRegion, image_hw: tuple[int, int]) -> dict[str, An
         counts = counts[:-1]
     packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
+
+
+def run_lengths(packed: str) -> list[int]:
+    """The numbers in packed `counts`: 5 bits a character, from the fourth number on the difference from the last but one.
+
+    The format is that of rleFrString in pycocotools, which does not check it. Raises ValueError for anything else.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in packed:
+        bits = ord(character) - ord("0")
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} is no part of packed run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:  # more bits follow
+            continue
+        if bits & 16:  # negative
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("packed run lengths end within a number")
+    return lengths

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.evaluation import coco_ap, load_annotations
+from yolact_deploy.rle import run_lengths
 
-ANNOTATION = {
+ANNOTATION: dict[str, Any] = {
     "id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0,
     "segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]],
 }  # fmt: skip
@@ -83,8 +86,31 @@ def test_masks_and_boxes_are_judged_apart(tmp_path: Path) -> None:
         ({"images": [{"id": "1", "file_name": "a.jpg"}]}, r"id of images\[0\] is malformed"),
         ({"images": "a.jpg"}, "images is no list"),
         ({"annotations": [[]]}, r"annotations\[0\] lacks image_id"),
-        ({"annotations": [{**ANNOTATION, "segmentation": [[1, 2]]}]}, r"segmentation of annotations\[0\]"),
-        ({"annotations": [ANNOTATION, {**ANNOTATION, "bbox": [1, 2]}]}, r"bbox .* annotations\[1\]"),
+        ({"annotations": [{**ANNOTATION, "image_id": 2}]}, r"annotations\[0\] is of image 2, which is not listed"),
+        *(
+            ({"annotations": [{**ANNOTATION, "segmentation": shape}]}, rf"segmentation .*{found}.* in annotations\[0\]")
+            for shape, found in (
+                ([[1, 2]], "polygons of 3 points"),
+                ([["a"] * 8], "polygons of 3 points"),
+                ([[math.inf, *ANNOTATION["segmentation"][0][1:]]], "polygons of 3 points"),
+                ([], "polygons of 3 points"),
+                ({"size": [10, 10], "counts": None}, "run lengths"),
+                ({"size": [10, 10]}, "run lengths"),
+                ({"size": [10, 10], "counts": [50]}, "run lengths"),
+                ({"size": [10, 10], "counts": [-1, 101]}, "run lengths"),
+                ({"size": [10, 10], "counts": [50.0, 50.0]}, "run lengths"),
+                ({"size": [10, 10], "counts": "no packed runs"}, "run lengths"),
+                ({"size": [10, 10], "counts": "T"}, "run lengths"),
+                ({"size": [10, 10], "counts": ""}, "run lengths"),
+                ({"size": [10, 20], "counts": [50, 150]}, r"a \[10, 20\] image, not of \[10, 10\]"),
+                ({"counts": [50, 50]}, "a None image"),
+            )
+        ),
+        *(
+            ({"annotations": [ANNOTATION, {**ANNOTATION, "bbox": box}]}, r"bbox .* in annotations\[1\]")
+            for box in ([1, 2], ["a", 0, 1, 1], [0, math.nan, 1, 1], [0, 0, math.inf, 1], [0, 0, None, 1])
+        ),
+        ({"annotations": [{**ANNOTATION, "area": math.nan}]}, r"area is no finite number in annotations\[0\]"),
     ],
 )
 def test_files_that_are_no_instance_annotations_are_refused(
@@ -92,3 +118,22 @@ def test_files_that_are_no_instance_annotations_are_refused(
 ) -> None:
     with pytest.raises(AnnotationError, match=message):
         load_annotations(_annotations(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_run_lengths_are_taken_packed_and_as_numbers(tmp_path: Path, packed: bool) -> None:
+    rle = {"size": [10, 10], "counts": [0, 100]}
+    if packed:
+        rle = {**rle, "counts": _result([0, 0, 10, 10])["segmentation"]["counts"].decode()}
+    coco = load_annotations(_annotations(tmp_path, annotations=[{**ANNOTATION, "segmentation": rle}]))
+    assert coco_ap(coco, [_result([0, 0, 10, 10])], "segm", [1])["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_packed_run_lengths_are_those_that_were_packed(seed: int) -> None:
+    from pycocotools import mask as coco_mask
+
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 10 ** (seed + 1), 41).tolist()
+    packed = coco_mask.frPyObjects({"size": [1, sum(lengths)], "counts": lengths}, 1, sum(lengths))
+    assert run_lengths(packed["counts"].decode()) == lengths

@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import FrameType
 
 import onnx
 import pytest
@@ -175,6 +178,60 @@ def test_ctrl_c_cancels_the_build_and_leaves_no_file(write_onnx: WriteOnnx, tmp_
     assert phases[-1] == "Optimizing graph"
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_cancels_the_build_and_goes_to_the_programs_handler(write_onnx: WriteOnnx, tmp_path: Path) -> None:
+    received = []
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    def progress(phase: str, step: int, total: int) -> None:
+        if phase == "Optimizing graph" and step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(EngineError, match="the build was stopped by SIGTERM"):
+            build_engine(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=progress)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert received == [signal.SIGTERM]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
+# Sends itself a signal out of a callback of TensorRT, where the exception of a handler is printed and lost.
+_SIGNALLED = """
+import signal
+from engines.progress import BuildControl
+from yolact_deploy.cli import main
+
+def report(self, phase, step, total):
+    if phase == "Optimizing graph" and step == 1:
+        signal.raise_signal(SENT)
+
+BuildControl.report = report
+main()
+"""
+
+
+@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_ends_when_it_is_told_to_within_tensorrt(
+    sent: signal.Signals, exit_code: int, write_onnx: WriteOnnx, tmp_path: Path
+) -> None:
+    source = write_onnx(tmp_path)
+    options = ["--runtime", "tensorrt-rtx", "--target", "sm86"]
+    command = ["build-engine", str(source), "-o", str(tmp_path / "t.engine"), *options]
+    child = subprocess.run(
+        [sys.executable, "-c", f"SENT = {int(sent)}{_SIGNALLED}", *command],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == exit_code, child.stderr
+    assert "Traceback" not in child.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
 def test_interrupted_rebuild_keeps_the_old_plan(write_onnx: WriteOnnx, tmp_path: Path) -> None:

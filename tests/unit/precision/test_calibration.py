@@ -140,6 +140,17 @@ def test_a_model_that_gives_nan_is_named_with_its_tensor(
         calibrate(tiny, spec, photos)
 
 
+def test_only_what_is_not_finite_is_reported_as_such(
+    tiny: onnx.ModelProto, spec: ModelSpec, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_histogram: Histogram, _values: object) -> None:
+        raise ValueError("a fault of another kind")
+
+    monkeypatch.setattr(Histogram, "add", fail)
+    with pytest.raises(ValueError, match="a fault of another kind"):
+        calibrate(tiny, spec, photos)
+
+
 def test_a_cache_is_written_and_reused_without_looking_at_an_image(
     tiny: onnx.ModelProto, spec: ModelSpec, photos: list[Path], tmp_path: Path
 ) -> None:

@@ -136,6 +136,15 @@ def test_no_range_exceeds_the_largest_value(calibrator: Calibrator) -> None:
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("magnitude", [1e-45, 1e-38, 1e-25])
+def test_tiny_values_have_a_range(calibrator: Calibrator, magnitude: float) -> None:
+    values = np.array([magnitude, 2 * magnitude, 0], np.float32)
+    histogram = _histogram(values)
+    assert (histogram.zeros, histogram.total, histogram.maximum) == (1, 3, float(values.max()))
+    assert 0 < choose_range(histogram, calibrator) <= histogram.maximum
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_a_tensor_of_zeros_has_the_range_zero(calibrator: Calibrator) -> None:
     assert choose_range(_histogram(np.zeros(10)), calibrator) == 0
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from exporters.gate import Agreement, AgreementJudge, ApJudge, compare_detection
 from tests import goldens
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.errors import CalibrationError
+from yolact_deploy.errors import AnnotationError, CalibrationError
 from yolact_deploy.postprocess import assemble_masks
 
 
@@ -89,3 +90,30 @@ def test_ap_is_told_in_points_of_100_and_a_drop_may_be_as_large_as_allowed(shape
     assert 20 < judge.reference.mask_ap < judge.reference.box_ap < 100
     verdict = judge(shapes_onnx, "again")
     assert (verdict.passed, verdict.drop, verdict.accuracy) == (True, 0.0, judge.reference)
+    assert verdict.limit == "at most 0 points of AP lost"
+
+
+@pytest.mark.parametrize("annotated", ["nothing", "other images", "what the model does not find"])
+def test_ap_that_can_not_be_lost_is_no_gate(shapes_onnx: Path, tmp_path: Path, annotated: str) -> None:
+    val = goldens.SHAPES / "val"
+    content = json.loads((val / "instances.json").read_text())
+    first = {image["id"] for image in sorted(content["images"], key=lambda image: image["id"])[:2]}
+    if annotated == "what the model does not find":
+        content["annotations"] = [
+            {**entry, "bbox": [0, 0, 1, 1], "area": 1, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}
+            for entry in content["annotations"]
+        ]
+    else:
+        kept = () if annotated == "nothing" else content["annotations"]
+        content["annotations"] = [entry for entry in kept if entry["image_id"] not in first]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    found = "0.00" if annotated == "what the model does not find" else "none"
+    with pytest.raises(AnnotationError, match=rf"the first 2 images of .*has no AP .*box {found}, mask {found}\)"):
+        ApJudge(shapes_onnx, val, tmp_path / "instances.json", limit=2)
+
+
+def test_agreement_needs_images(tiny_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"no images were given.*--calib DIR"):
+        AgreementJudge(tiny_onnx, [])
+    with pytest.raises(CalibrationError, match="none of the 1 sample images can be read"):
+        AgreementJudge(tiny_onnx, [tmp_path / "gone.jpg"])

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from exporters import precision_run
 from exporters.activations import observe
 from exporters.calibrators import CALIBRATORS, choose_range
 from exporters.emulation import emulate_half
@@ -108,6 +109,8 @@ def test_without_annotations_the_gate_is_agreement(int8: Any) -> None:
     assert int8.gate.passed
     assert int8.gate.int8.agreement.score > 95
     assert int8.gate.fp16.agreement.score > int8.gate.int8.agreement.score
+    assert int8.to_dict()["gate"]["int8"]["limit"] == "at least 95 of 100 agreement"
+    assert any("agreement of at least 95 of 100" in warning for warning in int8.warnings)
 
 
 def test_the_result_is_json(int8: Any) -> None:
@@ -153,25 +156,52 @@ def test_layers_that_overflow_half_are_kept_and_reported(shapes: onnx.ModelProto
     assert result.gate.fp16.drop < 1
 
 
-def test_a_missed_gate_names_the_costliest_modules_and_writes_nothing(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_a_missed_gate_names_the_costliest_modules_and_writes_nothing(shapes_onnx: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     output.write_bytes(b"what was there")
     costliest = r"cost most: [a-z0-9_.]+ \([\d.]+ dB\)"
-    with pytest.raises(ExportError, match=rf"misses the gate of -1 points of AP.*{costliest}") as caught:
+    with pytest.raises(
+        ExportError, match=rf"misses the gate of at most -100 points of AP lost: .*{costliest}"
+    ) as caught:
         apply_precision(
-            tiny_onnx,
+            shapes_onnx,
             output,
             precision="int8",
             calibration_images=CALIBRATION_IMAGES[:2],
             annotations=ANNOTATIONS,
             annotated_images=VAL,
             limit=2,
-            max_ap_drop=-1,
+            max_ap_drop=-100,
         )
     assert caught.value.exit_code == 1
     assert "--auto" in str(caught.value)
     assert output.read_bytes() == b"what was there"
-    assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "tiny.onnx"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_a_gated_fp16_model_is_converted_once(
+    shapes_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[onnx.ModelProto] = []
+
+    def counted(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
+        converted.append(model)
+        return to_half(model, **options)
+
+    monkeypatch.setattr(precision_run, "to_half", counted)
+    images = CALIBRATION_IMAGES[:2]
+    output = tmp_path / "fp16.onnx"
+    apply_precision(shapes_onnx, output, precision="fp16", calibration_images=images, max_ap_drop=0.5)
+    assert len(converted) == 1
+
+
+def test_a_gate_without_any_image_asks_for_images(tiny_onnx: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    images = CALIBRATION_IMAGES[:2]
+    output = tmp_path / "int8.onnx"
+    apply_precision(tiny_onnx, output, precision="int8", calibration_images=images, calibration_cache=cache)
+    with pytest.raises(CalibrationError, match="no images were given"):
+        apply_precision(tiny_onnx, output, precision="int8", calibration_cache=cache, max_ap_drop=0.5)
 
 
 def _without_spec(source: Path) -> None:

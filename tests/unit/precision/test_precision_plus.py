@@ -1,0 +1,89 @@
+"""Lower precision of a YOLACT++: its samples are taken at computed coordinates, which INT8 must leave alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from engines.builder import build_engine
+from engines.lint import lint_onnx
+from exporters.onnx_edit import GraphIndex
+from exporters.onnx_export import export_onnx
+from exporters.precision import apply_precision
+from exporters.precision_result import LowPrecision
+from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
+from tests.unit.precision.conftest import CALIBRATION_IMAGES
+from yolact_deploy import Detector
+
+_DEFORMABLE = sum(SMALL_PLUS.backbone.dcn_blocks)
+
+
+@pytest.fixture(scope="module")
+def plus_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("plus") / "plus.onnx"
+    export_onnx(random_plus(), SMALL_PLUS, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def lowered(plus_onnx: Path) -> dict[LowPrecision, Any]:
+    images = CALIBRATION_IMAGES[:8]
+    return {
+        precision: apply_precision(
+            plus_onnx, plus_onnx.with_name(f"{precision}.onnx"), precision=precision, calibration_images=images
+        )
+        for precision in ("fp16", "int8")
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_it_still_rescores_its_masks(lowered: dict[LowPrecision, Any], precision: LowPrecision) -> None:
+    found = Detector(lowered[precision].output, device="cpu")(CALIBRATION_IMAGES[8])
+    assert len(found) > 0
+    assert found.mask_ious is not None
+
+
+def test_every_convolution_is_in_int8_and_lints_clean(lowered: dict[LowPrecision, Any]) -> None:
+    assert lowered["int8"].int8_convs == lowered["int8"].convs
+    assert lint_onnx(lowered["int8"].output).findings == ()
+
+
+def test_the_arithmetic_of_coordinates_has_no_q_dq(lowered: dict[LowPrecision, Any]) -> None:
+    """From the convolution that gives offsets to GridSample, whose samples go to their convolution quantized."""
+    index = GraphIndex.of(onnx.load(str(lowered["int8"].output)))
+    samplings = [node for node in index.producers.values() if node.op_type == "GridSample"]
+    assert len(samplings) == _DEFORMABLE
+    for sampling in samplings:
+        assert index.producers[sampling.input[0]].op_type not in ("QuantizeLinear", "DequantizeLinear")
+        operators: set[str] = set()
+        reached: set[str] = set()
+        pending = [sampling.input[1]]
+        while pending:
+            node = index.producers.get(pending.pop())
+            if node is None:
+                continue
+            if node.op_type == "Conv":
+                reached.add(node.name)
+                continue
+            operators.add(node.op_type)
+            pending += node.input
+        assert len(reached) == 1
+        assert "conv_offset_mask" in reached.pop()
+        assert not operators & {"QuantizeLinear", "DequantizeLinear"}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_it_builds_on_tensorrt_rtx(lowered: dict[LowPrecision, Any], precision: LowPrecision, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
+    result = build_engine(
+        lowered[precision].output,
+        tmp_path / "plus.engine",
+        runtime="tensorrt-rtx",
+        targets=("sm86", "sm89"),
+        batch=(1, 2, 4),
+        precision=precision,
+    )
+    assert result.sidecar.precision == precision
