@@ -268,7 +268,7 @@ def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
 
 
 def test_a_bug_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr("yolact_deploy.doctor.examine", broken)
