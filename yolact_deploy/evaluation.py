@@ -13,6 +13,7 @@ from typing import Any
 
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.runtime.detector import Detector
+from yolact_deploy.spec import ModelSpec
 
 _STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 # What pycocotools reads of every entry, without checking that it is there.
@@ -36,15 +37,20 @@ def evaluate(
     *,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_doubt: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """AP on a scale of 0 to 1: {"bbox": {"AP", "AP50", ...}, "segm": {...}, "images": n, "artifact": path}.
 
     `images` is the folder of the annotation file's file names; `limit` takes the first images by id. Detections of every
-    score count, 100 per image, as in the original's evaluation. Raises AnnotationError when the file is no COCO instance
+    score count, 100 per image, as in the original's evaluation. `on_doubt` is told where the model's classes and the file's
+    categories hardly mean the same. Raises AnnotationError when the file is no COCO instance
     file, names an image that `images` lacks, or has none of the model's category ids; ImageError for an unreadable image.
     """
     coco = load_annotations(annotations)
     check_categories(coco, detector.spec.category_ids, annotations)
+    if on_doubt is not None:
+        for doubt in category_doubts(coco, detector.spec):
+            on_doubt(doubt)
     image_ids = sorted(coco.getImgIds())[:limit]
     paths = {image_id: Path(images) / coco.imgs[image_id]["file_name"] for image_id in image_ids}
     _check_images(paths, images, annotations)
@@ -175,6 +181,23 @@ def check_categories(coco: Any, category_ids: Sequence[int], annotations: str | 
             f"{annotations} shares no category id with the model: the file has {sorted(file_ids)[:10]}, "
             f"the model {sorted(model_ids)[:10]}. Export the model with a spec whose category_ids are the file's."
         )
+
+
+def category_doubts(coco: Any, spec: ModelSpec) -> list[str]:
+    """Category ids that model and annotations share but name differently, and ids of the model that the file lacks: with
+    either, AP is low for no fault of the model."""
+    names = {category["id"]: category.get("name") for category in coco.dataset["categories"]}
+    ours = dict(zip(spec.category_ids, spec.class_names, strict=True))
+    remedy = "If these are the same classes, correct category_ids in the spec and export again"
+    doubts = []
+    if differing := [i for i in ours if i in names and names[i] != ours[i]]:
+        listed = ", ".join(f'{i} is "{ours[i]}" in the model and "{names[i]}" in the file' for i in differing[:3])
+        doubts.append(f"categories differ in name: {listed}. {remedy}.")
+    if missing := sorted(ours.keys() - names.keys()):
+        doubts.append(
+            f"the annotations lack the model's category ids {missing[:10]}; they have {sorted(names)[:10]}. {remedy}."
+        )
+    return doubts
 
 
 def _check_images(paths: dict[int, Path], images: str | os.PathLike[str], annotations: str | os.PathLike[str]) -> None:

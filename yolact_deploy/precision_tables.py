@@ -91,18 +91,21 @@ def compare_tables(report: dict[str, Any]) -> Iterator[Table]:
 
 def _gate(gate: dict[str, Any]) -> Table:
     passed = "passed" if gate["passed"] else "not passed"
-    table = _table(
-        f"gate: {passed}{'' if gate['enforced'] else ' (measured only)'}", "", ">box AP", ">mask AP", ">drop"
-    )
-    rows = {"fp16": gate["fp16"], "int8": gate["int8"]}
-    if gate["reference"] is not None:
-        table.add_row("fp32", f"{gate['reference']['box_ap']:.2f}", f"{gate['reference']['mask_ap']:.2f}", "")
-    for label, verdict in rows.items():
-        if verdict is None:
-            continue
+    limit = gate["fp16"]["limit"]
+    title = f"gate of {limit}: {passed}{'' if gate['enforced'] else ' (measured only)'}"
+    verdicts = {label: gate[label] for label in ("fp16", "int8") if gate[label] is not None}
+    if gate["reference"] is None:
+        table = _table(title, "", ">agreement", ">matched", ">missing", ">extra", ">mask IoU")
+        for label, verdict in verdicts.items():
+            found = verdict["agreement"]
+            counts = (str(found[key]) for key in ("matched", "missing", "extra"))
+            table.add_row(label, f"{found['score']:.2f}", *counts, f"{found['mask_iou']:.4f}")
+        return table
+    table = _table(title, "", ">box AP", ">mask AP", ">drop")
+    table.add_row("fp32", f"{gate['reference']['box_ap']:.2f}", f"{gate['reference']['mask_ap']:.2f}", "")
+    for label, verdict in verdicts.items():
         accuracy = verdict["accuracy"]
-        figures = ("-", "-") if accuracy is None else (f"{accuracy['box_ap']:.2f}", f"{accuracy['mask_ap']:.2f}")
-        table.add_row(label, *figures, f"{verdict['drop']:+.2f}")
+        table.add_row(label, f"{accuracy['box_ap']:.2f}", f"{accuracy['mask_ap']:.2f}", f"{verdict['drop']:+.2f}")
     return table
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.goldens import SHAPES, SHAPES_SPEC
 from yolact_deploy.errors import AnnotationError
-from yolact_deploy.evaluation import coco_ap, load_annotations
+from yolact_deploy.evaluation import category_doubts, coco_ap, load_annotations
 from yolact_deploy.rle import run_lengths
+from yolact_deploy.spec import ModelSpec
 
 ANNOTATION: dict[str, Any] = {
     "id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0,
@@ -137,3 +140,14 @@ def test_packed_run_lengths_are_those_that_were_packed(seed: int) -> None:
     lengths = random.integers(1, 10 ** (seed + 1), 41).tolist()
     packed = coco_mask.frPyObjects({"size": [1, sum(lengths)], "counts": lengths}, 1, sum(lengths))
     assert run_lengths(packed["counts"].decode()) == lengths
+
+
+def test_categories_that_hardly_mean_the_same_are_doubted(tmp_path: Path) -> None:
+    spec = ModelSpec.from_file(SHAPES_SPEC)
+    coco = load_annotations(SHAPES / "val/instances.json")
+    assert category_doubts(coco, spec) == []
+    counted = dataclasses.replace(spec, category_ids=(1, 2, 3, 4, 5, 6))
+    differing, missing = category_doubts(coco, counted)
+    assert '3 is "square" in the model and "circle" in the file' in differing
+    assert "[1, 2, 4, 5, 6]" in missing
+    assert "[3, 7, 8, 12, 20, 31]" in missing

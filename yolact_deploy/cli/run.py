@@ -91,7 +91,12 @@ def evaluate_ap(
     detector = Detector(artifact, device=device, threads=threads, nms=nms.value if nms else None)
     with progress_bar() as progress:
         report = evaluate(
-            detector, images, annotations, limit=limit, progress=lambda step, total: progress("eval", step, total)
+            detector,
+            images,
+            annotations,
+            limit=limit,
+            progress=lambda step, total: progress("eval", step, total),
+            on_doubt=lambda doubt: say(f"warning: {doubt}"),
         )
     if json_output:
         print_json(report)
