@@ -6,7 +6,8 @@
     ├── ExportError              ONNX export, or its parity check, failed
     ├── CalibrationError         INT8 calibration can't be done with what was given
     ├── EngineError              a plan can't be built or run
-    │   ├── DeviceError          a device is asked for that there is not
+    │   ├── DeviceError          a device is asked for that there is not, or its driver refused
+    │   │   └── DeviceMemoryError    a device or its host has no memory left for a buffer
     │   ├── BuildRequestError    a plan can't be built from what was given: the file, runtime, targets, batch or precision
     │   └── PlanMismatchError    a plan does not belong to its sidecar, this runtime or this GPU
     ├── ArtifactError            a model file is missing, unreadable or not of its kind
@@ -49,6 +50,10 @@ class EngineError(YolactDeployError):
 
 class DeviceError(EngineError):
     exit_code = 2
+
+
+class DeviceMemoryError(DeviceError):
+    exit_code = 1
 
 
 class BuildRequestError(EngineError):

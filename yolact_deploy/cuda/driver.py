@@ -1,0 +1,127 @@
+"""What the runtime asks of a CUDA driver: memory, streams, events, modules, launches, graphs.
+
+Handles and addresses are the driver's own, as integers, so that TensorRT, onnxruntime and PyTorch can be given them. Every
+driver works in the device's primary context, which those libraries share. Methods other than `current` are called with that
+context current.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from yolact_deploy.cuda.launches import ArgumentKind, Launch
+
+Argument: TypeAlias = tuple[ArgumentKind, int | float]  # a pointer's value is a device address
+
+
+@dataclass(frozen=True)
+class GpuDevice:
+    index: int  # N of "cuda:N"
+    name: str
+    compute_capability: tuple[int, int]
+    driver_version: tuple[int, int]  # the newest CUDA it runs
+    memory_bytes: int
+    multiprocessors: int
+
+    @property
+    def architecture(self) -> str:
+        """As NVRTC wants it, "sm_90"."""
+        return "sm_{}{}".format(*self.compute_capability)
+
+
+class Driver(Protocol):
+    """One GPU. Every method raises DeviceError, which names the driver's own error, when the driver refuses."""
+
+    @property
+    def name(self) -> str:
+        """Package and version, for people."""
+        ...
+
+    @property
+    def device(self) -> GpuDevice: ...
+
+    @property
+    def captures_graphs(self) -> bool: ...
+
+    def current(self) -> AbstractContextManager[None]:
+        """The primary context, current in this thread for a `with` block; what was current before is so again after."""
+        ...
+
+    def allocate(self, nbytes: int, purpose: str) -> int:
+        """Address of device memory. Raises DeviceMemoryError, which says how much was asked for, for what, and what is free."""
+        ...
+
+    def free(self, address: int) -> None: ...
+
+    def allocate_pinned(self, nbytes: int, purpose: str) -> int:
+        """Address of page-locked host memory. Raises DeviceMemoryError."""
+        ...
+
+    def free_pinned(self, address: int) -> None: ...
+
+    def memory_info(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        ...
+
+    def device_of(self, address: int) -> int | None:
+        """Index of the device whose memory an address is in; None for memory the driver does not know."""
+        ...
+
+    def copy_to_device(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """From a host address; returns at once only where that memory is pinned."""
+        ...
+
+    def copy_to_host(self, target: int, source: int, nbytes: int, stream: int) -> None: ...
+
+    def copy_on_device(self, target: int, source: int, nbytes: int, stream: int) -> None: ...
+
+    def create_stream(self) -> int:
+        """A stream that does not wait for the default stream."""
+        ...
+
+    def destroy_stream(self, stream: int) -> None: ...
+
+    def synchronize(self, stream: int) -> None:
+        """Wait until everything enqueued on a stream is done. Errors of earlier work surface here."""
+        ...
+
+    def create_event(self, *, timing: bool = False) -> int: ...
+
+    def destroy_event(self, event: int) -> None: ...
+
+    def record(self, event: int, stream: int) -> None: ...
+
+    def wait(self, stream: int, event: int) -> None:
+        """Work enqueued on `stream` from now on starts after `event`."""
+        ...
+
+    def synchronize_event(self, event: int) -> None: ...
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Between two timing events that are done."""
+        ...
+
+    def load_module(self, image: bytes) -> int:
+        """A module of a cubin."""
+        ...
+
+    def unload_module(self, module: int) -> None: ...
+
+    def get_function(self, module: int, name: str) -> int: ...
+
+    def launch(self, function: int, launch: Launch, arguments: Sequence[Argument], stream: int) -> None: ...
+
+    def begin_capture(self, stream: int) -> None:
+        """What is enqueued on `stream` from now on is recorded, not run."""
+        ...
+
+    def end_capture(self, stream: int) -> int:
+        """The recorded work, ready to be launched."""
+        ...
+
+    def launch_graph(self, graph: int, stream: int) -> None: ...
+
+    def destroy_graph(self, graph: int) -> None: ...
