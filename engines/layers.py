@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.onnx_graph import module_of
 from yolact_deploy.errors import SpecError
 from yolact_deploy.files import write_text
+from yolact_deploy.node_names import module_of
 from yolact_deploy.spec_json import decode, encode
 
 LAYERS_SCHEMA_VERSION = 1

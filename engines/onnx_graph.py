@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_deploy.errors import ArtifactError, SpecError
+from yolact_deploy.node_names import module_of
 from yolact_deploy.optional import require
 from yolact_deploy.sidecar import IoTensor, Precision
 from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
@@ -142,11 +143,6 @@ def check_io(
                 f"{source}: {name} has the shape {_shape(tensor.shape)}, its spec makes it {_shape(shape)}. "
                 f"The spec belongs to another model. {_EXPORT_AGAIN}"
             )
-
-
-def module_of(node_name: str) -> str:
-    """The module that a node comes from: "fpn.lat_layers.0" of "fpn.lat_layers.0/Conv", "" where the name has none."""
-    return node_name.strip("/").rpartition("/")[0].replace("/", ".")
 
 
 def _io_tensor(value: onnx.ValueInfoProto, mode: str) -> IoTensor:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.onnx_graph import module_of
 from yolact_deploy.arrays import AnyArray
+from yolact_deploy.node_names import module_of
 from yolact_deploy.optional import require
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from exporters.onnx_edit import FLOAT, HALF, Names, module_of
+from exporters.onnx_edit import FLOAT, HALF, Names
+from yolact_deploy.node_names import module_of
 
 # These give halves from halves without computing any.
 _EXACT = frozenset(

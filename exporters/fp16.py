@@ -22,11 +22,11 @@ from exporters.onnx_edit import (
     Names,
     check_types,
     float_tensors,
-    module_of,
     opset_of,
 )
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import ArtifactError
+from yolact_deploy.node_names import module_of
 
 IoPrecision = Literal["fp32", "fp16"]
 HALF_MAX = 65504.0

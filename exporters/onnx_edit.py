@@ -12,8 +12,10 @@ from typing import Any
 import onnx
 from onnx import NodeProto, TensorProto
 
+from yolact_deploy.end_to_end import is_end_to_end
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
 from yolact_deploy.optional import require
+from yolact_deploy.runtime.end_to_end_network import no_stages
 from yolact_deploy.runtime.onnx_network import session_options
 from yolact_deploy.spec import PRECISION_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
 
@@ -64,11 +66,6 @@ class Names:
                 return name
 
 
-def module_of(node_name: str) -> str:
-    """ "fpn.lat_layers.0" of "fpn.lat_layers.0/Conv"; the name itself where it has no operator part."""
-    return node_name.partition("/")[0]
-
-
 def is_inside(module: str, prefixes: Iterable[str]) -> bool:
     """Whether a dotted module path is one of `prefixes` or lies below one: "a.b.c" is inside "a.b", "a.bc" is not."""
     return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
@@ -92,7 +89,9 @@ def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 
 def read_spec(model: onnx.ModelProto, path: str | os.PathLike[str]) -> ModelSpec:
-    """Raises SpecError when the file carries no spec, or a malformed one."""
+    """Raises SpecError when the file carries no spec, or a malformed one, ArtifactError for an end-to-end one."""
+    if is_end_to_end(metadata(model)):
+        raise no_stages(path)
     text = metadata(model).get(SPEC_METADATA_KEY)
     if text is None:
         raise SpecError(

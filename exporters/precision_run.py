@@ -15,7 +15,7 @@ from exporters.calibrators import Calibrator
 from exporters.emulation import emulate_half
 from exporters.fp16 import IoPrecision, KeptFloat32, nodes_out_of_range, to_half
 from exporters.gate import ApJudge, Judge, Verdict
-from exporters.onnx_edit import is_inside, module_of, set_precision
+from exporters.onnx_edit import is_inside, set_precision
 from exporters.precision_result import LowPrecision, ModuleReport
 from exporters.quantize import plan_placement, quantize
 from exporters.sensitivity import (
@@ -27,6 +27,7 @@ from exporters.sensitivity import (
     module_sqnr_db,
 )
 from yolact_deploy.errors import CalibrationError
+from yolact_deploy.node_names import module_of
 from yolact_deploy.spec import ModelSpec
 
 _COSTLIEST = 3  # modules that a failed gate names

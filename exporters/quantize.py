@@ -16,9 +16,10 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from exporters.calibrators import INT8_LEVELS
-from exporters.onnx_edit import FLOAT, GraphIndex, Names, is_inside, module_of, opset_of
+from exporters.onnx_edit import FLOAT, GraphIndex, Names, is_inside, opset_of
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import CalibrationError
+from yolact_deploy.node_names import module_of
 
 MIN_OPSET = 19  # the first whose QuantizeLinear takes halves
 _ACTIVATIONS = frozenset({"Relu", "LeakyRelu"})

@@ -18,10 +18,11 @@ import onnx
 
 from exporters.activations import Progress, capture, prepared_images
 from exporters.gate import Verdict
-from exporters.onnx_edit import GraphIndex, float_tensors, is_inside, module_of, open_session, with_outputs
+from exporters.onnx_edit import GraphIndex, float_tensors, is_inside, open_session, with_outputs
 from exporters.quantize import modules_with_convs, plan_placement, quantize
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import CalibrationError
+from yolact_deploy.node_names import module_of
 from yolact_deploy.spec import ModelSpec
 
 SAMPLE_IMAGES = 16  # on the trained example SQNR over them is within 1 dB of that over 128, the same for all modules
