@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class BenchRequest:
     device: str = "auto"
     threads: int | None = None
     sweep: bool = False
+    layers: bool = False
     peers: bool = False
     checkpoint: Path | None = None
     scenario: str | None = None
@@ -48,7 +50,7 @@ class BenchRequest:
 
 
 def measure(request: BenchRequest, progress: Progress) -> dict[str, Any]:
-    """The report of `latency.bench`, with "gate", "sweep", "peers" and "scenario" where they were asked for.
+    """The report of `latency.bench`, with "gate", "sweep", "layers", "peers" and "scenarios" where they were asked for.
 
     "interrupted" is true when Ctrl-C ended it early. Raises BenchmarkError for a baseline that can't be compared with,
     and what opening the artifacts and images raises.
@@ -125,6 +127,13 @@ def _extras(
             report["sweep"] = [
                 sweep(detector, images, progress=lambda step, total: progress("sweep", step, total))
                 for detector in detectors
+            ]
+        if request.layers:
+            from benchmarks.layers import layer_times
+
+            inputs = [image for image, _ in zip(cycle(images), range(request.batch), strict=False)]
+            report["layers"] = [
+                layer_times(detector, detector.preprocess(inputs), threads=request.threads) for detector in detectors
             ]
         if request.peers:
             from benchmarks.peers import compare_peers

@@ -34,6 +34,7 @@ def render_report(report: dict[str, Any]) -> str:
         _stages(report),
         _latency_table(report),
         *(_sweep(swept) for swept in report.get("sweep", ())),
+        *(_layers(layers) for layers in report.get("layers", ())),
         _peers(report.get("peers")),
         *(_scenario(scenario) for scenario in report.get("scenarios", ())),
         _notes(report["notes"]),
@@ -156,6 +157,22 @@ def _sweep(swept: dict[str, Any]) -> str:
     hint = " ".join(("Medians in ms; objects are planted in the head tensors.", *swept["notes"]))
     grid = f'<div class="charts">{"".join(map(_chart, drawn))}</div>'
     return _section(f"How cost grows: {Path(swept['artifact']).name}", grid + table, hint)
+
+
+def _layers(layers: dict[str, Any]) -> str:
+    rows = [
+        f"<tr><th scope=row>{_text(row['module'])}</th><td>{row['nodes']}</td><td>{row['ms']:.3f}</td>"
+        f"<td>{100 * row['share']:.1f}%</td></tr>"
+        for row in layers["modules"]
+    ]
+    bars = [(row["module"], {"p50": row["ms"]}) for row in layers["modules"]]
+    hint = (
+        f"Medians in ms of {layers['runs']} runs, by the engine's own profiler; {layers['network_ms']:.2f} ms in all."
+    )
+    table = _table(_head("module", "nodes", "ms", "share"), rows)
+    return _section(
+        f"The network by module: {Path(layers['artifact']).name}", _chart(charts.stacked_bars(bars, "ms")) + table, hint
+    )
 
 
 def _peers(peers: dict[str, Any] | None) -> str:

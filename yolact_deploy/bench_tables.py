@@ -21,6 +21,8 @@ def bench_tables(report: dict[str, Any]) -> Iterator[Table]:
     for swept in report.get("sweep", ()):
         yield _batch_table(swept)
         yield _work_table(swept)
+    for layers in report.get("layers", ()):
+        yield _layers_table(layers)
     if "peers" in report:
         yield _peers_table(report["peers"])
     for scenario in report.get("scenarios", ()):
@@ -68,6 +70,14 @@ def _work_table(swept: dict[str, Any]) -> Table:
         height, width = point["image_hw"]
         values = (f"{point['stages_ms'][stage]['p50']:.2f}" for stage in stages)
         table.add_row(f"{width}x{height}", str(point["detections"]), *values)
+    return table
+
+
+def _layers_table(layers: dict[str, Any]) -> Table:
+    table = _table(f"{layers['artifact']}: the network by module, ms per batch", "module", "nodes", "p50", "share")
+    for row in layers["modules"]:
+        table.add_row(row["module"], str(row["nodes"]), f"{row['ms']:.3f}", f"{100 * row['share']:.1f}%")
+    table.caption = f"{layers['network_ms']:.2f} ms in all, by the engine's own profiler over {layers['runs']} runs."
     return table
 
 
