@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.gpu import gpu_notes, read_gpus
+from benchmarks.nvml import gpu_notes, read_gpus
 
 _PACKAGES = ("yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch")
 _FEW_CORES = 4

@@ -1,0 +1,148 @@
+"""The project's own proofs and figures on a GPU, in one command: `python -m benchmarks.gpu --out benchmarks/results/NAME.json`.
+
+First `tests/gpu`: the kernels against the original's cases, the emulator and compute-sanitizer, the Detector against its CPU
+path. Then the timings, only if nothing failed. Makes benchmarks/RESULTS.md from all files in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+
+from benchmarks.golden_net import golden_model
+from benchmarks.gpu_frames import measure_frames
+from benchmarks.gpu_kernels import measure_kernels, measure_preprocess
+from benchmarks.gpu_peer import heads_of, measure_torch
+from benchmarks.gpu_timer import copy_bandwidth
+from benchmarks.inputs import made_up_image
+from benchmarks.machine import Watch, environment
+from benchmarks.nvml import read_gpus
+from benchmarks.results_page import write_page
+from benchmarks.torch_network import TorchNetwork
+from yolact_deploy.cuda.compiler import warm
+from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.cuda.drivers import open_driver
+from yolact_deploy.cuda.specialization import specialize
+from yolact_deploy.errors import YolactDeployError
+from yolact_deploy.files import check_writable, write_json
+from yolact_deploy.runtime.network import DeviceNetwork
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+IMAGE_SIZES_HW = ((550, 550), (720, 1280), (1080, 1920))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--device", type=int, default=0)
+    parser.add_argument("--no-proofs", action="store_true", help="time without running tests/gpu first")
+    arguments = parser.parse_args()
+    check_writable(arguments.out)
+    try:
+        driver = open_driver(arguments.device)
+        report: dict[str, Any] = {
+            "kind": "gpu",
+            "environment": environment(),
+            "gpu": describe_gpu(driver),
+            "proofs": None if arguments.no_proofs else run_proofs(),
+        }
+        if report["proofs"] and report["proofs"]["failed"]:
+            raise SystemExit(
+                f"{report['proofs']['failed']} proofs failed: no figure is written.\n{report['proofs']['tail']}"
+            )
+        watch = Watch()
+        report |= timings(driver)
+        report["watch"] = watch.report()
+    except YolactDeployError as exc:
+        raise SystemExit(f"error: {exc}") from exc
+    write_json(arguments.out, report)
+    if arguments.out.parent == RESULTS:
+        write_page(RESULTS, RESULTS.parent / "RESULTS.md")
+    print_summary(report)
+
+
+def describe_gpu(driver: Driver) -> dict[str, Any]:
+    device = driver.device
+    readings = read_gpus()
+    return {
+        "name": device.name,
+        "architecture": device.architecture,
+        "cuda_driver": ".".join(map(str, device.driver_version)),
+        "driver": readings[device.index].driver if device.index < len(readings) else None,
+        "memory_bytes": device.memory_bytes,
+        "multiprocessors": device.multiprocessors,
+        "through": driver.name,
+    }
+
+
+def run_proofs() -> dict[str, Any]:
+    """{"passed", "failed", "skipped", "seconds", "skipped_because", "tail"} of tests/gpu."""
+    started = perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={results}", "tests/gpu"]
+        done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+        if not results.is_file():
+            raise SystemExit(f"tests/gpu could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        cases = list(ElementTree.parse(results).iter("testcase"))
+    skipped = [case.find("skipped") for case in cases]
+    reasons = sorted({found.get("message", "") for found in skipped if found is not None})
+    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    return {
+        "passed": len(cases) - failed - sum(found is not None for found in skipped),
+        "failed": failed,
+        "skipped": sum(found is not None for found in skipped),
+        "skipped_because": reasons,
+        "seconds": perf_counter() - started,
+        "tail": done.stdout[-4000:] if failed else "",
+    }
+
+
+def timings(driver: Driver) -> dict[str, Any]:
+    model, image = golden_model()
+    spec = model.spec
+    (warmed,) = warm([specialize(spec)], [driver.device.architecture], driver_version=driver.device.driver_version)
+    heads = heads_of(model, image, f"cuda:{driver.device.index}")
+    kernels = []
+    for image_hw in IMAGE_SIZES_HW:
+        measured = measure_kernels(driver, spec, heads, image_hw)
+        kernels.append({**measured, "torch": measure_torch(driver, heads, spec.make_priors(), image_hw)})
+    networks: dict[str, Callable[[], DeviceNetwork]] = {
+        "float32": lambda: TorchNetwork(golden_model()[0], driver),
+        "float16": lambda: TorchNetwork(golden_model()[0], driver, half=True),
+    }
+    frames = []
+    for open_network in networks.values():
+        for image_hw in IMAGE_SIZES_HW:
+            frames.append(measure_frames(driver, open_network, made_up_image(image_hw)))
+            torch.cuda.empty_cache()
+    return {
+        "compile": {"compiler": warmed.compiler, "was_cached": warmed.was_cached, "seconds": warmed.seconds},
+        "copy_gb_per_s": copy_bandwidth(driver),
+        "preprocess": [measure_preprocess(driver, spec, image_hw) for image_hw in IMAGE_SIZES_HW],
+        "kernels": kernels,
+        "frames": frames,
+    }
+
+
+def print_summary(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from benchmarks.results_gpu import gpu_section
+
+    Console().print(Markdown(gpu_section("this run", report)))
+
+
+if __name__ == "__main__":
+    main()
