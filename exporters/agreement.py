@@ -45,6 +45,7 @@ def detect_heads(heads: HeadTensors, spec: ModelSpec) -> RawDetections:
         top_k=rules.top_k,
         max_detections=rules.max_detections,
         input_size=spec.input_size,
+        clip_boxes=rules.clip_boxes,
     )[0]
 
 

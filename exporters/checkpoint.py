@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from exporters.inference import infer_architecture
 from exporters.spec_choice import choose_spec
+from exporters.trainers.recognition import as_original
 from exporters.weights_file import read_weights
 from exporters.yolact import Yolact
 from yolact_deploy.errors import CheckpointError
@@ -37,7 +38,7 @@ class LoadedCheckpoint:
 def load_checkpoint(
     path: str | os.PathLike[str], *, spec_file: Path | None = None, config: str | None = None
 ) -> LoadedCheckpoint:
-    """Read a checkpoint of the original YOLACT and find out its spec.
+    """Read a checkpoint of the original YOLACT, or of a trainer whose names are known, and find out its spec.
 
     The spec comes from `spec_file`, else `config`, else the file name, else the tensors. Raises CheckpointError when
     the file can't be read, is no YOLACT or does not fit the spec, SpecError when the spec file or the name is wrong.
@@ -45,11 +46,16 @@ def load_checkpoint(
     path = Path(path)
     stored, read_notes = read_weights(path)
     notes = list(read_notes)
-    tensors = drop_old_names(stored, notes)
-    choice = choose_spec(path, infer_architecture(tensors, path), spec_file=spec_file, config=config)
+    weights = as_original(stored, path)
+    notes += weights.notes
+    tensors = drop_old_names(weights.tensors, notes)
+    found = infer_architecture(tensors, path, trainer=weights.trainer, conventions=weights.conventions)
+    choice = choose_spec(path, found, spec_file=spec_file, config=config)
     notes[:0] = choice.notes
-    complete = _complete(tensors, choice.spec, path, notes)
-    _check_finite(complete, path)
+    if choice.from_tensors:
+        notes.append(f"seen in its tensors: {found.describe()}; `yolact-deploy inspect` tells in which.")
+    complete = _complete(tensors, choice.spec, path, notes, weights.in_file)
+    _check_finite(complete, path, weights.in_file)
     return LoadedCheckpoint(choice.spec, complete, tuple(notes), path, sha256_file(path))
 
 
@@ -74,7 +80,13 @@ def _is_old(name: str) -> bool:
     return name.startswith("backbone.layer")
 
 
-def _complete(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Path, notes: list[str]) -> dict[str, Tensor]:
+def _complete(
+    tensors: Mapping[str, Tensor],
+    spec: ModelSpec,
+    path: Path,
+    notes: list[str],
+    in_file: Callable[[str], str],  # a tensor's name in the file, for errors
+) -> dict[str, Tensor]:
     """Exactly the entries of the model of `spec`, in its order, as float32."""
     with torch.device("meta"):
         wanted = Yolact(spec).state_dict()
@@ -85,7 +97,7 @@ def _complete(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Path, notes:
     unknown = [name for name in unused if name not in extra_levels]
     if unknown:
         raise CheckpointError(
-            f"{path} has {len(unknown)} tensors that {spec.name} does not have ({_examples(unknown)}): "
+            f"{path} has {len(unknown)} tensors that {spec.name} does not have ({_examples(map(in_file, unknown))}): "
             "another architecture, or not only the network was saved."
         )
     missing = [name for name in wanted if name not in tensors]
@@ -99,7 +111,7 @@ def _complete(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Path, notes:
     if mismatched:
         name = mismatched[0]
         raise CheckpointError(
-            f"{path} does not fit {spec.name}: {len(mismatched)} tensors have another shape, the first is {name}, "
+            f"{path} does not fit {spec.name}: {len(mismatched)} tensors have another shape, the first is {in_file(name)}, "
             f"found {list(tensors[name].shape)}, expected {list(wanted[name].shape)}."
         )
     if any(name in _NEVER_RUN for name in missing):
@@ -122,15 +134,16 @@ def _note_conversions(tensors: Mapping[str, Tensor], notes: list[str]) -> None:
             notes.append(f"converted {count} tensors from {str(dtype).removeprefix('torch.')} to float32.")
 
 
-def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _check_finite(tensors: Mapping[str, Tensor], path: Path, in_file: Callable[[str], str]) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         count = int((~torch.isfinite(tensors[bad[0]])).sum())
         raise CheckpointError(
-            f"{path} holds NaN or infinite weights in {len(bad)} tensors, first in {bad[0]} ({count} of "
+            f"{path} holds NaN or infinite weights in {len(bad)} tensors, first in {in_file(bad[0])} ({count} of "
             f"{tensors[bad[0]].numel()} values): the training diverged. Take an earlier checkpoint."
         )
 
 
-def _examples(names: list[str]) -> str:
-    return ", ".join(names[:_MAX_EXAMPLES]) + (", ..." if len(names) > _MAX_EXAMPLES else "")
+def _examples(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_MAX_EXAMPLES]) + (", ..." if len(listed) > _MAX_EXAMPLES else "")

@@ -109,6 +109,7 @@ def compare(
         b=side_b.info,
         class_names=side_a.spec.class_names,
         input_size=side_a.spec.input_size,
+        resize=(side_a.spec.preprocess.resize, side_b.spec.preprocess.resize),
         score_threshold=score_threshold,
         outputs=tuple(tensor.result() for tensor in tensors),
         images=tuple(compared),

@@ -31,6 +31,7 @@ from yolact_deploy.errors import OutputError
 from yolact_deploy.files import write_text
 from yolact_deploy.overlays import check_can_draw, draw
 from yolact_deploy.postprocess import assemble_masks
+from yolact_deploy.spec import ResizeMode
 
 _PANEL_SIDE_PX = 640  # the longer side of a drawn image
 _MAX_ENLARGEMENT = 2.0
@@ -186,17 +187,18 @@ def _distribution(report: CompareReport) -> str:
 def _examples(report: CompareReport) -> str:
     if not report.examples:
         return ""
-    figures = "\n".join(_example(example, report.class_names) for example in report.examples)
+    figures = "\n".join(_example(example, report) for example in report.examples)
     hint = '<p class="hint lead-in">Detections that only one side has are framed in white.</p>'
     return f"<section>\n<h2>Where they differ most</h2>\n{hint}\n{figures}\n</section>"
 
 
-def _example(example: Example, class_names: tuple[str, ...]) -> str:
+def _example(example: Example, report: CompareReport) -> str:
     comparison = example.comparison
     picture = _fit(example.image)
     panels = []
-    for letter, raw, lone in (("A", example.a, example.matches.only_a), ("B", example.b, example.matches.only_b)):
-        detections = _named(raw, picture, class_names)
+    sides = (("A", example.a, example.matches.only_a), ("B", example.b, example.matches.only_b))
+    for (letter, raw, lone), resize in zip(sides, report.resize, strict=True):
+        detections = _named(raw, picture, report.class_names, resize)
         source = _data_uri(_outlined(draw(picture, detections), detections.take(lone)))
         found = f"{len(raw)} detection{'s' if len(raw) != 1 else ''}"
         alone = f'<span class="lone">only here: {_listed(detections, lone)}</span>' if len(lone) else ""
@@ -230,8 +232,9 @@ def _remarks(report: CompareReport) -> str:
     )
 
 
-def _named(raw: RawDetections, picture: Image, class_names: tuple[str, ...]) -> Detections:
-    return dataclasses.replace(assemble_masks(raw, (picture.shape[0], picture.shape[1])), names=class_names)
+def _named(raw: RawDetections, picture: Image, class_names: tuple[str, ...], resize: ResizeMode) -> Detections:
+    assembled = assemble_masks(raw, (picture.shape[0], picture.shape[1]), resize=resize)
+    return dataclasses.replace(assembled, names=class_names)
 
 
 def _outlined(drawn: Image, lone: Detections) -> Image:

@@ -10,6 +10,7 @@ from exporters.agreement import Matches
 from exporters.compare_sides import ArtifactInfo
 from yolact_deploy.arrays import Image
 from yolact_deploy.detections import RawDetections
+from yolact_deploy.spec import ResizeMode
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class CompareReport:
     skipped: tuple[tuple[str, str], ...]  # image and reason
     notes: tuple[str, ...]
     examples: tuple[Example, ...]  # the worst images, worst first; not part of `to_dict`
+    resize: tuple[ResizeMode, ResizeMode] = ("stretch", "stretch")  # of A and B, for drawing their examples
 
     @property
     def agreement(self) -> Agreement:

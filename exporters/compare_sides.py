@@ -142,7 +142,7 @@ def _open_checkpoint(path: Path, spec_file: Path | None, config: str | None) -> 
         return judged
 
     def assemble(raw: RawDetections, image_hw: tuple[int, int], score_threshold: float) -> Detections:
-        detections = assemble_masks(raw, image_hw, score_threshold=score_threshold)
+        detections = assemble_masks(raw, image_hw, score_threshold=score_threshold, resize=spec.preprocess.resize)
         if spec.mask_iou_layers:
             detections = rescore_masks(detections, judge)
         return dataclasses.replace(detections, names=spec.class_names, category_ids=spec.category_ids)

@@ -1,11 +1,20 @@
-"""The published YOLACT configurations as specs."""
+"""The published YOLACT configurations, and those of other trainers, as specs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from yolact_deploy.errors import SpecError
-from yolact_deploy.spec import BackboneSpec, ModelSpec, PreprocessSpec, PriorsSpec
+from yolact_deploy.spec import (
+    IMAGENET_MEAN_RGB,
+    BackboneSpec,
+    FpnSpec,
+    ModelSpec,
+    PostprocessSpec,
+    PreprocessSpec,
+    PriorsSpec,
+    ProtonetSpec,
+)
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -23,6 +32,12 @@ COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _COCO_GAPS)
 PASCAL_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+YOUTUBE_VIS_CLASSES = (
+    "person", "giant_panda", "lizard", "parrot", "skateboard", "sedan", "ape", "dog", "snake", "monkey", "hand", "rabbit",
+    "duck", "cat", "cow", "fish", "train", "horse", "turtle", "bear", "motorbike", "giraffe", "leopard", "fox", "deer",
+    "owl", "surfboard", "airplane", "truck", "zebra", "tiger", "elephant", "snowboard", "boat", "shark", "mouse", "frog",
+    "eagle", "earless_seal", "tennis_racket",
 )  # fmt: skip
 
 _RATIOS = ((1.0, 0.5, 2.0),) * 5
@@ -83,9 +98,65 @@ PUBLISHED: dict[str, ModelSpec] = {
 }
 
 
+_MMDETECTION_FPN = FpnSpec(relu_pred_layers=False, downsample_source="backbone")
+# mmdetection's ratios are height to width: 0.5, 1, 2 in its order.
+_MMDETECTION_PRIORS = PriorsSpec(
+    tuple((scale,) for scale in _BASE_SCALES), ((2.0, 1.0, 0.5),) * 5, use_square_anchors=False
+)
+_YOLACT_MINIMAL_FPN = FpnSpec(downsample_activation="relu")
+_YOLACT_MINIMAL_PROTONET = ProtonetSpec(align_corners=True)
+_YOLACT_MINIMAL_PRIORS = PriorsSpec(tuple((s,) for s in _BASE_SCALES), _RATIOS, use_square_anchors=False)
+_YOLACT_MINIMAL_PREPROCESS = PreprocessSpec(resize="pad", pad_rgb=IMAGENET_MEAN_RGB)
+
+
+def _by_depth(base: ModelSpec, name_101: str, name_50: str) -> dict[str, ModelSpec]:
+    return {
+        name: replace(base, name=name, backbone=backbone)
+        for name, backbone in ((name_101, _RESNET101), (name_50, _RESNET50))
+    }
+
+
+# By the trainer's name, then by configuration. Sources of what differs: docs/other-trainers.md.
+OTHER_TRAINERS: dict[str, dict[str, ModelSpec]] = {
+    "YolactEdge": {
+        **_by_depth(_BASE, "yolact_edge", "yolact_edge_resnet50"),
+        **_by_depth(
+            replace(_BASE, class_names=YOUTUBE_VIS_CLASSES, category_ids=tuple(range(1, 41))),
+            "yolact_edge_youtubevis",
+            "yolact_edge_youtubevis_resnet50",
+        ),
+    },
+    "Yolact_minimal": _by_depth(
+        replace(
+            _BASE,
+            input_size=544,
+            fpn=_YOLACT_MINIMAL_FPN,
+            protonet=_YOLACT_MINIMAL_PROTONET,
+            priors=_YOLACT_MINIMAL_PRIORS,
+            preprocess=_YOLACT_MINIMAL_PREPROCESS,
+        ),
+        "yolact_minimal_res101_coco",
+        "yolact_minimal_res50_coco",
+    ),
+    "mmdetection": _by_depth(
+        replace(
+            _BASE,
+            fpn=_MMDETECTION_FPN,
+            priors=_MMDETECTION_PRIORS,
+            postprocess=PostprocessSpec(clip_boxes=True),
+        ),
+        "mmdet_yolact_r101",
+        "mmdet_yolact_r50",
+    ),
+}
+
+
 def published_spec(name: str) -> ModelSpec:
-    """The spec of a published configuration. Raises SpecError listing the known names."""
+    """The spec of a published configuration, of any trainer. Raises SpecError listing the known names."""
+    known = dict(PUBLISHED)
+    for specs in OTHER_TRAINERS.values():
+        known |= specs
     try:
-        return PUBLISHED[name]
+        return known[name]
     except KeyError:
-        raise SpecError(f"no published configuration is named {name!r}; known are {', '.join(PUBLISHED)}.") from None
+        raise SpecError(f"no published configuration is named {name!r}; known are {', '.join(known)}.") from None

@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from exporters.inference_plus import infer_deformable_blocks, infer_mask_iou
+from exporters.trainers.mapping import ORIGINAL, Conventions
 from yolact_deploy.errors import CheckpointError
-from yolact_deploy.spec import BackboneKind, BackboneSpec, ModelSpec
+from yolact_deploy.spec import BackboneKind, BackboneSpec, DownsampleSource, ModelSpec
 
 _KNOWN_BACKBONES: dict[tuple[BackboneKind, tuple[int, ...]], str] = {
     ("resnet", (3, 4, 6, 3)): "ResNet50",
@@ -40,6 +41,11 @@ class Architecture:
     dcn_blocks: tuple[int, ...] = ()  # as in BackboneSpec; () = none deformable
     dcn_interval: int = 1
     mask_iou_layers: tuple[tuple[int, int], ...] = ()
+    downsample_source: DownsampleSource = "output"
+    trainer: str = ORIGINAL
+    conventions: Conventions | None = (
+        None  # of another trainer's code; None: the original's, which has options for them
+    )
 
     @property
     def backbone(self) -> str:
@@ -61,8 +67,9 @@ class Architecture:
         plus = (f", {count} deformable blocks" if count else "") + (
             ", a mask-IoU network" if self.mask_iou_layers else ""
         )
+        of_trainer = "" if self.trainer == ORIGINAL else f"{self.trainer}, "
         return (
-            f"{self.backbone}, FPN width {self.fpn_channels}, {self.num_classes} foreground classes, "
+            f"{of_trainer}{self.backbone}, FPN width {self.fpn_channels}, {self.num_classes} foreground classes, "
             f"{self.num_prototypes} prototypes, {self.per_cell} priors per cell{plus}"
         )
 
@@ -90,8 +97,14 @@ def deformable_blocks(backbone: BackboneSpec) -> list[list[int]]:
 def infer_architecture(
     tensors: Mapping[str, Tensor],  # the original's names
     path: Path,  # named in errors
+    *,
+    trainer: str = ORIGINAL,
+    conventions: Conventions | None = None,
 ) -> Architecture:
-    """Raises CheckpointError when these are not the tensors of a whole YOLACT that is supported here."""
+    """What the tensors show, and with them what the code of the `trainer` that they come from is known to compute.
+
+    Raises CheckpointError when these are not the tensors of a whole YOLACT that is supported here.
+    """
     _check_is_yolact(tensors, path)
     kind, stages, stage_channels = _backbone(tensors, path)
     channels_in = [_shape(tensors, name, path)[1] for name in _numbered(tensors, r"fpn\.lat_layers\.(\d+)\.weight")]
@@ -130,6 +143,9 @@ def infer_architecture(
         dcn_blocks=dcn_blocks,
         dcn_interval=dcn_interval,
         mask_iou_layers=infer_mask_iou(tensors, num_classes, path),
+        downsample_source=_downsample_source(tensors, conventions, path),
+        trainer=trainer,
+        conventions=conventions,
     )
 
 
@@ -142,6 +158,8 @@ def differences(found: Architecture, spec: ModelSpec) -> tuple[Difference, ...]:
         ("FPN width", found.fpn_channels, spec.fpn.channels),
         # Checkpoints of version 1.0 carry more of these layers than are used: too few is the only contradiction.
         ("downsampled FPN levels", min(found.num_downsample, spec.fpn.num_downsample), spec.fpn.num_downsample),
+        ("source of the first downsampled level", found.downsample_source, spec.fpn.downsample_source),
+        *_convention_pairs(found, spec),
         ("foreground classes", found.num_classes, spec.num_classes),
         ("prototypes", found.num_prototypes, spec.num_prototypes),
         ("prototype network layers", _lists(found.protonet_layers), _visible_protonet(spec)),
@@ -151,6 +169,41 @@ def differences(found: Architecture, spec: ModelSpec) -> tuple[Difference, ...]:
         ("mask-IoU network layers", _lists(found.mask_iou_layers), _lists(spec.mask_iou_layers)),
     )
     return tuple(Difference(what, str(seen), str(wanted)) for what, seen, wanted in pairs if seen != wanted)
+
+
+def _convention_pairs(found: Architecture, spec: ModelSpec) -> tuple[tuple[str, object, object], ...]:
+    if found.conventions is None:
+        return ()
+    of, fpn = f"(by the code of {found.trainer})", spec.fpn
+    return (
+        (f"ReLU on FPN outputs {of}", found.conventions.relu_pred_layers, fpn.relu_pred_layers),
+        (
+            f"activation of downsampled FPN levels {of}",
+            found.conventions.downsample_activation,
+            fpn.downsample_activation,
+        ),
+        (
+            f"align_corners of the prototypes' upsampling {of}",
+            found.conventions.align_corners,
+            spec.protonet.align_corners,
+        ),
+    )
+
+
+def _downsample_source(tensors: Mapping[str, Tensor], conventions: Conventions | None, path: Path) -> DownsampleSource:
+    usual: DownsampleSource = "output" if conventions is None else conventions.downsample_source
+    if "fpn.downsample_layers.0.weight" not in tensors:
+        return usual
+    width, deepest = _shape(tensors, "fpn.lat_layers.0.weight", path)[:2]
+    channels = _shape(tensors, "fpn.downsample_layers.0.weight", path)[1]
+    if channels not in (width, deepest):
+        raise CheckpointError(
+            f"{path}: the first downsampled FPN level is made of {channels} channels; the FPN has {width} and the deepest "
+            f"stage of its backbone {deepest}. The file mixes two models."
+        )
+    if width == deepest:
+        return usual
+    return "output" if channels == width else "backbone"
 
 
 def _check_is_yolact(tensors: Mapping[str, Tensor], path: Path) -> None:

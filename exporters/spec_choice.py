@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters.configs import PUBLISHED, published_spec
+from exporters.configs import OTHER_TRAINERS, PUBLISHED, published_spec
 from exporters.inference import Architecture, deformable_blocks, differences
 from exporters.spec_files import EXTENDS, load_spec
 from yolact_deploy.errors import CheckpointError, SpecError
 from yolact_deploy.spec import ModelSpec
+from yolact_deploy.spec_json import encode
 
 _FILE_NAME = re.compile(r"(?P<config>.+?)_\d+_\d+(_interrupt)?")  # as the original's training writes it
 _MAX_LISTED_CLASSES = 20
@@ -28,6 +29,7 @@ class SpecChoice:
     spec: ModelSpec
     source: str  # in words, for notes and errors
     notes: tuple[str, ...]
+    from_tensors: bool = False  # nobody named it
 
 
 def choose_spec(
@@ -45,24 +47,26 @@ def choose_spec(
     if spec_file is not None and config is not None:
         raise SpecError(f"give either the spec file {spec_file} or the configuration {config}, not both.")
     notes: list[str] = []
+    from_tensors = False
     if spec_file is not None:
         spec, source = load_spec(spec_file, on_note=notes.append), f"the spec file {spec_file}"
     elif config is not None:
         spec, source = published_spec(config), f"--config {config}"
-    elif (named := _config_in_name(path)) in PUBLISHED:
-        spec, source = PUBLISHED[named], "the file name"
+    elif (named := _config_in_name(path)) in _candidates(found):
+        spec, source = _candidates(found)[named], "the file name"
     else:
+        from_tensors = True
         spec, source = _from_tensors(path, found), "the tensors, which fit no other published configuration"
     contradictions = differences(found, spec)
     if contradictions:
         advice = (
-            "Correct the spec file, or give the checkpoint that it describes."
+            f"Correct the spec file, or give the checkpoint that it describes.{_advice_on_trainer(found)}"
             if spec_file is not None
             else _advice_on_published(path, found)
         )
         listed = "; ".join(map(str, contradictions[:_MAX_LISTED_DIFFERENCES]))
         raise CheckpointError(f"{path} does not fit {spec.name} (from {source}): {listed}. {advice}")
-    return SpecChoice(spec, source, (f"spec {spec.name}: from {source}.", *notes, *_doubts(spec)))
+    return SpecChoice(spec, source, (f"spec {spec.name}: from {source}.", *notes, *_doubts(spec, found)), from_tensors)
 
 
 def starter_spec(found: Architecture, name: str) -> str:
@@ -84,11 +88,11 @@ def starter_spec(found: Architecture, name: str) -> str:
         }
     if found.mask_iou_layers != base.mask_iou_layers:
         fields["mask_iou_layers"] = [list(layer) for layer in found.mask_iou_layers]
-    fields["priors"] = _placeholder_priors(found)
+    fields["priors"] = _placeholder_priors(found, base)
     return _one_field_per_line(fields)
 
 
-def _doubts(spec: ModelSpec) -> tuple[str, ...]:
+def _doubts(spec: ModelSpec, found: Architecture) -> tuple[str, ...]:
     """What a spec says that no contradiction shows and that is still hardly meant."""
     doubts = []
     if any(re.fullmatch(rf"{_PLACEHOLDER} \d+", name) for name in spec.class_names):
@@ -100,7 +104,26 @@ def _doubts(spec: ModelSpec) -> tuple[str, ...]:
             f"the largest prior ({largest:g} pixels) exceeds the input ({spec.input_size}): for that size the published "
             f"configurations would have scales {fitting}. Detections are wrong unless these are the training's."
         )
+    usual = next(iter(_candidates(found).values()))
+    settled = [
+        ("preprocess.resize", spec.preprocess.resize, usual.preprocess.resize),
+        ("fpn.downsample_activation", spec.fpn.downsample_activation, usual.fpn.downsample_activation),
+        ("protonet.align_corners", spec.protonet.align_corners, usual.protonet.align_corners),
+    ]
+    if found.trainer in OTHER_TRAINERS:  # the original has configurations of both kinds
+        settled.append(("priors.use_square_anchors", spec.priors.use_square_anchors, usual.priors.use_square_anchors))
+    doubts += [
+        f"{what} is {json.dumps(said)} in the spec; the configurations of {found.trainer} have {json.dumps(expected)}. "
+        "Detections are wrong unless the training had it so."
+        for what, said, expected in settled
+        if said != expected
+    ]
     return tuple(doubts)
+
+
+def _candidates(found: Architecture) -> dict[str, ModelSpec]:
+    """The published configurations of the trainer."""
+    return OTHER_TRAINERS.get(found.trainer, PUBLISHED)
 
 
 def _backbone_fields(found: Architecture, base: ModelSpec) -> dict[str, Any]:
@@ -120,7 +143,7 @@ def _config_in_name(path: Path) -> str:
 def _from_tensors(path: Path, found: Architecture) -> ModelSpec:
     fitting = _fitting(found)
     if len(fitting) == 1:
-        return PUBLISHED[fitting[0]]
+        return _candidates(found)[fitting[0]]
     if fitting:
         raise CheckpointError(
             f"{path} fits {_listed(fitting)}: their tensors are alike, they differ in the input size, and nothing in "
@@ -129,7 +152,7 @@ def _from_tensors(path: Path, found: Architecture) -> ModelSpec:
     raise CheckpointError(
         f"{path} fits no published configuration, and its file name names none.\n"
         f"Found in the tensors: {found.describe()}.\n"
-        "Not in the tensors: input size, prior scales, class names, category ids.\n"
+        "Not in the tensors: input size, prior scales, class names, category ids, aspect ratios, image transform.\n"
         f"What to do: {_how_to_write_one(path, found)}"
     )
 
@@ -142,6 +165,12 @@ def _advice_on_published(path: Path, found: Architecture) -> str:
     return f"If it was trained on your own classes: {_how_to_write_one(path, found)}"
 
 
+def _advice_on_trainer(found: Architecture) -> str:
+    if found.trainer not in OTHER_TRAINERS:
+        return ""
+    return f" Configurations of {found.trainer} that it can extend: {', '.join(_candidates(found))}."
+
+
 def _how_to_write_one(path: Path, found: Architecture) -> str:
     name = _config_in_name(path)
     return (
@@ -152,26 +181,31 @@ def _how_to_write_one(path: Path, found: Architecture) -> str:
 
 
 def _fitting(found: Architecture) -> list[str]:
-    return [name for name, spec in PUBLISHED.items() if not differences(found, spec)]
+    return [name for name, spec in _candidates(found).items() if not differences(found, spec)]
 
 
 def _nearest_published(found: Architecture) -> ModelSpec:
     """The published spec with this backbone and its deformable blocks, or with the backbone, or at least its kind."""
+    candidates = _candidates(found)
     alike = [
         spec
-        for spec in PUBLISHED.values()
+        for spec in candidates.values()
         if (spec.backbone.kind, spec.backbone.stages) == (found.backbone_kind, found.stages)
     ]
     if alike:
         exact = (spec for spec in alike if deformable_blocks(spec.backbone) == found.deformable_blocks)
         return next(exact, alike[0])
+    if found.trainer in OTHER_TRAINERS:
+        return list(candidates.values())[-1]
     return PUBLISHED["yolact_darknet53" if found.backbone_kind == "darknet" else "yolact_resnet50"]
 
 
-def _placeholder_priors(found: Architecture) -> dict[str, Any]:
+def _placeholder_priors(found: Architecture, base: ModelSpec) -> dict[str, Any]:
+    levels = range(len(found.selected_layers) + found.num_downsample)
+    if found.trainer in OTHER_TRAINERS and (found.per_cell, len(levels)) == (base.priors.per_cell, base.num_levels):
+        return {"scales": encode(base.priors.scales), "aspect_ratios": encode(base.priors.aspect_ratios)}
     ratios = _ASPECT_RATIOS if found.per_cell % len(_ASPECT_RATIOS) == 0 else [1]
     octave = found.per_cell // len(ratios)
-    levels = range(len(found.selected_layers) + found.num_downsample)
     return {
         "scales": [[round(_SMALLEST_SCALE * 2 ** (level + i / octave)) for i in range(octave)] for level in levels],
         "aspect_ratios": [ratios for _ in levels],

@@ -72,14 +72,17 @@ class Fpn(nn.Module):
         if spec.relu_downsample_layers:
             raise SpecError(
                 "fpn.relu_downsample_layers is true, which no published configuration uses and no recorded result of "
-                "the original covers. Set it to false."
+                'the original covers. Set it to false; "downsample_activation": "relu" is what Yolact_minimal does.'
             )
         self.relu_pred_layers = spec.relu_pred_layers
+        self.relu_downsampled = spec.downsample_activation == "relu"
+        self.downsamples_backbone = spec.downsample_source == "backbone"
         width = spec.channels
         self.lat_layers = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in reversed(channels_in))
         self.pred_layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels_in)
+        sources = [channels_in[-1] if self.downsamples_backbone else width] + [width] * spec.num_downsample
         self.downsample_layers = nn.ModuleList(
-            nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(spec.num_downsample)
+            nn.Conv2d(channels, width, 3, stride=2, padding=1) for channels in sources[: spec.num_downsample]
         )
 
     def forward(
@@ -98,8 +101,10 @@ class Fpn(nn.Module):
         if self.relu_pred_layers:
             levels = [F.relu(x) for x in levels]
         levels.reverse()
+        x = features[-1] if self.downsamples_backbone else levels[-1]
         for conv in self.downsample_layers:
-            levels.append(conv(levels[-1]))
+            x = F.relu(conv(x)) if self.relu_downsampled else conv(x)
+            levels.append(x)
         return levels
 
 
@@ -136,12 +141,12 @@ class PredictionHead(nn.Module):
 class _Upsample(nn.Module):
     """Bilinear upsampling by a whole factor; a module, because it takes an index in `proto_net`."""
 
-    def __init__(self, factor: int) -> None:
+    def __init__(self, factor: int, align_corners: bool) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor, self.align_corners = factor, align_corners
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=self.factor, mode="bilinear", align_corners=False)
+        return F.interpolate(x, scale_factor=self.factor, mode="bilinear", align_corners=self.align_corners)
 
 
 def _protonet(channels: int, spec: ProtonetSpec) -> nn.Sequential:
@@ -149,7 +154,7 @@ def _protonet(channels: int, spec: ProtonetSpec) -> nn.Sequential:
     modules: list[nn.Module] = []
     for width, kernel in spec.layers:
         if width is None:
-            modules.append(_Upsample(-kernel))
+            modules.append(_Upsample(-kernel, spec.align_corners))
         else:
             modules.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
             channels = width

@@ -38,10 +38,15 @@ def assemble(
     image_hw: tuple[int, int],
     *,
     crop: bool,
+    canvas_hw: tuple[int, int] | None = None,  # None: the image's
 ) -> BoolArray:
-    """bool [n, H, W]: sigmoid(proto · coefficients), cropped to the box, stretched bilinearly to (H, W), cut at > 0.5."""
+    """bool [n, H, W]: sigmoid(proto · coefficients), cropped to the box, stretched bilinearly to (H, W), cut at > 0.5.
+
+    Of an image in the top left of a larger canvas, the masks are stretched to the canvas and end at the image's border.
+    """
     masks = np.zeros((len(mask_coeff), *image_hw), bool)
-    for mask, region in zip(masks, regions(proto, mask_coeff, boxes_xyxy, image_hw, crop=crop), strict=True):
+    found = regions(proto, mask_coeff, boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
+    for mask, region in zip(masks, found, strict=True):
         height, width = region.window.shape
         mask[region.row : region.row + height, region.column : region.column + width] = region.window
     return masks
@@ -54,17 +59,23 @@ def regions(
     image_hw: tuple[int, int],
     *,
     crop: bool,
+    canvas_hw: tuple[int, int] | None = None,  # None: the image's
 ) -> Iterator[MaskRegion]:
     """One MaskRegion per detection, each made when it is asked for."""
     proto_h, proto_w = proto.shape[:2]
-    rows, columns = _interpolation(proto_h, image_hw[0]), _interpolation(proto_w, image_hw[1])
+    height, width = canvas_hw or image_hw
+    rows, columns = _interpolation(proto_h, height), _interpolation(proto_w, width)
     cells = _cells(boxes_xyxy, (proto_h, proto_w), crop=crop)
     for coefficients, (left, right, top, bottom) in zip(mask_coeff, cells, strict=True):
         if left >= right or top >= bottom:
             yield MaskRegion(0, 0, np.zeros((0, 0), bool))
             continue
         soft = sigmoid(proto[top:bottom, left:right] @ coefficients)
-        row, column = rows.reach(top, bottom), columns.reach(left, right)
+        row = _until(rows.reach(top, bottom), image_hw[0])
+        column = _until(columns.reach(left, right), image_hw[1])
+        if row.start >= row.stop or column.start >= column.stop:
+            yield MaskRegion(0, 0, np.zeros((0, 0), bool))
+            continue
         wide = columns.fused(soft.T, left, column).T
         yield MaskRegion(row.start, column.start, rows.above_threshold(wide, top, row))
 
@@ -139,6 +150,10 @@ class _Interpolation:
         padded = np.zeros((len(values) + 2, values.shape[1]), np.float32)
         padded[1:-1] = values
         return padded, self.index0[outputs] - (start - 1), self.index1[outputs] - (start - 1)
+
+
+def _until(outputs: slice, end: int) -> slice:
+    return slice(outputs.start, min(outputs.stop, end))
 
 
 @lru_cache(maxsize=64)

@@ -15,10 +15,10 @@ from yolact_deploy.detections import Detections, RawDetections
 from yolact_deploy.ieee import exp
 from yolact_deploy.masks import ordered_limits
 from yolact_deploy.nms import Kept, cross_class_fast_nms, fast_nms, traditional_nms
-from yolact_deploy.spec import NmsMode
+from yolact_deploy.spec import NmsMode, ResizeMode
 
-_CENTRE_VARIANCE = np.float32(0.1)
-_SIZE_VARIANCE = np.float32(0.2)
+CENTRE_VARIANCE = np.float32(0.1)
+SIZE_VARIANCE = np.float32(0.2)
 
 
 def detect(
@@ -34,12 +34,14 @@ def detect(
     top_k: int = 200,
     max_detections: int = 100,
     input_size: int = 550,
+    clip_boxes: bool = False,
 ) -> list[RawDetections]:
     """Threshold, decode and non-maximum suppression; one RawDetections per image.
 
     `nms` is "fast" (per class), "cross_class" (up to `top_k` results, as in the original) or "traditional" (whose IoU is
     taken in pixels of `input_size`). A prior counts when its best foreground score is strictly above `conf_threshold`
-    in float32; one whose scores hold NaN is dropped. Raises ValueError for an unknown `nms` or shapes that disagree.
+    in float32; one whose scores hold NaN is dropped. `clip_boxes` cuts boxes at the image's border before they are
+    compared, as mmdetection does. Raises ValueError for an unknown `nms` or shapes that disagree.
     """
     _check_arguments(loc, conf, mask_coeff, proto, priors, nms)
     results = []
@@ -47,6 +49,8 @@ def detect(
         foreground = conf[b, :, 1:]
         prior_idx = _confident(foreground, conf_threshold)
         boxes, scores = decode(loc[b, prior_idx], priors[prior_idx]), foreground[prior_idx]
+        if clip_boxes:
+            boxes = np.clip(boxes, np.float32(0), np.float32(1))
         kept: Kept
         if nms == "fast":
             kept = fast_nms(boxes, scores, iou_threshold=iou_threshold, top_k=top_k, max_detections=max_detections)
@@ -81,8 +85,8 @@ def decode(
     (layers/box_utils.py, decode). Overflow gives inf, as there.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        centres = priors[:, :2] + loc[:, :2] * _CENTRE_VARIANCE * priors[:, 2:]
-        sizes = priors[:, 2:] * exp(loc[:, 2:] * _SIZE_VARIANCE)
+        centres = priors[:, :2] + loc[:, :2] * CENTRE_VARIANCE * priors[:, 2:]
+        sizes = priors[:, 2:] * exp(loc[:, 2:] * SIZE_VARIANCE)
         top_left = centres - sizes / np.float32(2)
         return np.concatenate([top_left, sizes + top_left], axis=1)
 
@@ -97,15 +101,27 @@ def softmax(
 
 
 def assemble_masks(
-    raw: RawDetections, image_hw: tuple[int, int], *, score_threshold: float = 0.0, crop: bool = True
+    raw: RawDetections,
+    image_hw: tuple[int, int],
+    *,
+    score_threshold: float = 0.0,
+    crop: bool = True,
+    resize: ResizeMode = "stretch",
 ) -> Detections:
     """Detections of an image of (height, width) pixels, those with scores strictly above `score_threshold` in float32.
 
     The masks are assembled when first asked for: sigmoid(proto · coefficients), cropped to the box (`crop`), stretched
-    bilinearly to the image, True where > 0.5.
+    bilinearly to the image, True where > 0.5. With `resize` "pad", boxes and masks are those of the padded square, cut at
+    the image's border.
     """
     kept = raw.take(np.flatnonzero(raw.scores > np.float32(score_threshold)))
-    return Detections(kept, image_hw, pixel_boxes(kept.boxes_xyxy, image_hw), crop)
+    if resize == "stretch":
+        return Detections(kept, image_hw, pixel_boxes(kept.boxes_xyxy, image_hw), crop)
+    height, width = image_hw
+    side = max(image_hw)
+    in_square = pixel_boxes(kept.boxes_xyxy, (side, side))
+    boxes = np.minimum(in_square, np.array([np.inf, np.inf, width, height], np.float32))
+    return Detections(kept, image_hw, boxes, crop, canvas_hw=(side, side))
 
 
 def pixel_boxes(

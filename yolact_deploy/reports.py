@@ -15,6 +15,7 @@ from yolact_deploy.detect_files import DetectReport
 
 _MIB = 2**20
 _SHOWN_MODULES = 12
+_SHOWN_ITEMS = 6
 
 
 def export_table(report: dict[str, Any]) -> Table:
@@ -32,6 +33,22 @@ def export_table(report: dict[str, Any]) -> Table:
         _fact(table, "  detections", f"{detections} of {detections} found by both")
         _fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
     _fact(table, "seconds", ", ".join(f"{step} {seconds:.1f}" for step, seconds in report["seconds"].items()))
+    return table
+
+
+def end_to_end_table(report: dict[str, Any]) -> Table:
+    table = _facts("end to end")
+    _fact(table, "file", f"{report['output']} ({_size(report['size_bytes'])}, {_size(report['added_bytes'])} more)")
+    _fact(table, "input", f"uint8 [B, H, W, 3], {report['channel_order'].upper()}")
+    _fact(table, "NMS", f"{report['nms']}, up to {report['max_detections']} detections an image")
+    parity = report["parity"]
+    if parity is None:
+        _fact(table, "parity", "not checked")
+    else:
+        detections = sum(image["detections"] for image in parity["images"])
+        _fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
+        _fact(table, "  detections", f"{detections} found by Detector as well")
+        _fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
     return table
 
 
@@ -77,14 +94,17 @@ def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:
     """What is the same in every kind of artifact first, then spec, tensors and modules where they are known."""
     table = _facts(f"{report['kind']} {report['path']}")
     for key, value in report.items():
-        if key not in ("kind", "path") and not isinstance(value, (dict, list)) and value is not None:
+        if key not in ("kind", "path", "spec_error") and not isinstance(value, (dict, list)) and value is not None:
             _fact(table, key, _size(value) if key.endswith("bytes") else str(value))
-    for key in ("targets", "batch", "opsets", "metadata"):
+    for key in ("targets", "batch", "mask_iou", "opsets", "metadata"):
         if report.get(key):
             _fact(table, key, _inline(report[key]))
     for note in report.get("notes", ()):
         _fact(table, "note", note)
     yield table
+    if report.get("inferred"):
+        yield _evidence_table("seen in the tensors", report["inferred"])
+        yield _evidence_table("not in the tensors", report["not_in_tensors"])
     if report.get("spec"):
         yield _spec_table(report["spec"])
     if report.get("io_tensors"):
@@ -105,6 +125,7 @@ def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
     for name, version in report["packages"].items():
         _fact(table, name, version or "not installed")
     yield table
+    yield from _cuda_tables(report)
     table = Table(title="what can be done here", title_justify="left")
     for column in ("ability", "", "why"):
         table.add_column(column, overflow="fold")
@@ -112,6 +133,30 @@ def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
         mark = Text("yes", "green") if ability["available"] else Text("no", "yellow")
         table.add_row(ability["name"], mark, Text(ability["reason"]))
     yield table
+
+
+def _cuda_tables(report: dict[str, Any]) -> Iterator[Table]:
+    cuda = report["cuda"]
+    table = _facts("CUDA")
+    _fact(table, "driver", f"for CUDA {cuda['driver']}" if cuda["driver"] else "none")
+    _fact(table, "package", cuda["package"] or "not installed")
+    for gpu in cuda["gpus"]:
+        memory = _size(gpu["memory_bytes"])
+        _fact(table, gpu["device"], f"{gpu['name']}, {gpu['architecture']}, {gpu['multiprocessors']} SMs, {memory}")
+    for nvrtc in cuda["nvrtc"] or ({"version": "not installed", "path": ""},):
+        _fact(table, "NVRTC", f"{nvrtc['version']} {nvrtc['path']}")
+    cache = cuda["kernel_cache"]
+    kept = f"{cache['entries']} entries, {_size(cache['size_bytes'])}{'' if cache['writable'] else ', not writable'}"
+    _fact(table, "kernel cache", f"{cache['path']} ({kept})")
+    yield table
+    if "warmed" in report:
+        table = Table(title="kernels compiled", title_justify="left")
+        for column in ("architecture", "classes", "NMS", "compiler", "seconds"):
+            table.add_column(column)
+        for entry in report["warmed"]:
+            seconds = "in the cache already" if entry["was_cached"] else f"{entry['seconds']:.1f}"
+            table.add_row(entry["architecture"], str(entry["classes"]), entry["nms"], entry["compiler"], seconds)
+        yield table
 
 
 def _spec_table(spec: dict[str, Any]) -> Table:
@@ -125,12 +170,32 @@ def _spec_table(spec: dict[str, Any]) -> Table:
     return table
 
 
+def _evidence_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("field", style="dim", overflow="fold")
+    for column in ("value", "from"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        value = "?" if row["value"] is None else _shortened(row["value"])
+        shape = "" if row["shape"] is None else f" {row['shape']}"
+        source = row["how"] if row["tensor"] is None else f"{row['tensor']}{shape}: {row['how']}"
+        table.add_row(row["field"], Text(value), Text(source))
+    return table
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, list) and len(value) > _SHOWN_ITEMS:
+        return f"{len(value)}: {', '.join(_inline(item) for item in value[:_SHOWN_ITEMS])}, ..."
+    return _inline(value)
+
+
 def _io_table(tensors: list[dict[str, Any]]) -> Table:
     table = Table(title="inputs and outputs", title_justify="left")
     for column in ("name", "mode", "dtype", "shape"):
         table.add_column(column)
     for tensor in tensors:
-        shape = " x ".join("B" if size == -1 else str(size) for size in tensor["shape"])
+        sizes = ["any" if size == -1 else str(size) for size in tensor["shape"]]
+        shape = " x ".join(["B" if sizes[:1] == ["any"] else sizes[0], *sizes[1:]] if sizes else [])
         table.add_row(*(Text(text) for text in (tensor["name"], tensor["mode"], tensor["dtype"], shape)))
     return table
 
@@ -151,7 +216,7 @@ def _inline(value: Any) -> str:
         return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
     if isinstance(value, list):
         return "[" + ", ".join(_inline(item) for item in value) + "]"
-    return str(value)
+    return "null" if value is None else str(value)
 
 
 def _size(size_bytes: int) -> str:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolact_deploy.errors import SpecError
-from yolact_deploy.spec_json import decode, encode
+from yolact_deploy.spec_json import SINCE, decode, encode, lowest_schema_version
 
 if TYPE_CHECKING:
     from yolact_deploy.arrays import FloatArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
+_OLDEST_SCHEMA_VERSION = 1
 _MIN_INPUT_SIZE, _MAX_INPUT_SIZE = 32, 8192  # beyond, priors alone would fill the memory
 # In an ONNX's metadata_props.
 SPEC_METADATA_KEY = "yolact_deploy.spec"  # ModelSpec.to_json()
@@ -29,6 +30,8 @@ MASK_IOU_METADATA_KEY = "yolact_deploy.mask_iou"  # YOLACT++: the mask-IoU netwo
 BackboneKind = Literal["resnet", "darknet"]
 ConfActivation = Literal["softmax", "logits"]
 NmsMode = Literal["fast", "cross_class", "traditional"]
+ResizeMode = Literal["stretch", "pad"]
+DownsampleSource = Literal["output", "backbone"]
 
 IMAGENET_MEAN_RGB = (123.68, 116.78, 103.94)
 IMAGENET_STD_RGB = (58.40, 57.12, 57.38)
@@ -36,6 +39,7 @@ _HALVINGS_BEFORE_STAGES = {
     "resnet": 1,
     "darknet": 0,
 }  # ResNet: the stem; its max-pool is counted with stage 0
+_V2 = {SINCE: 2}  # of fields that schema version 1 does not know: older files are read as if these had their defaults
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ class FpnSpec:
     num_downsample: int = 2  # stride-2 convolutions after the top level (P6, P7)
     relu_pred_layers: bool = True
     relu_downsample_layers: bool = False
+    # What the first downsampled level is made of: the last output, or the deepest stage of the backbone (mmdetection).
+    downsample_source: DownsampleSource = field(default="output", metadata=_V2)
+    # After each downsampling convolution, so that the next one reads it (Yolact_minimal). The original's option
+    # relu_downsample_layers does something else: it overwrites the shallowest levels.
+    downsample_activation: Literal["none", "relu"] = field(default="none", metadata=_V2)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class ProtonetSpec:
     # (channels, kernel); kernel -2 with channels null is a bilinear upsampling by 2. The last entry gives the prototypes.
     layers: tuple[tuple[int | None, int], ...] = ((256, 3), (256, 3), (256, 3), (None, -2), (256, 3), (32, 1))
     src_level: int = 0  # FPN level it reads, 0 = P3
+    align_corners: bool = field(default=False, metadata=_V2)  # of its upsampling
 
     def __post_init__(self) -> None:
         if not self.layers or self.layers[-1][0] is None:
@@ -154,17 +164,28 @@ class PriorsSpec:
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """(pixel - mean) / std on values 0..255, per channel in RGB order; the image is stretched to the input size."""
+    """(pixel - mean) / std on values 0..255, per channel in RGB order, of an image resized to the input size.
+
+    "stretch" takes the image to S x S whatever its shape. "pad" first adds pixels of `pad_rgb` below or on the right of
+    the image until it is square: boxes and prototypes are then relative to that square.
+    """
 
     mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB
     std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB
     channel_order: Literal["rgb"] = "rgb"  # of the network's input
-    resize: Literal["stretch"] = "stretch"
+    resize: ResizeMode = "stretch"
+    pad_rgb: tuple[float, float, float] | None = field(default=None, metadata=_V2)
 
     def __post_init__(self) -> None:
         _require_positive("preprocess.std_rgb", self.std_rgb)
-        if not all(map(math.isfinite, self.mean_rgb)):
-            raise SpecError(f"preprocess.mean_rgb must be finite, found {list(self.mean_rgb)}.")
+        for name, values in (("mean_rgb", self.mean_rgb), ("pad_rgb", self.pad_rgb or ())):
+            if not all(map(math.isfinite, values)):
+                raise SpecError(f"preprocess.{name} must be finite, found {list(values)}.")
+        if (self.pad_rgb is not None) != (self.resize == "pad"):
+            raise SpecError(
+                f'preprocess.resize is "{self.resize}" and preprocess.pad_rgb is '
+                f"{None if self.pad_rgb is None else list(self.pad_rgb)}; padding needs a colour, stretching has none."
+            )
 
 
 @dataclass(frozen=True)
@@ -174,6 +195,7 @@ class PostprocessSpec:
     iou_threshold: float = 0.5
     top_k: int = 200  # per class
     max_detections: int = 100
+    clip_boxes: bool = field(default=False, metadata=_V2)  # to the image before suppression (mmdetection)
 
     def __post_init__(self) -> None:
         for name in ("conf_threshold", "iou_threshold"):
@@ -206,12 +228,13 @@ class ModelSpec:
     conf_activation: ConfActivation = "softmax"
     # YOLACT++'s mask-IoU network: (channels, kernel) of its stride-2 convolutions; a 1x1 to the classes follows them.
     mask_iou_layers: tuple[tuple[int, int], ...] = ()  # () = masks keep their box's score
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = field(default=SCHEMA_VERSION, compare=False)  # of the file it was read from
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
+        if not _OLDEST_SCHEMA_VERSION <= self.schema_version <= SCHEMA_VERSION:
             raise SpecError(
-                f"the spec has schema version {self.schema_version}, this version of yolact-deploy reads {SCHEMA_VERSION}. "
+                f"the spec has schema version {self.schema_version}, this version of yolact-deploy reads "
+                f"{_OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}. "
                 "Export the model again with this version, or install the version that wrote it."
             )
         if not _MIN_INPUT_SIZE <= self.input_size <= _MAX_INPUT_SIZE:
@@ -296,8 +319,10 @@ class ModelSpec:
         return make_priors(self)
 
     def to_dict(self) -> dict[str, Any]:
-        encoded = encode(self)
-        return {"schema_version": encoded.pop("schema_version"), **encoded}
+        version = lowest_schema_version(self)
+        fields = encode(self, version)
+        del fields["schema_version"]
+        return {"schema_version": version, **fields}
 
     def to_json(self, *, indent: int | None = None) -> str:
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)

@@ -10,15 +10,33 @@ from typing import Any, TypeVar
 from yolact_deploy.errors import SpecError
 
 T = TypeVar("T")
+SINCE = "since"  # in a field's metadata: the schema version that brought it; without it, 1
 
 
-def encode(value: Any) -> Any:
-    """Dataclasses become objects, tuples become lists."""
+def encode(value: Any, schema_version: int | None = None) -> Any:
+    """Dataclasses become objects, tuples become lists. Fields that `schema_version` does not know are left out."""
     if dataclasses.is_dataclass(value):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: encode(getattr(value, f.name), schema_version)
+            for f in dataclasses.fields(value)
+            if schema_version is None or f.metadata.get(SINCE, 1) <= schema_version
+        }
     if isinstance(value, (tuple, list)):
-        return [encode(item) for item in value]
+        return [encode(item, schema_version) for item in value]
     return value
+
+
+def lowest_schema_version(value: Any) -> int:
+    """The lowest version that loses nothing of a dataclass: later fields have their defaults."""
+    if not dataclasses.is_dataclass(value):
+        return 1
+    versions = [1]
+    for f in dataclasses.fields(value):
+        held = getattr(value, f.name)
+        versions.append(lowest_schema_version(held))
+        if held != f.default:
+            versions.append(f.metadata.get(SINCE, 1))
+    return max(versions)
 
 
 def decode(cls: type[T], value: Any, path: str) -> T:

@@ -82,7 +82,7 @@ _MISSING = object()
         ("postprocess.iou_threshold", 7, "iou_threshold must be from 0 to 1, found 7"),
         ("name", _MISSING, "spec lacks the field 'name'"),
         ("colour", 1, "spec has the unknown field 'colour'"),
-        ("schema_version", 2, "schema version 2"),
+        ("schema_version", 3, "schema version 3, this version of yolact-deploy reads 1 to 2"),
         ("backbone.kind", "vgg", "spec.backbone.kind must be one of 'resnet', 'darknet', found 'vgg'"),
         ("backbone.stages", [3, "4"], r"spec.backbone.stages\[1\] must be int"),
         ("backbone.stages", 3, "spec.backbone.stages must be a list"),

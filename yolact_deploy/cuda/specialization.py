@@ -72,6 +72,16 @@ def specialize(
             'the GPU kernels know "fast" and "cross_class" NMS, found "traditional"; '
             "choose one of them, or detect on the CPU."
         )
+    if spec.preprocess.resize != "stretch":
+        raise SpecError(
+            f'the GPU kernels stretch images to the input, the spec {spec.name} has preprocess.resize "'
+            f'{spec.preprocess.resize}"; run the model with device="cpu".'
+        )
+    if spec.postprocess.clip_boxes:
+        raise SpecError(
+            f"the GPU kernels compare boxes as they are, the spec {spec.name} has postprocess.clip_boxes true; "
+            'run the model with device="cpu", or export with "clip_boxes": false in the spec file.'
+        )
     fp16 = dict(fp16_tensors or {})
     unknown = sorted(set(fp16) - {*HEADS, "image"})
     if unknown:

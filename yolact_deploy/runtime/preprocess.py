@@ -17,6 +17,7 @@ def preprocess(
     """float32 [B, 3, S, S] RGB: stretched to the input size without keeping the aspect ratio, then (x - mean) / std.
 
     The resize is OpenCV's bilinear on float32, as in the original's evaluation (utils/augmentations.py, BaseTransform).
+    A spec that pads has the image in the top left of a square of the padding's colour before that.
     """
     import cv2
 
@@ -24,8 +25,22 @@ def preprocess(
     batch = np.empty((len(images), 3, size, size), np.float32)
     mean, std = np.array(spec.preprocess.mean_rgb, np.float32), np.array(spec.preprocess.std_rgb, np.float32)
     for image, planes in zip(images, batch, strict=True):
-        resized = cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+        source = image.astype(np.float32)
+        if spec.preprocess.pad_rgb is not None:
+            source = _padded(source, spec.preprocess.pad_rgb)
+        resized = cv2.resize(source, (size, size), interpolation=cv2.INTER_LINEAR)
         for channel in range(3):
             np.subtract(resized[:, :, 2 - channel], mean[channel], out=planes[channel])
             planes[channel] /= std[channel]
     return batch
+
+
+def _padded(
+    image: FloatArray,  # [H, W, 3] BGR
+    pad_rgb: tuple[float, float, float],
+) -> FloatArray:  # [side, side, 3] BGR
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), pad_rgb[::-1], np.float32)
+    square[:height, :width] = image
+    return square
