@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -13,15 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters import Adapter, choose_runtime
+from engines.end_to_end import Hw, Shape, check_graph_io, input_shapes
 from engines.layers import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
 from engines.lint import lint_onnx
 from engines.messages import LogRecord, build_errors, build_log, parser_errors
-from engines.onnx_graph import INPUT_NAME, OnnxGraph, check_io, read_onnx
+from engines.onnx_graph import INPUT_NAME, OnnxGraph, read_onnx
 from engines.progress import BuildControl, Progress, progress_monitor
 from yolact_deploy import __version__
+from yolact_deploy.end_to_end import is_end_to_end
 from yolact_deploy.errors import BuildRequestError, EngineError, SpecError
 from yolact_deploy.files import atomic_path, check_writable
-from yolact_deploy.sidecar import BatchRange, IoTensor, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.runtime.mask_iou_session import extract_mask_iou
+from yolact_deploy.sidecar import (
+    BatchRange,
+    CompanionFile,
+    IoTensor,
+    Sidecar,
+    mask_iou_path,
+    sidecar_path,
+    write_sidecar,
+)
 from yolact_deploy.spec import ModelSpec
 
 _PRECISIONS = ("fp32", "fp16", "int8")
@@ -40,6 +52,7 @@ class BuildResult:
     build_seconds: float
     notes: tuple[str, ...]  # what was decided for the user, and what was asked for but has no effect
     warnings: tuple[str, ...]  # TensorRT's own
+    mask_iou_path: Path | None = None  # YOLACT++: the network that scores masks
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -47,6 +60,7 @@ class BuildResult:
             "plan": str(self.plan),
             "sidecar_path": str(self.sidecar_path),
             "layers_path": str(self.layers_path),
+            "mask_iou_path": str(self.mask_iou_path) if self.mask_iou_path is not None else None,
             "build_seconds": self.build_seconds,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
@@ -70,6 +84,7 @@ def build_engine(
     runtime: str = "auto",
     targets: Sequence[str] = (),
     batch: tuple[int, int, int] = (1, 1, 1),
+    images: tuple[Hw, Hw, Hw] | None = None,
     precision: str | None = None,
     workspace_bytes: int | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
@@ -78,13 +93,14 @@ def build_engine(
     """Build a plan from an ONNX written by `yolact-deploy export`, and write it with its sidecar and its layers.
 
     `runtime` is auto, tensorrt or tensorrt-rtx; `targets` are GPU architectures ("sm86", "8.6"), for tensorrt-rtx only;
-    `batch` is the MIN, OPT, MAX of the optimization profile. Precision is a property of the ONNX: `precision` only
+    `batch` is the MIN, OPT, MAX of the optimization profile, and `images` that of (height, width) where the ONNX is an
+    end-to-end one (None: 32x32 to 1280x1280, best at 640x480). Precision is a property of the ONNX: `precision` only
     checks that it is the one meant. An int8 graph is linted first: errors refuse it, warnings are notes of the result.
     `progress(phase, steps_done, steps)` is called for TensorRT's own, nested phases.
 
-    The three files are complete before the first is renamed into place: layers, then sidecar, then plan. Ctrl-C, SIGTERM
-    where the program handles it, or an exception in `progress` cancels the build and is raised from here; then nothing
-    is written.
+    The mask-IoU network that the ONNX of a YOLACT++ carries becomes a file beside the plan. All files are complete before
+    the first is renamed into place: mask-IoU network, layers, sidecar, and the plan last. Ctrl-C, SIGTERM where the program
+    handles it, or an exception in `progress` cancels the build and is raised from here; then nothing is written.
 
     Raises BuildRequestError for what can't be asked of this ONNX or runtime, ArtifactError for a file that is no ONNX,
     SpecError for one without a fitting spec, EngineError when TensorRT or the linter refuses the graph, OutputError and
@@ -102,20 +118,23 @@ def build_engine(
 
     graph = read_onnx(onnx_path)
     spec = graph.spec()
-    check_io(graph.io_tensors, spec, str(graph.path))
+    check_graph_io(graph, graph.io_tensors, spec, str(graph.path))
+    # An end-to-end graph holds that network itself.
+    mask_iou = None if is_end_to_end(graph.metadata) else extract_mask_iou(graph.metadata, spec, str(graph.path))
     _check_precision(graph, precision)
     _check_batch(graph, batch_range)
+    shapes, size_notes = input_shapes(graph, spec, batch_range, images)
 
     adapter, why = choose_runtime(runtime)
     resolved, notes = adapter.resolve_targets(targets)
-    notes += _lint(adapter, graph)
+    notes += [*size_notes, *_lint(adapter, graph)]
     started = time.perf_counter()
     built = _build(
         adapter,
         graph,
         spec,
         targets=resolved,
-        batch=batch_range,
+        shapes=shapes,
         workspace_bytes=workspace_bytes,
         timing_cache=Path(timing_cache) if timing_cache is not None else None,
         control=BuildControl(progress),
@@ -137,8 +156,9 @@ def build_engine(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         yolact_deploy_version=__version__,
         notes=tuple(notes),
+        mask_iou=_companion(mask_iou_path(output).name, mask_iou),
     )
-    _write(Path(output), built, sidecar)
+    _write(Path(output), built, sidecar, mask_iou)
     return BuildResult(
         plan=Path(output),
         sidecar_path=sidecar_path(output),
@@ -147,6 +167,7 @@ def build_engine(
         build_seconds=build_seconds,
         notes=tuple(notes),
         warnings=tuple(built.warnings),
+        mask_iou_path=mask_iou_path(output) if mask_iou is not None else None,
     )
 
 
@@ -204,7 +225,7 @@ def _build(
     spec: ModelSpec,
     *,
     targets: Sequence[str],
-    batch: BatchRange,
+    shapes: tuple[Shape, Shape, Shape],  # of the input: MIN, OPT, MAX
     workspace_bytes: int | None,
     timing_cache: Path | None,
     control: BuildControl,
@@ -217,7 +238,7 @@ def _build(
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         _parse(adapter, network, graph, logger, control)
         io_tensors = _network_io(trt, network)
-        check_io(io_tensors, spec, f"{graph.path}, as {adapter.title} reads it,")
+        check_graph_io(graph, io_tensors, spec, f"{graph.path}, as {adapter.title} reads it,")
 
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -225,8 +246,7 @@ def _build(
         if workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
         profile = builder.create_optimization_profile()
-        image = (3, spec.input_size, spec.input_size)
-        profile.set_shape(INPUT_NAME, (batch.min, *image), (batch.opt, *image), (batch.max, *image))
+        profile.set_shape(INPUT_NAME, *shapes)
         config.add_optimization_profile(profile)
         notes = adapter.load_timing_cache(config, timing_cache, log) if timing_cache is not None else []
         monitor = progress_monitor(trt, control)  # named, as the config does not keep it alive
@@ -274,15 +294,20 @@ def _network_io(trt: Any, network: Any) -> tuple[IoTensor, ...]:
     )
 
 
-def _write(output: Path, built: _Built, sidecar: Sidecar) -> None:
+def _companion(name: str, content: bytes | None) -> CompanionFile | None:
+    return None if content is None else CompanionFile(name, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def _write(output: Path, built: _Built, sidecar: Sidecar, mask_iou: bytes | None) -> None:
     """Contexts close last to first, so the plan is renamed last. A kill in between leaves the old plan beside the new
     sidecar: its digest disagrees and it is refused, or it is the same plan and the new sidecar is right about it.
     """
-    with (
-        atomic_path(output) as plan,
-        atomic_path(sidecar_path(output)) as description,
-        atomic_path(layers_path(output)) as layers,
-    ):
+    with contextlib.ExitStack() as files:
+        plan = files.enter_context(atomic_path(output))
+        description = files.enter_context(atomic_path(sidecar_path(output)))
+        layers = files.enter_context(atomic_path(layers_path(output)))
+        if mask_iou is not None:
+            files.enter_context(atomic_path(mask_iou_path(output))).write_bytes(mask_iou)
         plan.write_bytes(built.plan)
         write_sidecar(description, sidecar)
         write_layers(layers, built.layers, sidecar.plan_sha256)

@@ -176,8 +176,8 @@ def _compare_image(
 ) -> ImageParity:
     image_hw = capped_size(image.shape[:2])
     ours, theirs = detect_heads(reference, spec), detect_heads(exported, spec)
-    row_in_theirs = {key: row for row, key in enumerate(_keys(theirs))}
-    common = [(row, row_in_theirs[key]) for row, key in enumerate(_keys(ours)) if key in row_in_theirs]
+    row_in_theirs = {key: row for row, key in enumerate(detection_keys(theirs))}
+    common = [(row, row_in_theirs[key]) for row, key in enumerate(detection_keys(ours)) if key in row_in_theirs]
     rows = np.array(common, np.int64).reshape(-1, 2)
     a = assemble_masks(ours.take(rows[:, 0]), image_hw)
     b = assemble_masks(theirs.take(rows[:, 1]), image_hw)
@@ -186,8 +186,8 @@ def _compare_image(
         image=name,
         outputs=_compare_tensors(reference, exported),
         detections=len(common),
-        missing=_clear_of_cut(ours, theirs, spec),
-        extra=_clear_of_cut(theirs, ours, spec),
+        missing=clear_of_cut(ours, theirs, spec),
+        extra=clear_of_cut(theirs, ours, spec),
         max_box_difference_px=float(np.abs(a.boxes_xyxy - b.boxes_xyxy).max(initial=0)),
         mean_mask_iou=float(ious.mean()) if len(ious) else 1.0,
         min_mask_iou=float(ious.min(initial=1.0)),
@@ -196,7 +196,7 @@ def _compare_image(
 
 def _compare_tensors(reference: HeadTensors, exported: HeadTensors) -> tuple[TensorParity, ...]:
     return tuple(
-        _compare_tensor(name, a, b) for name, a, b in zip(HeadTensors._fields, reference, exported, strict=True)
+        compare_tensor(name, a, b) for name, a, b in zip(HeadTensors._fields, reference, exported, strict=True)
     )
 
 
@@ -209,10 +209,11 @@ def _compare_mask_iou(
     masks = np.ascontiguousarray(np.clip(proto[..., :_JUDGED_PROTOTYPES], 0, 1).transpose(2, 0, 1))
     with torch.inference_mode():
         reference: FloatArray = model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
-    return _compare_tensor("mask_iou", reference, exported(masks))
+    return compare_tensor("mask_iou", reference, exported(masks))
 
 
-def _compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:
+def compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:
+    """Two tensors of one shape against the bounds of this module."""
     flat_a, flat_b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
     error = float(np.abs(flat_a - flat_b).max())
     allowed = max(MAX_ABS_ERROR, MAX_RELATIVE_ERROR * float(np.abs(flat_a).max()))
@@ -221,18 +222,21 @@ def _compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:
     return TensorParity(name, error, allowed, cosine)
 
 
-def _keys(raw: RawDetections) -> list[tuple[int, int]]:
+def detection_keys(raw: RawDetections) -> list[tuple[int, int]]:
+    """(class, prior) of each."""
     return list(zip(raw.class_ids.tolist(), raw.prior_idx.tolist(), strict=True))
 
 
-def _clear_of_cut(found: RawDetections, other: RawDetections, spec: ModelSpec) -> int:
+def clear_of_cut(found: RawDetections, other: RawDetections, spec: ModelSpec) -> int:
     """Detections that `other` lacks although their score is clear of the lowest one kept."""
     cut = spec.postprocess.conf_threshold
     if len(other) >= spec.postprocess.max_detections:
         cut = max(cut, float(other.scores.min()))
-    known = set(_keys(other))
+    known = set(detection_keys(other))
     scores = found.scores.tolist()
-    return sum(score > cut + SCORE_MARGIN for key, score in zip(_keys(found), scores, strict=True) if key not in known)
+    return sum(
+        score > cut + SCORE_MARGIN for key, score in zip(detection_keys(found), scores, strict=True) if key not in known
+    )
 
 
 def _describe(output: TensorParity) -> str:

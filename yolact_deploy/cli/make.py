@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from yolact_deploy.cli.end_to_end import check_end_to_end_request, image_range, make_end_to_end
 from yolact_deploy.cli.options import (
     AnnotationsOption,
     AutoOption,
@@ -15,6 +16,7 @@ from yolact_deploy.cli.options import (
     CalibOption,
     Calibrator,
     CalibratorOption,
+    ChannelOrder,
     ConfActivation,
     ConfigOption,
     Dcn,
@@ -27,6 +29,7 @@ from yolact_deploy.cli.options import (
     LimitOption,
     LowPrecision,
     MaxApDropOption,
+    Nms,
     Precision,
     Runtime,
     SensitivityOption,
@@ -62,6 +65,15 @@ def export(
     annotations: AnnotationsOption = None,
     images: ImagesOption = None,
     io_precision: IoPrecisionOption = IoPrecision.fp32,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="One graph from the image's bytes to boxes and masks.")
+    ] = False,
+    nms: Annotated[
+        Nms | None, typer.Option(help="With --end-to-end: fast or cross_class. Default: the model's.")
+    ] = None,
+    channel_order: Annotated[
+        ChannelOrder | None, typer.Option(help="With --end-to-end: of the images it is given. Default: bgr.")
+    ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -69,7 +81,7 @@ def export(
     require_export("exporting a checkpoint")
     from exporters.pipeline import export_checkpoint
     from yolact_deploy.files import check_writable, refuse_overwriting
-    from yolact_deploy.reports import export_table
+    from yolact_deploy.reports import end_to_end_table, export_table
     from yolact_deploy.runtime.images import list_images
 
     check_writable(output)
@@ -77,8 +89,10 @@ def export(
     lowered = precision is not Precision.fp32
     given = {"--calib": calib, "--calib-cache": calib_cache, "--max-ap-drop": max_ap_drop, "--annotations": annotations}
     _check_precision_request(precision, opset, given)
+    check_end_to_end_request(end_to_end, nms, channel_order, io_precision)
     with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
-        fp32 = Path(folder) / f"{output.stem}.fp32.onnx" if lowered else output
+        heads = Path(folder) / f"{output.stem}.heads.onnx" if end_to_end else output
+        fp32 = Path(folder) / f"{output.stem}.fp32.onnx" if lowered else heads
         result = export_checkpoint(
             checkpoint,
             fp32,
@@ -96,7 +110,7 @@ def export(
         if lowered:
             report["lowered"] = _lower_precision(
                 fp32,
-                output,
+                heads,
                 LowPrecision(precision.value),
                 progress,
                 calib=calib,
@@ -107,7 +121,12 @@ def export(
                 annotated_images=images,
                 io_precision=io_precision.value,
             )
+            report["lowered"]["output"] = str(output)
             report |= {key: report["lowered"][key] for key in ("output", "size_bytes", "sha256")}
+        if end_to_end:
+            progress("making it end to end", 0, 1)
+            report["end_to_end"] = make_end_to_end(heads, output, nms, channel_order, parity, parity_images)
+            report |= {key: report["end_to_end"][key] for key in ("output", "size_bytes", "sha256")}
     if json_output:
         print_json(report)
         return
@@ -116,6 +135,8 @@ def export(
     print_table(export_table(report))
     if lowered:
         _print_precision(report["lowered"])
+    if end_to_end:
+        print_table(end_to_end_table(report["end_to_end"]))
 
 
 @reports_errors
@@ -173,6 +194,9 @@ def build_engine(
     runtime: Annotated[Runtime, typer.Option(help="auto: TensorRT with a GPU, else TensorRT-RTX.")] = Runtime.auto,
     target: Annotated[str | None, typer.Option(help="GPUs of an RTX plan, such as sm86,sm89.")] = None,
     batch: Annotated[str, typer.Option(help="Optimization profile MIN,OPT,MAX, or one number.")] = "1,1,1",
+    image_size: Annotated[
+        str | None, typer.Option(help="Of an end-to-end ONNX: WIDTHxHEIGHT, as MIN,OPT,MAX or one size.")
+    ] = None,
     workspace_mib: Annotated[int | None, typer.Option(min=1, help="Limit of the builder's workspace.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="Read if present, written afterwards.")] = None,
     json_output: JsonOption = False,
@@ -185,6 +209,7 @@ def build_engine(
     from yolact_deploy.reports import build_table
 
     batch_range, targets = _batch_range(batch), parse_targets([target]) if target else ()
+    images = image_range(image_size) if image_size else None
     check_writable(output)
     with progress_bar() as progress:
         typed = _typed_model(model, precision, progress)
@@ -194,6 +219,7 @@ def build_engine(
             runtime=runtime.value,
             targets=targets,
             batch=batch_range,
+            images=images,
             precision=precision.value if precision else None,
             workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
             timing_cache=timing_cache,

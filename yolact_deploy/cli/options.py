@@ -49,6 +49,11 @@ class ConfActivation(str, Enum):
     logits = "logits"
 
 
+class ChannelOrder(str, Enum):
+    bgr = "bgr"
+    rgb = "rgb"
+
+
 class Dcn(str, Enum):
     auto = "auto"
     native = "native"
@@ -60,7 +65,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network. Default: all cores.")]
 NmsOption = Annotated[Nms | None, typer.Option(help="Default: the model's own, FastNMS per class.")]
-ArtifactArgument = Annotated[Path, typer.Argument(help="An exported .onnx (plans are built, not yet executed).")]
+ArtifactArgument = Annotated[Path, typer.Argument(help="An exported .onnx, or a plan (.engine) with its sidecar.")]
 ConfigOption = Annotated[str | None, typer.Option(help="A published configuration, such as yolact_base.")]
 SpecOption = Annotated[Path | None, typer.Option(help='A spec file (JSON), whole or with "extends".')]
 
