@@ -1,12 +1,13 @@
 # make demo   a trained YOLACT from checkpoint to masks and figures
 # make test   lint, types, tests
 # make test-kernels   the CUDA kernels alone, without a GPU
+# make pycuda   build pycuda into the environment, so that the tests prove its driver too
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 
-.PHONY: demo test lint types tests test-kernels test-install figures clean
+.PHONY: demo test lint types tests test-kernels pycuda test-install figures clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -26,7 +27,13 @@ tests: $(VENV)/installed
 
 # The CUDA kernels on the CPU: emulator, race detector, sanitizers, planted bugs, and NVRTC for every GPU generation.
 test-kernels: $(VENV)/installed
-	$(BIN)/pytest -n 2 tests/unit/cuda
+	$(BIN)/pytest -n 2 --dist loadgroup tests/unit/cuda
+
+# pycuda from source, without a CUDA toolkit: 1 to 2 minutes. Tests of its driver skip without it.
+pycuda: $(VENV)/pycuda-built
+$(VENV)/pycuda-built: $(VENV)/installed tests/install/build_pycuda.py
+	$(BIN)/python tests/install/build_pycuda.py
+	touch $@
 
 # The wheel, alone and with each extra, in fresh environments: what is missing must be said with its pip install.
 test-install: $(VENV)/installed

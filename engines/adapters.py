@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engines.gpu import visible_gpus
 from engines.messages import LogRecord
+from yolact_deploy.cuda.drivers import visible_devices
 from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, OutputError
 from yolact_deploy.files import atomic_path
 from yolact_deploy.sidecar import RuntimeName
@@ -74,7 +74,7 @@ class TensorRt(Adapter):
                 f"TensorRT builds for the GPU it runs on and takes no target, found {','.join(requested)}. "
                 "Leave the target out, or choose the runtime tensorrt-rtx."
             )
-        return tuple(gpu.target for gpu in visible_gpus()[:1]), []
+        return tuple(gpu.target for gpu in visible_devices()[:1]), []
 
     def set_targets(self, config: Any, targets: Sequence[str]) -> None:
         pass
@@ -128,7 +128,7 @@ class TensorRtRtx(Adapter):
                 "For other GPUs use TensorRT on a machine that has one."
             )
         notes = []
-        here = [gpu for gpu in visible_gpus() if gpu.target in self.valid_targets]
+        here = [gpu for gpu in visible_devices() if gpu.target in self.valid_targets]
         if not targets and here and all(_sm(gpu.target) < _OLDEST_PORTABLE_SM for gpu in here):
             # Turing kernels slow the other targets of a plan down, so such a GPU gets a plan of its own.
             targets = tuple(dict.fromkeys(gpu.target for gpu in here))
@@ -140,7 +140,7 @@ class TensorRtRtx(Adapter):
             notes.append(f"{targets[0]} together with newer targets can make the plan slower on these; build it alone.")
         notes += [
             f"this machine's {gpu.name} ({gpu.target}) is not among the plan's targets: the plan will not run on it."
-            for gpu in visible_gpus()
+            for gpu in visible_devices()
             if gpu.target not in targets
         ]
         return targets, notes
@@ -182,7 +182,7 @@ def choose_runtime(name: str = "auto") -> tuple[Adapter, str]:
         raise _nothing_usable(infos)
     adapter = _ADAPTERS[usable.name](trt=import_module(_MODULES[usable.name]), version=usable.version or "")
     # That TensorRT is not installed where it could not build anyway is no news.
-    passed_over = [info for info in infos[: infos.index(usable)] if info.installed or visible_gpus()]
+    passed_over = [info for info in infos[: infos.index(usable)] if info.installed or visible_devices()]
     reasons = [f"{_ADAPTERS[info.name].title} was passed over: {info.reason}" for info in passed_over]
     return adapter, " ".join([f"built with {adapter.label}.", *reasons])
 
@@ -223,7 +223,7 @@ def _probe(name: RuntimeName) -> RuntimeInfo:
     if name == "tensorrt" and (problem := _tensorrt_problem(version)):
         return RuntimeInfo(name, version, False, problem)
     if name == "tensorrt":
-        return RuntimeInfo(name, version, True, f"builds for this machine's {visible_gpus()[0].name}.")
+        return RuntimeInfo(name, version, True, f"builds for this machine's {visible_devices()[0].name}.")
     return RuntimeInfo(name, version, True, "builds ahead of time; needs no GPU.")
 
 
@@ -233,7 +233,7 @@ def _tensorrt_problem(version: str) -> str | None:
         return f"version {version} is too old: {'.'.join(map(str, _OLDEST_TENSORRT))} or newer is needed."
     if numbers in _BAD_TENSORRT:
         return f"{_BAD_TENSORRT[numbers]}."
-    if not visible_gpus():
+    if not visible_devices():
         return "no NVIDIA GPU and driver is visible, and it builds only on the GPU that will run the plan."
     return None
 
@@ -241,7 +241,7 @@ def _tensorrt_problem(version: str) -> str | None:
 def _nothing_usable(infos: list[RuntimeInfo]) -> Exception:
     if not any(info.installed for info in infos):
         # TensorRT is of no use without a GPU; TensorRT-RTX builds anywhere.
-        name: RuntimeName = infos[0].name if len(infos) == 1 or visible_gpus() else "tensorrt-rtx"
+        name: RuntimeName = infos[0].name if len(infos) == 1 or visible_devices() else "tensorrt-rtx"
         return MissingDependencyError(_MODULES[name].replace("_", "-"), extra=_EXTRAS[name], purpose="building a plan")
     found = "\n".join(f"  {info.name}: {info.reason}" for info in infos)
     return EngineError(f"no plan can be built here:\n{found}")

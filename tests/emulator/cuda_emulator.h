@@ -56,8 +56,9 @@ using Invoke = void (*)(void** arguments);
 struct Kernel {
   const char* name;
   Invoke invoke;
+  const size_t* parameter_bytes;  // ends with 0
   Kernel* next;
-  Kernel(const char* name, Invoke invoke);
+  Kernel(const char* name, Invoke invoke, const size_t* parameter_bytes);
 };
 
 template <class... A, size_t... I>
@@ -68,11 +69,17 @@ template <class... A>
 void unpack_and_call(void (*kernel)(A...), void** arguments) {
   call(kernel, arguments, std::index_sequence_for<A...>());
 }
+template <class... A>
+const size_t* bytes_of(void (*)(A...)) {
+  static const size_t bytes[] = {sizeof(A)..., 0};
+  return bytes;
+}
 
 }  // namespace emulator
 
 #define EMULATED_KERNEL(kernel) \
-  static emulator::Kernel registered_##kernel(#kernel, [](void** arguments) { emulator::unpack_and_call(kernel, arguments); });
+  static emulator::Kernel registered_##kernel( \
+      #kernel, [](void** arguments) { emulator::unpack_and_call(kernel, arguments); }, emulator::bytes_of(kernel));
 
 inline void __syncthreads() { emulator::rendezvous(emulator::Collective::SYNCTHREADS, 0, 0, 0); }
 inline int __syncthreads_count(int predicate) {

@@ -133,6 +133,21 @@ def _runtime_object(name: str) -> Path:
     return path
 
 
+def linked_library(name: str, soname: str) -> Path:
+    """A shared library of one of the sources here, alone in its folder under `soname`."""
+    flags = [*_COMMON_FLAGS, "-O2", "-shared", f"-Wl,-soname,{soname}"]
+    stem = Path(name).stem
+    key = _digest(*(source.read_text() for source in sorted(HERE.glob(f"{stem}*"))), repr(flags))
+    path = _cache_folder() / f"{stem}-{key}" / soname
+    path.parent.mkdir(exist_ok=True)
+    with _locked(path.parent):
+        if not path.exists():
+            partial = path.parent.with_suffix(".partial")
+            _run_compiler([*flags, str(HERE / name), "-o", str(partial), "-ldl"])
+            partial.rename(path)
+    return path
+
+
 def _run_compiler(arguments: list[str]) -> None:
     done = subprocess.run([os.environ.get("CXX", "g++"), *arguments], capture_output=True, text=True)
     if done.returncode != 0:

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from tests.emulator.emulator import Emulator
-from tests.emulator.pipeline import Found, Pipeline
+from tests.emulator.pipeline import Found, Pipeline, Runner
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.detections import RawDetections
@@ -21,7 +20,7 @@ from yolact_deploy.masks import assemble
 from yolact_deploy.postprocess import detect, pixel_boxes, softmax
 
 Array = npt.NDArray[Any]
-Build: TypeAlias = Callable[..., Emulator]  # (specialization, build="plain")
+Build: TypeAlias = Callable[..., Runner]  # (specialization, build="plain")
 
 SMALL = Specialization(num_classes=3, num_coeff=4, top_k=6, max_detections=5)
 WIDE = Specialization(num_classes=40, num_coeff=8)  # two tiles of classes, vector loads of prototypes

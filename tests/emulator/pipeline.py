@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tests.emulator.emulator import FORWARD, Emulator
+from tests.emulator.emulator import FORWARD
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.launches import Buffer, Launch
 from yolact_deploy.cuda.specialization import Specialization
 
 Array = npt.NDArray[Any]
 Run: TypeAlias = Callable[[Launch, Mapping[str, Any]], None]
+
+
+class Runner(Protocol):
+    """What runs a kernel to its end over NumPy arrays, in place: the emulator, or a GPU."""
+
+    def launch(self, launch: Launch, arguments: Mapping[str, Any], *, schedule: int = FORWARD) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Found:
 class Pipeline:
     """Buffers of a batch and the kernels over them. Buffers start full of garbage, as device memory does."""
 
-    emulator: Emulator
+    runner: Runner
     specialization: Specialization
     schedule: int = FORWARD
 
@@ -138,7 +144,7 @@ class Pipeline:
         )
 
     def _run(self, launch: Launch) -> None:
-        self.emulator.launch(launch, self.arrays, schedule=self.schedule)
+        self.runner.launch(launch, self.arrays, schedule=self.schedule)
 
 
 def garbage(buffers: Mapping[str, Buffer]) -> dict[str, Array]:

@@ -231,7 +231,16 @@ void run_block(size_t dynamic_bytes) {
 
 }  // namespace
 
-Kernel::Kernel(const char* name, Invoke invoke) : name(name), invoke(invoke), next(kernels) { kernels = this; }
+Kernel::Kernel(const char* name, Invoke invoke, const size_t* parameter_bytes)
+    : name(name), invoke(invoke), parameter_bytes(parameter_bytes), next(kernels) {
+  kernels = this;
+}
+
+const Kernel* find(const char* name) {
+  const Kernel* found = kernels;
+  while (found != nullptr && std::strcmp(found->name, name) != 0) found = found->next;
+  return found;
+}
 
 int lane() { return current % 32; }
 
@@ -284,11 +293,17 @@ unsigned atomic_add(unsigned* at, unsigned value) {
 
 }  // namespace emulator
 
+// Bytes of each parameter, ending with 0; nullptr for a kernel that there is not.
+extern "C" const size_t* emulator_parameter_bytes(const char* name) {
+  const emulator::Kernel* found = emulator::find(name);
+  return found == nullptr ? nullptr : found->parameter_bytes;
+}
+
 // Runs a kernel to its end. `schedule_seed`: 0 forward, 1 reverse, else random. Returns nullptr, or what went wrong.
 extern "C" const char* emulator_launch(const char* name, const unsigned* grid, const unsigned* block, size_t dynamic_bytes,
                                        void** arguments, uint64_t schedule_seed) {
   using namespace emulator;
-  for (kernel = kernels; kernel != nullptr && std::strcmp(kernel->name, name) != 0;) kernel = kernel->next;
+  kernel = find(name);
   if (kernel == nullptr) return "no such kernel";
   threads = block[0] * block[1] * block[2];
   if (threads == 0 || threads > MAX_THREADS) return "a block must have 1 to 1024 threads";

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from yolact_deploy import doctor
+from yolact_deploy.cuda.driver import GpuDevice
+
+H200 = GpuDevice(0, "NVIDIA H200", (9, 0), driver_version=(13, 0), memory_bytes=141 << 30, multiprocessors=132)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def test_onnxruntime_gpu_serves_for_export_too(monkeypatch: pytest.MonkeyPatch) 
     installed = {"torch", "onnx", "onnxscript", "onnxruntime-gpu"}
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package in installed else None)
     monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    report = doctor.examine([], ["NVIDIA H200"])
+    report = doctor.examine([], [H200])
     assert _ability(report, "export")["available"] is True
     assert _ability(report, "detect, eval, bench on CUDA")["available"] is True
     assert "onnxruntime-gpu 1.0" in str(_ability(report, "export")["reason"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +16,11 @@ from yolact_deploy.cli.options import (
     JsonOption,
     SpecOption,
 )
-from yolact_deploy.console import print_json, print_table, progress_bar, reports_errors
+from yolact_deploy.console import print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.optional import require_export
+
+if TYPE_CHECKING:
+    from yolact_deploy.cuda.driver import GpuDevice
 
 
 @reports_errors
@@ -88,22 +92,63 @@ def inspect(
     else:
         for table in inspect_tables(report):
             print_table(table)
+        if report.get("spec_error"):
+            say(report["spec_error"])  # as text: it may hold a spec file to copy
 
 
 @reports_errors
-def doctor(json_output: JsonOption = False, debug: DebugOption = False) -> None:
+def doctor(
+    artifact: Annotated[Path | None, typer.Argument(help="With --warm: the model whose kernels to compile.")] = None,
+    warm: Annotated[bool, typer.Option("--warm", help="Compile the GPU kernels into the cache now.")] = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help="With --warm: architectures instead of the GPUs here, as sm86,sm89.")
+    ] = None,
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
     """Tell what is installed, what can run here, and what to install."""
     from engines.adapters import available_runtimes
-    from engines.gpu import visible_gpus
+    from yolact_deploy.cuda.drivers import visible_devices
     from yolact_deploy.doctor import examine
+    from yolact_deploy.errors import BuildRequestError
     from yolact_deploy.reports import doctor_tables
 
-    report = examine(available_runtimes(), [gpu.name for gpu in visible_gpus()])
+    if not warm and (artifact is not None or target):
+        raise BuildRequestError("an artifact and --target tell what to compile: add --warm.")
+    gpus = visible_devices()
+    warmed = _warm(artifact, target, gpus) if warm else None
+    report = examine(available_runtimes(), gpus)
+    if warmed is not None:
+        report["warmed"] = warmed
     if json_output:
         print_json(report)
     else:
         for table in doctor_tables(report):
             print_table(table)
+
+
+def _warm(artifact: Path | None, target: Sequence[str] | None, gpus: Sequence[GpuDevice]) -> list[dict[str, Any]]:
+    from engines.adapters import parse_targets
+    from yolact_deploy.doctor import warm_kernels
+
+    with progress_bar() as progress:
+        warmed = warm_kernels(
+            None if artifact is None else _inspect(artifact),
+            parse_targets(target or ()),
+            gpus,
+            progress=lambda step, total: progress("compile", step, total),
+        )
+    return [
+        {
+            "architecture": entry.architecture,
+            "classes": entry.specialization.num_classes,
+            "nms": "cross_class" if entry.specialization.cross_class else "fast",
+            "compiler": entry.compiler,
+            "was_cached": entry.was_cached,
+            "seconds": entry.seconds,
+        }
+        for entry in warmed
+    ]
 
 
 def _inspect(artifact: Path) -> dict[str, Any]:

@@ -31,9 +31,18 @@ class GpuDevice:
         """As NVRTC wants it, "sm_90"."""
         return "sm_{}{}".format(*self.compute_capability)
 
+    @property
+    def target(self) -> str:
+        """As plans name it, "sm90"."""
+        return "sm{}{}".format(*self.compute_capability)
+
 
 class Driver(Protocol):
-    """One GPU. Every method raises DeviceError, which names the driver's own error, when the driver refuses."""
+    """One GPU. Every method raises DeviceError, which names the driver's own error, when the driver refuses.
+
+    When another library resets the context, all that was made in it is gone: it may still be freed and destroyed here, which
+    then only forgets it, while `current` raises DeviceError from then on. A new driver works.
+    """
 
     @property
     def name(self) -> str:

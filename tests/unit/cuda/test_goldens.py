@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.emulator.emulator import emulator
-from tests.emulator.expectations import expect_detections
-from tests.emulator.pipeline import Pipeline
-from tests.goldens import GOLDEN, postgen
-from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.masks import CROP_PADDING, ordered_limits
-from yolact_deploy.postprocess import detect
-from yolact_deploy.spec import NmsMode
-
-CASES: list[dict[str, Any]] = json.loads((GOLDEN / "post/cases.json").read_text())
-MODES: dict[str, NmsMode] = {"fast": "fast", "cross": "cross_class"}
+from tests.emulator.originals import CASES, MODES, expect_original
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
 def test_detections_boxes_and_masks_are_the_originals(case: dict[str, Any], mode: str) -> None:
-    inputs = postgen().make_case(case["spec"])
-    inputs["mask_coeff"] = inputs.pop("mask")
-    image_hw = (case["wh"][1], case["wh"][0])
-    batch, _, columns = inputs["conf"].shape
-    specialization = Specialization(columns - 1, inputs["proto"].shape[3], cross_class=mode == "cross")
-    pipeline = Pipeline(emulator(specialization), specialization)
-    found = pipeline.detect(**inputs, image_hws=[image_hw] * batch)
-    raws = detect(**inputs, nms=MODES[mode])
-    with np.load(GOLDEN / "post" / f"{case['id']}.npz") as recorded:
-        for b in range(batch):
-            key = f"b{b}.{mode}"
-            expect_detections(found[b], raws[b], image_hw)
-            if f"{key}.none" in recorded:
-                assert len(found[b]) == 0
-                continue
-            stable = f"{key}.stable" if f"{key}.stable.prior_idx" in recorded else key
-            np.testing.assert_array_equal(found[b].prior_idx, recorded[f"{stable}.prior_idx"])
-            np.testing.assert_array_equal(found[b].class_ids, recorded[f"{stable}.class"])
-            np.testing.assert_array_equal(found[b].scores, recorded[f"{stable}.score"])
-            if stable != key:  # what follows was recorded in the order of the run, where ties fell as they liked
-                _place_recorded(pipeline, b, recorded, key, inputs)
-            else:
-                np.testing.assert_array_equal(found[b].pixel_boxes, recorded[f"{key}.post.box"])
-        for crop, name in ((True, "crop"), (False, "nocrop")):
-            _check_masks(pipeline, pipeline.masks(image_hw, images=batch, crop=crop), recorded, mode, name)
-
-
-def _place_recorded(pipeline: Pipeline, b: int, recorded: Any, key: str, inputs: dict[str, Any]) -> None:
-    boxes = recorded[f"{key}.box"]
-    proto_h, proto_w = pipeline.proto_hw
-    x1, x2 = ordered_limits(boxes[:, 0], boxes[:, 2], proto_w, CROP_PADDING)
-    y1, y2 = ordered_limits(boxes[:, 1], boxes[:, 3], proto_h, CROP_PADDING)
-    cells = np.ceil(np.stack([x1, x2, y1, y2], axis=1)).clip(0, max(proto_h, proto_w))
-    pipeline.place(b, inputs["mask_coeff"][b, recorded[f"{key}.prior_idx"]], cells)
-
-
-def _check_masks(pipeline: Pipeline, masks: Any, recorded: Any, mode: str, name: str) -> None:
-    for b, n in enumerate(pipeline.arrays["count"].tolist()):
-        key = f"b{b}.{mode}.{name}"
-        if n == 0:
-            continue
-        np.testing.assert_array_equal(masks[b, :n].sum((1, 2)), recorded[f"{key}.area"])
-        if f"{key}.masks_packed" in recorded:
-            packed = recorded[f"{key}.masks_packed"]
-            np.testing.assert_array_equal(np.packbits(masks[b, :n].reshape(n, -1), axis=1)[: len(packed)], packed)
+    expect_original(emulator, case, mode)

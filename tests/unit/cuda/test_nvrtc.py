@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from tests.emulator import nvrtc
 from yolact_deploy.cuda.launches import (
     ARGUMENTS,
     detect_launches,
@@ -16,6 +15,7 @@ from yolact_deploy.cuda.launches import (
     rle_launches,
     unpack_launch,
 )
+from yolact_deploy.cuda.nvrtc import Nvrtc, choose_nvrtc, installed
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source
 
 COCO = Specialization(num_classes=80, num_coeff=32)
@@ -30,30 +30,36 @@ OTHERS = {
 REGISTERS_OF_A_BLOCK = 65536
 SHARED_BYTES_OF_A_BLOCK = 48 * 1024
 
-pytestmark = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
+pytestmark = pytest.mark.skipif(not installed(), reason="needs the wheel nvidia-cuda-nvrtc")
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 86, 87, 89, 90, 100, 120])
 def test_compiles_without_spills_or_stack(architecture: int) -> None:
-    check_compiles(COCO, architecture)
+    check_compiles(installed()[0], COCO, architecture)
+
+
+@pytest.mark.parametrize("nvrtc", installed()[1:], ids=lambda nvrtc: nvrtc.name)
+@pytest.mark.parametrize("architecture", [75, 90, 120])
+def test_older_compilers_make_no_spills_or_stack_either(nvrtc: Nvrtc, architecture: int) -> None:
+    check_compiles(nvrtc, COCO, architecture)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_specializations_compile_without_spills_or_stack(name: str) -> None:
-    check_compiles(OTHERS[name], 75)
+    check_compiles(installed()[0], OTHERS[name], 75)
 
 
 def test_no_fused_multiply_add_is_left_to_the_compiler() -> None:
     source = 'extern "C" __global__ void f(float* x) { x[0] = x[1] * x[2] + x[3]; }'
-    _, _, exact = nvrtc.compile_log(source, compile_options(COCO, "sm_90"))
-    fused = [option for option in compile_options(COCO, "sm_90") if option != "--fmad=false"]
-    assert nvrtc.compile_log(source, fused)[2] != exact
+    exact = compile_options(COCO, "sm_90")
+    fused = [option for option in exact if option != "--fmad=false"]
+    nvrtc = choose_nvrtc("sm_90")
+    assert nvrtc.compile(source, fused)[0] != nvrtc.compile(source, exact)[0]
 
 
-def check_compiles(specialization: Specialization, architecture: int) -> None:
+def check_compiles(nvrtc: Nvrtc, specialization: Specialization, architecture: int) -> None:
     options = [*compile_options(specialization, f"sm_{architecture}"), "--ptxas-options=-v"]
-    compiled, log, cubin = nvrtc.compile_log(kernel_source(), options)
-    assert compiled, log
+    cubin, log = nvrtc.compile(kernel_source(), options)
     assert cubin.startswith(b"\x7fELF")
     stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert len(stacks) >= len(ARGUMENTS)

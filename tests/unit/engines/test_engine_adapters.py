@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from engines import gpu
 from engines.adapters import (
     RuntimeInfo,
     TensorRt,
@@ -21,13 +19,19 @@ from engines.adapters import (
     choose_runtime,
     parse_targets,
 )
-from engines.gpu import Gpu, visible_gpus
 from engines.messages import LogRecord
+from yolact_deploy.cuda.driver import GpuDevice
 from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError
 
-ADA = Gpu("NVIDIA L4", "sm89")
-HOPPER = Gpu("NVIDIA H100", "sm90")
-TURING = Gpu("NVIDIA T4", "sm75")
+
+def _gpu(name: str, *compute_capability: int) -> GpuDevice:
+    major, minor = compute_capability
+    return GpuDevice(0, name, (major, minor), driver_version=(13, 0), memory_bytes=1 << 34, multiprocessors=64)
+
+
+ADA = _gpu("NVIDIA L4", 8, 9)
+HOPPER = _gpu("NVIDIA H100", 9, 0)
+TURING = _gpu("NVIDIA T4", 7, 5)
 
 Install = Callable[..., None]
 
@@ -37,7 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Put modules in the place of both builders (None: not installed), and GPUs in the place of this machine's."""
 
     def replace(
-        *, tensorrt: ModuleType | None = None, tensorrt_rtx: ModuleType | None = None, gpus: tuple[Gpu, ...] = ()
+        *, tensorrt: ModuleType | None = None, tensorrt_rtx: ModuleType | None = None, gpus: tuple[GpuDevice, ...] = ()
     ) -> None:
         for name, module in (("tensorrt", tensorrt), ("tensorrt_rtx", tensorrt_rtx)):
             if module is None:
@@ -52,7 +56,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
             return import_module(name)
 
         monkeypatch.setattr("engines.adapters.import_module", find)
-        monkeypatch.setattr("engines.adapters.visible_gpus", lambda: gpus)
+        monkeypatch.setattr("engines.adapters.visible_devices", lambda: gpus)
 
     return replace
 
@@ -98,7 +102,7 @@ def test_a_runtime_asked_for_is_not_replaced_by_the_other(install: Install) -> N
     ],
 )
 def test_missing_runtime_gives_the_pip_install_that_helps_here(
-    name: str, gpus: tuple[Gpu, ...], extra: str, install: Install
+    name: str, gpus: tuple[GpuDevice, ...], extra: str, install: Install
 ) -> None:
     install(gpus=gpus)
     with pytest.raises(MissingDependencyError) as caught:
@@ -123,7 +127,7 @@ def test_unknown_runtime_names_the_known_ones() -> None:
     ],
 )
 def test_tensorrt_that_can_not_build_says_why(
-    module: ModuleType, gpus: tuple[Gpu, ...], reason: str, install: Install
+    module: ModuleType, gpus: tuple[GpuDevice, ...], reason: str, install: Install
 ) -> None:
     install(tensorrt=module, gpus=gpus)
     info = available_runtimes()[0]
@@ -267,41 +271,3 @@ def test_timing_cache_that_can_not_be_kept_is_a_note_not_an_error(tmp_path: Path
     path = tmp_path / "gone" / "timing.cache"
     adapter.load_timing_cache(config, path, log)
     assert "the timing cache was not kept" in adapter.save_timing_cache(config, path)[0]
-
-
-class FakeDriver:
-    """The CUDA driver calls that are used, for two GPUs of sm89."""
-
-    def __init__(self, init_result: int = 0) -> None:
-        self.init_result = init_result
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802
-        return self.init_result
-
-    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
-        count._obj.value = 2
-        return 0
-
-    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
-        device._obj.value = index
-        return 0
-
-    def cuDeviceGetName(self, name: Any, size: int, device: ctypes.c_int) -> int:  # noqa: N802
-        name.value = f"GPU {device.value}".encode()
-        return 0
-
-    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> int:  # noqa: N802
-        value._obj.value = {75: 8, 76: 9}[attribute]
-        return 0
-
-
-def test_gpus_are_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_load_driver", FakeDriver)
-    assert visible_gpus() == (Gpu("GPU 0", "sm89"), Gpu("GPU 1", "sm89"))
-
-
-def test_no_gpu_is_visible_without_a_driver_or_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_load_driver", lambda: None)
-    assert visible_gpus() == ()
-    monkeypatch.setattr(gpu, "_load_driver", lambda: FakeDriver(init_result=100))
-    assert visible_gpus() == ()

@@ -1,0 +1,41 @@
+"""A GPU for `Detector`: the emulated driver, the kernels in the emulator, onnxruntime's CPU session as the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.emulator.cpu_network import CpuNetwork
+from tests.emulator.driver import EmulatedDriver
+from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.cuda.kernels import Kernels
+from yolact_deploy.cuda.specialization import Specialization
+from yolact_deploy.errors import DeviceError
+from yolact_deploy.runtime.gpu_backend import GpuBackend
+
+
+class EmulatedGpu:
+    """`backend` opens networks with the given options on `driver`; those it has opened are in `networks`."""
+
+    def __init__(self, driver: EmulatedDriver | None = None, **network_options: Any) -> None:
+        self.driver = driver or EmulatedDriver()
+        self.networks: list[CpuNetwork] = []
+        self.network_options = network_options
+
+    @property
+    def backend(self) -> GpuBackend:
+        return GpuBackend(lambda _: None, self._open_driver, self._open_network, self._load_kernels)
+
+    def _open_driver(self, index: int) -> Driver:
+        if index != self.driver.device.index:
+            raise DeviceError(f"no GPU {index}")
+        return self.driver
+
+    def _open_network(self, artifact: Path, driver: Driver, threads: int | None) -> CpuNetwork:
+        network = CpuNetwork(artifact, driver, threads=threads or 1, **self.network_options)
+        self.networks.append(network)
+        return network
+
+    def _load_kernels(self, driver: Driver, specialization: Specialization, notice: Callable[[str], None]) -> Kernels:
+        return self.driver.load_kernels(specialization)

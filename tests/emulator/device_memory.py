@@ -1,0 +1,93 @@
+"""Memory of an emulated GPU and its page-locked host memory: full of garbage at first, guarded at both ends, bounds checked."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+GARBAGE = 0xA5
+_GUARD_BYTES = 256
+_GUARD = 0x5C
+
+
+class EmulatorMisuseError(AssertionError):
+    """What CUDA leaves undefined: no error that the code under test may catch."""
+
+
+@dataclass
+class Allocation:
+    storage: Bytes
+    address: int
+    nbytes: int
+    device: int | None  # None: page-locked memory of the host
+
+    def check_guards(self) -> None:
+        start = self.address - self.storage.ctypes.data
+        if (self.storage[:start] != _GUARD).any() or (self.storage[start + self.nbytes :] != _GUARD).any():
+            raise EmulatorMisuseError(f"something was written around the {self.nbytes} bytes at {self.address:#x}")
+
+
+class EmulatedMemory:
+    """Raises EmulatorMisuseError for every address that is not within an allocation of the right kind."""
+
+    def __init__(self) -> None:
+        self._allocations: dict[int, Allocation] = {}
+
+    def __len__(self) -> int:
+        return len(self._allocations)
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(each.nbytes for each in self._allocations.values() if each.device is not None)
+
+    def allocate(self, nbytes: int, device: int | None) -> int:
+        if nbytes <= 0:
+            raise EmulatorMisuseError(f"an allocation of {nbytes} bytes")
+        storage: Bytes = np.full(nbytes + 3 * _GUARD_BYTES, _GUARD, np.uint8)
+        start = _GUARD_BYTES + -(storage.ctypes.data + _GUARD_BYTES) % _GUARD_BYTES
+        storage[start : start + nbytes] = GARBAGE
+        address: int = storage.ctypes.data + start
+        self._allocations[address] = Allocation(storage, address, nbytes, device)
+        return address
+
+    def release(self, address: int, *, pinned: bool) -> None:
+        found = self._allocations.pop(address, None)
+        if found is None or (found.device is None) != pinned:
+            raise EmulatorMisuseError(f"{address:#x} is freed, but it is no allocation of its kind")
+        found.check_guards()
+        found.storage[:] = _GUARD
+
+    def find(self, address: int) -> Allocation | None:
+        for each in self._allocations.values():
+            if each.address <= address < each.address + each.nbytes:
+                return each
+        return None
+
+    def within(self, address: int, nbytes: int, *, pinned: bool | None = None) -> Bytes:
+        found = self.find(address)
+        if found is None or address + nbytes > found.address + found.nbytes:
+            raise EmulatorMisuseError(f"{nbytes} bytes at {address:#x} are not within an allocation")
+        if pinned is not None and (found.device is None) != pinned:
+            raise EmulatorMisuseError(f"{address:#x} is {'device' if pinned else 'host'} memory")
+        start = address - found.storage.ctypes.data
+        return found.storage[start : start + nbytes]
+
+    def rest(self, address: int) -> Bytes:
+        """From an address on the device to the end of its allocation, for a kernel."""
+        found = self.find(address)
+        if found is None or found.device is None:
+            raise EmulatorMisuseError(f"a kernel is given {address:#x}, which is no device memory")
+        return self.within(address, found.address + found.nbytes - address)
+
+
+def host_view(address: int, nbytes: int) -> Bytes:
+    """Any memory of the process."""
+    memory = memoryview((ctypes.c_uint8 * nbytes).from_address(address))
+    view: Bytes = np.ndarray((nbytes,), np.uint8, buffer=memory)
+    return view

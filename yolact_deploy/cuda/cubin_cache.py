@@ -1,0 +1,141 @@
+"""Compiled kernels, kept in the user's cache folder: each file whole, checked, and made once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolact_deploy.errors import OutputError
+from yolact_deploy.files import atomic_path
+
+CACHE_VARIABLE = "YOLACT_DEPLOY_CACHE"
+LOCK_TIMEOUT_S = 30.0  # far beyond what a compilation takes; after it one compiles without the lock
+
+_MAGIC = b"yolact-deploy cubin 1\n"
+_DIGEST_BYTES = 32
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class CacheState:
+    folder: Path
+    entries: int
+    size_bytes: int
+    writable: bool
+
+
+def cache_folder() -> Path:
+    """Of the environment variable YOLACT_DEPLOY_CACHE, else where the platform keeps caches. It need not exist."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser() / "kernels"
+    home = Path("~").expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        xdg = os.environ.get("XDG_CACHE_HOME", "")
+        base = Path(xdg) if Path(xdg).is_absolute() else home / ".cache"  # the standard ignores relative ones
+    return base / "yolact-deploy" / "kernels"
+
+
+def cached(
+    key: str,
+    make: Callable[[], bytes],
+    notice: Callable[[str], None],  # told in words when the cache can't be used
+) -> bytes:
+    """The image kept under `key`, else what `make` gives, kept for the next time.
+
+    Of processes that ask at once one makes it and the others wait for that. A damaged file is made again. Where the folder
+    can't be written, what `make` gives is used all the same.
+    """
+    path = cache_path(key)
+    found = _read(path)
+    if found is not None:
+        return found
+    with _lock(path):
+        found = _read(path)
+        if found is not None:
+            return found
+        image = make()
+        try:
+            put(key, image)
+        except (OutputError, OSError) as exc:
+            notice(
+                f"the compiled GPU kernels can't be kept in {path.parent} ({exc}), so that every process compiles them anew; "
+                f"set {CACHE_VARIABLE} to a folder that can be written."
+            )
+        return image
+
+
+def is_cached(key: str) -> bool:
+    return _read(cache_path(key)) is not None
+
+
+def put(key: str, image: bytes) -> None:
+    """Raises OutputError or OSError where the folder can't be written."""
+    path = cache_path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(_MAGIC + hashlib.sha256(image).digest() + image)
+
+
+def cache_path(key: str) -> Path:
+    return cache_folder() / f"{key}.cubin"
+
+
+def cache_state() -> CacheState:
+    folder = cache_folder()
+    try:
+        sizes = [entry.stat().st_size for entry in folder.glob("*.cubin")]
+    except OSError:
+        sizes = []
+    existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    return CacheState(folder, len(sizes), sum(sizes), existing.is_dir() and os.access(existing, os.W_OK))
+
+
+def _read(path: Path) -> bytes | None:
+    """None for a file that is not there, can't be read, or is not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    start = len(_MAGIC) + _DIGEST_BYTES
+    digest, image = content[len(_MAGIC) : start], content[start:]
+    if not content.startswith(_MAGIC) or hashlib.sha256(image).digest() != digest:
+        return None
+    return image
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, where the platform can; the system lets go of it when its process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: files are written whole, so that two processes only compile twice
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.with_suffix(".lock").open("ab"))
+        except OSError:
+            yield
+            return
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+            except OSError:  # a file system without locks
+                break
+        yield
