@@ -1,8 +1,9 @@
 """The sidecar: a JSON file beside a plan that says what the plan is and proves that the two belong together.
 
-A plan is opaque, so everything a runtime or a reader needs travels in `model.engine.json` beside `model.engine`. The two
-are replaced one after the other, sidecar first; whatever a kill between them leaves is refused, since the old plan's
-digest disagrees with the new sidecar (or the plan did not change, and the new sidecar is right about it).
+A plan is opaque, so everything a runtime or a reader needs travels in `model.engine.json` beside `model.engine`; what
+can't be put in words, the mask-IoU network of a YOLACT++, lies beside the two and is named in the sidecar. The plan is the
+last to be replaced; whatever a kill before that leaves is refused, since the old plan's digest disagrees with the new
+sidecar (or the plan did not change, and the new sidecar is right about it).
 """
 
 from __future__ import annotations
@@ -52,6 +53,21 @@ class BatchRange:
 
 
 @dataclass(frozen=True)
+class CompanionFile:
+    """A file that must lie in the plan's folder."""
+
+    name: str  # without folders
+    sha256: str
+    num_bytes: int
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
+            raise SpecError(f"sha256 must be 64 lower-case hexadecimal digits, found {self.sha256!r}.")
+        if self.name != _file_name(self.name):
+            raise SpecError(f"{self.name!r} must be a file name without folders.")
+
+
+@dataclass(frozen=True)
 class Sidecar:
     """What a plan holds and where it may run. Raises SpecError when a field's value can't be right."""
 
@@ -69,6 +85,7 @@ class Sidecar:
     created: str  # UTC, ISO 8601
     yolact_deploy_version: str
     notes: tuple[str, ...] = ()
+    mask_iou: CompanionFile | None = None  # YOLACT++: the network that scores masks, an ONNX file
     schema_version: int = SIDECAR_SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -79,20 +96,31 @@ class Sidecar:
             raise SpecError(f"plan_bytes must be positive, found {self.plan_bytes}.")
         if bad := [target for target in self.targets if not _TARGET.fullmatch(target)]:
             raise SpecError(f"targets must look like sm86, found {', '.join(map(repr, bad))}.")
-        if self.onnx_name != PurePosixPath(PureWindowsPath(self.onnx_name).name).name:
+        if self.onnx_name != _file_name(self.onnx_name):
             raise SpecError(f"onnx_name must be a file name without folders, found {self.onnx_name!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object, the short facts first and the long spec last."""
+        """A JSON object, the short facts first and the long spec last.
+
+        `mask_iou` is left out where there is none, so that readers of before YOLACT++ read what they know.
+        """
         encoded = encode(self)
-        spec = encoded.pop("spec")
-        return {"schema_version": encoded.pop("schema_version"), **encoded, "spec": spec}
+        del encoded["spec"]
+        if self.mask_iou is None:
+            del encoded["mask_iou"]
+        return {"schema_version": encoded.pop("schema_version"), **encoded, "spec": self.spec.to_dict()}
 
 
 def sidecar_path(plan: str | os.PathLike[str]) -> Path:
     """`model.engine` -> `model.engine.json`"""
     path = Path(plan)
     return path.with_name(f"{path.name}.json")
+
+
+def mask_iou_path(plan: str | os.PathLike[str]) -> Path:
+    """Where the builder puts the mask-IoU network: `model.engine` -> `model.engine.mask_iou.onnx`"""
+    path = Path(plan)
+    return path.with_name(f"{path.name}.mask_iou.onnx")
 
 
 def write_sidecar(target: str | os.PathLike[str], sidecar: Sidecar) -> None:
@@ -132,7 +160,7 @@ def read_sidecar(plan: str | os.PathLike[str]) -> Sidecar:
 
 
 def verify_plan(plan: str | os.PathLike[str]) -> Sidecar:
-    """The sidecar of `plan`, after checking that the plan is the very file it was written for.
+    """The sidecar of `plan`, after checking that the plan, and what must lie beside it, are the very files it was written for.
 
     Raises PlanMismatchError.
     """
@@ -143,6 +171,7 @@ def verify_plan(plan: str | os.PathLike[str]) -> Sidecar:
     except OSError as exc:
         raise _unreadable(plan, exc) from exc
     _check_plan(plan, sidecar, size, digest)
+    load_mask_iou(plan, sidecar)
     return sidecar
 
 
@@ -157,6 +186,34 @@ def load_plan(plan: str | os.PathLike[str]) -> tuple[bytes, Sidecar]:
         raise _unreadable(plan, exc) from exc
     _check_plan(plan, sidecar, len(data), hashlib.sha256(data).hexdigest())
     return data, sidecar
+
+
+def load_mask_iou(plan: str | os.PathLike[str], sidecar: Sidecar) -> bytes | None:
+    """The mask-IoU network's ONNX file, checked against the sidecar; None where the sidecar names none.
+
+    Raises PlanMismatchError.
+    """
+    companion = sidecar.mask_iou
+    if companion is None:
+        return None
+    path = Path(plan).with_name(companion.name)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise PlanMismatchError(
+            f"{plan} is a YOLACT++, but the network that scores its masks is missing: {companion.name} is not beside it. "
+            f"Copy it here, or build again with {_rebuild(plan)}."
+        ) from exc
+    except OSError as exc:
+        raise PlanMismatchError(f"can't read {path}, which belongs to {plan}: {exc.strerror or exc}.") from exc
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != companion.sha256:
+        raise PlanMismatchError(
+            f"{path} is not the mask-IoU network that {plan} was built with: it has {len(data)} bytes and the SHA-256 "
+            f"{_short(digest)}, the sidecar says {companion.num_bytes} and {_short(companion.sha256)}. Copy the plan and the "
+            f"files beside it together again, or build again with {_rebuild(plan)}."
+        )
+    return data
 
 
 def _check_plan(plan: str | os.PathLike[str], sidecar: Sidecar, size: int, digest: str) -> None:
@@ -176,6 +233,10 @@ def _check_plan(plan: str | os.PathLike[str], sidecar: Sidecar, size: int, diges
 
 def _unreadable(plan: str | os.PathLike[str], exc: OSError) -> PlanMismatchError:
     return PlanMismatchError(f"can't read the plan {plan}: {exc.strerror or exc}.")
+
+
+def _file_name(name: str) -> str:
+    return PurePosixPath(PureWindowsPath(name).name).name
 
 
 def _short(digest: str) -> str:

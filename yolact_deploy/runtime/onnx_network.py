@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +16,11 @@ from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import ArtifactError, DeviceError, EngineError, SpecError
 from yolact_deploy.mask_iou import MaskIouModel
 from yolact_deploy.optional import require
-from yolact_deploy.runtime.mask_iou_session import open_mask_iou
+from yolact_deploy.runtime.mask_iou_session import extract_mask_iou, open_mask_iou
 from yolact_deploy.runtime.network import OUTPUT_NAMES, HeadTensors
-from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.spec import SPEC_METADATA_KEY, ModelSpec
+
+CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 _ERRORS_ONLY = 3
 
@@ -30,13 +35,14 @@ class OnnxNetwork:
     def __init__(self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> None:
         ort = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
         self._path = Path(path)
-        self._session = _open_session(ort, self._path, _providers(ort, device), threads)
-        _check_device(self._session, device)
-        self._spec = _read_spec(self._session, self._path)
-        self._input_dtype = np.float16 if self._session.get_inputs()[0].type == "tensor(float16)" else np.float32
-        self._mask_iou = self._open_mask_iou(ort, threads)
-        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
-        self.description = f"onnxruntime {ort.__version__} ({provider})"
+        self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
+        check_device(self._session, device)
+        self._spec = read_spec(self._session, self._path)
+        self._input_dtype = io_dtypes(self._session)["image"]
+        self._mask_iou = embedded_mask_iou(
+            ort, self._session, self._spec, self._path, self._session.get_providers(), threads
+        )
+        self.description = describe(ort, self._session)
 
     @property
     def spec(self) -> ModelSpec:
@@ -51,32 +57,33 @@ class OnnxNetwork:
             outputs = self._session.run(OUTPUT_NAMES, {"image": image.astype(self._input_dtype, copy=False)})
         except Exception as exc:  # onnxruntime's exception classes share no public base
             raise EngineError(
-                f"onnxruntime failed to run {self._path} on a batch of {len(image)}: {_first_line(exc)}."
+                f"onnxruntime failed to run {self._path} on a batch of {len(image)}: {first_line(exc)}."
             ) from exc
         return HeadTensors(*(output.astype(np.float32, copy=False) for output in outputs))
 
-    def _open_mask_iou(self, ort: Any, threads: int | None) -> MaskIouModel | None:
-        encoded = self._session.get_modelmeta().custom_metadata_map.get(MASK_IOU_METADATA_KEY)
-        providers = self._session.get_providers()
 
-        def open_session(content: bytes) -> Any:
-            return ort.InferenceSession(content, session_options(ort, threads), providers=providers)
-
-        return open_mask_iou(encoded, self._spec, str(self._path), open_session)
-
-
-def _open_session(ort: Any, path: Path, providers: list[Any], threads: int | None) -> Any:
+def open_session(
+    ort: Any,
+    path: Path,
+    providers: list[Any],  # of choose_providers
+    threads: int | None,
+    *,
+    optimize: bool = True,  # False: for looking at the model only
+) -> Any:
+    """A session of an exported file. Raises ArtifactError for a file that is no ONNX model."""
     if not path.is_file():
         raise ArtifactError(
             f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give an exported .onnx file."
         )
     options = session_options(ort, threads)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as exc:  # onnxruntime's exception classes share no public base
         size = path.stat().st_size
         raise ArtifactError(
-            f"onnxruntime can't open {path} ({size} bytes): {_first_line(exc)}. "
+            f"onnxruntime can't open {path} ({size} bytes): {first_line(exc)}. "
             "If the file was copied or downloaded, get it again; else export it again with `yolact-deploy export`."
         ) from exc
 
@@ -85,21 +92,24 @@ def session_options(ort: Any, threads: int | None = None) -> Any:
     """onnxruntime options under which a graph with Q/DQ is computed as it says.
 
     onnxruntime's own Q/DQ rewriting is off: its WeightBiasQuantization rounds biases that were left in float, which costs
-    points of AP that a GPU does not lose; and weights behind DQ are then folded once instead of at every run.
+    points of AP that a GPU does not lose; and weights behind DQ are then folded once instead of at every run. Threads rest
+    when a run ends: spinning on, they would take the cores from what runs next, another model above all.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
 
 
-def _providers(ort: Any, device: str) -> list[Any]:
+def choose_providers(ort: Any, device: str) -> list[Any]:
+    """Execution providers for "auto", "cpu", "cuda" or "cuda:N". Raises DeviceError when there is none for it."""
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()) or (index and kind != "cuda"):
         raise DeviceError(f'device must be "auto", "cpu" or "cuda:N", found {device!r}.')
-    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    has_cuda = CUDA_PROVIDER in ort.get_available_providers()
     if kind == "cuda" and not has_cuda:
         raise DeviceError(
             f"device {device!r} was asked for, but this onnxruntime has no CUDA provider "
@@ -107,20 +117,34 @@ def _providers(ort: Any, device: str) -> list[Any]:
             '  pip uninstall onnxruntime; pip install "yolact-deploy[gpu]"'
         )
     if kind == "cpu" or not has_cuda:
-        return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
+        return [CPU_PROVIDER]
+    _load_cuda_libraries(ort)
+    return [(CUDA_PROVIDER, {"device_id": int(index or 0)}), CPU_PROVIDER]
 
 
-def _check_device(session: Any, device: str) -> None:
-    """onnxruntime goes on with the CPU, and only logs it, where its CUDA provider can't start."""
-    if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
+@functools.cache
+def _load_cuda_libraries(ort: Any) -> None:
+    """CUDA and cuDNN out of their wheels, where the system does not look for libraries; onnxruntime since 1.21 does.
+
+    What is missing it prints, and `check_device` tells once it matters.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
+def check_device(session: Any, device: str) -> None:
+    """Raise DeviceError unless a session asked for on "cuda" is there: onnxruntime goes on with the CPU, and only logs it,
+    where its CUDA provider can't start."""
+    if device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:
         raise DeviceError(
             f"device {device!r} was asked for, but onnxruntime's CUDA provider did not start: no such GPU, no driver, or "
             "CUDA and cuDNN libraries of another version. `nvidia-smi` lists the GPUs; `--device cpu` runs without one."
         )
 
 
-def _read_spec(session: Any, path: Path) -> ModelSpec:
+def read_spec(session: Any, path: Path) -> ModelSpec:
+    """The spec in a session's metadata. Raises SpecError when there is none, or the inputs and outputs contradict it."""
     text = session.get_modelmeta().custom_metadata_map.get(SPEC_METADATA_KEY)
     if text is None:
         raise SpecError(
@@ -143,9 +167,45 @@ def _read_spec(session: Any, path: Path) -> ModelSpec:
     return spec
 
 
+def io_dtypes(session: Any) -> dict[str, np.dtype[np.generic]]:
+    """float32 or float16 of every input and output."""
+    return {
+        tensor.name: np.dtype(np.float16 if tensor.type == "tensor(float16)" else np.float32)
+        for tensor in (*session.get_inputs(), *session.get_outputs())
+    }
+
+
+def embedded_mask_iou(
+    ort: Any, session: Any, spec: ModelSpec, path: Path, providers: list[Any], threads: int | None
+) -> MaskIouModel | None:
+    """The mask-IoU network in a session's metadata, in a session of its own; None where masks keep their box's score.
+
+    Raises SpecError.
+    """
+    content = extract_mask_iou(session.get_modelmeta().custom_metadata_map, spec, str(path))
+    return None if content is None else mask_iou_model(ort, content, spec, str(path), providers, threads)
+
+
+def mask_iou_model(
+    ort: Any, content: bytes, spec: ModelSpec, source: str, providers: list[Any], threads: int | None = None
+) -> MaskIouModel:
+    """A mask-IoU network's ONNX file as a function. Raises SpecError naming `source`."""
+
+    def open_content(data: bytes) -> Any:
+        return ort.InferenceSession(data, session_options(ort, threads), providers=providers)
+
+    return open_mask_iou(content, spec, source, open_content)
+
+
+def describe(ort: Any, session: Any) -> str:
+    """onnxruntime's version and the provider that runs a session, for people."""
+    return f"onnxruntime {ort.__version__} ({session.get_providers()[0].removesuffix('ExecutionProvider')})"
+
+
 def _shape(shapes: Mapping[str, tuple[Any, ...]], name: str) -> str:
     return f"[{', '.join(map(str, ('B', *shapes[name])))}]" if name in shapes else "none"
 
 
-def _first_line(exc: Exception) -> str:
+def first_line(exc: Exception) -> str:
+    """What an exception of a backend says, short enough to quote."""
     return str(exc).strip().partition("\n")[0].rstrip(".")[:300]

@@ -7,12 +7,7 @@ import without TensorRT's libraries when these are replaced by stubs.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +18,7 @@ import pytest
 from engines import builder
 from engines.adapters import Adapter, TensorRt, TensorRtRtx
 from engines.builder import build_engine
+from tests.unit.engines.tensorrt_bindings import installed_tensorrt_api
 from tests.unit.engines.tiny_network import Graph, WriteOnnx
 from yolact_deploy.errors import EngineError
 
@@ -44,21 +40,6 @@ _RTX_ONLY: Touched = {
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
 }
-_STUBBED_FUNCTIONS = (
-    "createInferBuilder_INTERNAL",
-    "createInferRefitter_INTERNAL",
-    "createInferRuntime_INTERNAL",
-    "createNvOnnxParser_INTERNAL",
-    "createNvOnnxParserRefitter_INTERNAL",
-    "getBuilderPluginRegistry",
-    "getPluginRegistry",
-    "initLibNvInferPlugins",
-    "getNvOnnxParserVersion",
-)
-_DUMP = """
-import json, tensorrt_bindings as trt
-print(json.dumps({n: dir(getattr(trt, n)) for n in dir(trt) if isinstance(getattr(trt, n), type)}))
-"""
 
 
 class Recorded:
@@ -153,13 +134,7 @@ def test_builder_touches_only_what_every_tensorrt_has(version: str, tensorrt_tou
 def test_builder_touches_only_what_the_installed_tensorrt_bindings_have(
     tensorrt_touched: Touched, tmp_path: Path
 ) -> None:
-    spec = importlib.util.find_spec("tensorrt_bindings")
-    if spec is None or spec.origin is None:
-        pytest.skip("tensorrt_cu13_bindings is not installed")
-    compiler = shutil.which("g++")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("stub libraries need g++ on Linux")
-    _assert_in(tensorrt_touched | _NEEDS_GPU, _bindings_api(Path(spec.origin).parent, compiler, tmp_path))
+    _assert_in(tensorrt_touched | _NEEDS_GPU, installed_tensorrt_api(tmp_path))
 
 
 def test_recording_sees_what_only_tensorrt_rtx_has(
@@ -196,18 +171,3 @@ def _has(api: dict[str, list[str]], cls: str, name: str) -> bool:
         return name in api
     # What Python gives every class (an enum member's `name` and `value` are listed with it).
     return name in api.get(cls, ()) or (cls in api and hasattr(object, name))
-
-
-def _bindings_api(bindings: Path, compiler: str, folder: Path) -> dict[str, list[str]]:
-    """Class -> its attributes, of the installed `tensorrt_bindings`, imported over stub libraries."""
-    library = next(bindings.glob("tensorrt*.so")).read_bytes()
-    source = folder / "stub.cpp"
-    source.write_text("".join(f'extern "C" void* {name}() {{ return nullptr; }}\n' for name in _STUBBED_FUNCTIONS))
-    for needed in set(re.findall(rb"lib(?:nvinfer|nvinfer_plugin|nvonnxparser)\.so\.\d+", library)):
-        name = needed.decode()
-        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)]
-        subprocess.run(command, check=True)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    dump = subprocess.run([sys.executable, "-c", _DUMP], env=environment, capture_output=True, text=True, check=True)
-    api: dict[str, list[str]] = json.loads(dump.stdout)
-    return api
