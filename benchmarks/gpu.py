@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -61,14 +62,20 @@ def main() -> None:
                 f"{report['proofs']['failed']} proofs failed: no figure is written.\n{report['proofs']['tail']}"
             )
         watch = Watch()
-        report |= timings(driver)
-        report["watch"] = watch.report()
+
+        def keep(part: dict[str, Any]) -> None:
+            report.update(part)
+            write_json(arguments.out, report)
+
+        failures = timings(driver, keep)
+        keep({"watch": watch.report()})
     except YolactDeployError as exc:
         raise SystemExit(f"error: {exc}") from exc
-    write_json(arguments.out, report)
     if arguments.out.parent == RESULTS:
         write_page(RESULTS, RESULTS.parent / "RESULTS.md")
     print_summary(report)
+    if failures:
+        raise SystemExit("not measured:\n" + "\n".join(failures))
 
 
 def describe_gpu(driver: Driver) -> dict[str, Any]:
@@ -86,7 +93,8 @@ def describe_gpu(driver: Driver) -> dict[str, Any]:
 
 
 def run_proofs() -> dict[str, Any]:
-    """{"passed", "failed", "skipped", "seconds", "skipped_because", "tail"} of tests/gpu."""
+    """{"passed", "failed", "skipped", "seconds", "skipped_because", "plans", "tail"} of tests/gpu; "plans":
+    what each runtime that is here makes of the GPU."""
     started = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
@@ -94,7 +102,8 @@ def run_proofs() -> dict[str, Any]:
         done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
         if not results.is_file():
             raise SystemExit(f"tests/gpu could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        cases = list(ElementTree.parse(results).iter("testcase"))
+        parsed = ElementTree.parse(results)
+    cases = list(parsed.iter("testcase"))
     skipped = [case.find("skipped") for case in cases]
     reasons = sorted({found.get("message", "") for found in skipped if found is not None})
     failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
@@ -104,35 +113,54 @@ def run_proofs() -> dict[str, Any]:
         "skipped": sum(found is not None for found in skipped),
         "skipped_because": reasons,
         "seconds": perf_counter() - started,
+        "plans": {found.get("name", ""): found.get("value", "") for found in parsed.iter("property")},
         "tail": done.stdout[-4000:] if failed else "",
     }
 
 
-def timings(driver: Driver) -> dict[str, Any]:
+def timings(driver: Driver, keep: Callable[[dict[str, Any]], None]) -> list[str]:
+    """Measure part by part; `keep` gets each when it is done. What failed, in words: one part must not cost the others."""
     model, image = golden_model()
     spec = model.spec
-    (warmed,) = warm([specialize(spec)], [driver.device.architecture], driver_version=driver.device.driver_version)
-    heads = heads_of(model, image, f"cuda:{driver.device.index}")
-    kernels = []
-    for image_hw in IMAGE_SIZES_HW:
-        measured = measure_kernels(driver, spec, heads, image_hw)
-        kernels.append({**measured, "torch": measure_torch(driver, heads, spec.make_priors(), image_hw)})
-    networks: dict[str, Callable[[], DeviceNetwork]] = {
-        "float32": lambda: TorchNetwork(golden_model()[0], driver),
-        "float16": lambda: TorchNetwork(golden_model()[0], driver, half=True),
-    }
-    frames = []
-    for open_network in networks.values():
-        for image_hw in IMAGE_SIZES_HW:
-            frames.append(measure_frames(driver, open_network, made_up_image(image_hw)))
-            torch.cuda.empty_cache()
-    return {
-        "compile": {"compiler": warmed.compiler, "was_cached": warmed.was_cached, "seconds": warmed.seconds},
-        "copy_gb_per_s": copy_bandwidth(driver),
-        "preprocess": [measure_preprocess(driver, spec, image_hw) for image_hw in IMAGE_SIZES_HW],
+
+    def compiling() -> dict[str, Any]:
+        (warmed,) = warm([specialize(spec)], [driver.device.architecture], driver_version=driver.device.driver_version)
+        return {"compiler": warmed.compiler, "was_cached": warmed.was_cached, "seconds": warmed.seconds}
+
+    def kernels() -> list[dict[str, Any]]:
+        heads = heads_of(model, image, f"cuda:{driver.device.index}")
+        return [
+            {
+                **measure_kernels(driver, spec, heads, image_hw),
+                "torch": measure_torch(driver, heads, spec.make_priors(), image_hw),
+            }
+            for image_hw in IMAGE_SIZES_HW
+        ]
+
+    def frames(half: bool) -> list[dict[str, Any]]:
+        def open_network() -> DeviceNetwork:
+            return TorchNetwork(golden_model()[0], driver, half=half)
+
+        return [measure_frames(driver, open_network, made_up_image(image_hw)) for image_hw in IMAGE_SIZES_HW]
+
+    parts: dict[str, Callable[[], Any]] = {
+        "compile": compiling,
+        "copy_gb_per_s": lambda: copy_bandwidth(driver),
+        "preprocess": lambda: [measure_preprocess(driver, spec, image_hw) for image_hw in IMAGE_SIZES_HW],
         "kernels": kernels,
-        "frames": frames,
+        "frames_float32": lambda: frames(half=False),
+        "frames_float16": lambda: frames(half=True),
     }
+    failures = []
+    for name, measure in parts.items():
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        try:
+            keep({name: measure()})
+        except Exception as exc:
+            traceback.print_exc()
+            failures.append(f"{name}: {type(exc).__name__}: {exc}")
+        torch.cuda.empty_cache()
+    return failures
 
 
 def print_summary(report: dict[str, Any]) -> None:

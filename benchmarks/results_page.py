@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_gpu import gpu_section
 from yolact_deploy.files import write_text
 
 _MIB = 2**20
 _HEADER = """# Measured
 
-Made from the files in `results/`; do not edit. CPU: `python -m benchmarks.cpu`. Times are p50 (p90) in milliseconds.
+Made from the files in `results/`; do not edit. CPU: `python -m benchmarks.cpu`; GPU: `python -m
+benchmarks.gpu`. Times are p50 (p90) in milliseconds.
 """
 _GPU_NOTE = """
 ## GPU
@@ -23,7 +25,8 @@ Unmeasured: no file of a GPU machine is in `results/`.
 def write_page(results: Path, page: Path) -> None:
     reports = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("*.json"))]
     sections = [_cpu_section(path, report) for path, report in reports if report["kind"] == "cpu"]
-    write_text(page, "\n".join([_HEADER, *sections, _GPU_NOTE]))
+    gpus = [gpu_section(path.name, report) for path, report in reports if report["kind"] == "gpu"]
+    write_text(page, "\n".join([_HEADER, *sections, *(gpus or [_GPU_NOTE])]))
 
 
 def _cpu_section(path: Path, report: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def fast_nms(loc: Tensor, conf: Tensor, mask_coeff: Tensor, priors: Tensor) -> t
     boxes = boxes[order.view(-1)].view(num_classes, count, 4)
     coefficients = coefficients[order.view(-1)].view(num_classes, count, -1)
     keep = _pairwise_iou(boxes).triu_(diagonal=1).max(dim=1).values <= 0.5
-    class_ids = torch.arange(num_classes)[:, None].expand_as(keep)[keep]
+    class_ids = torch.arange(num_classes, device=conf.device)[:, None].expand_as(keep)[keep]
     scores, best = scores[keep].sort(0, descending=True)
     best = best[:100]
     return boxes[keep][best], coefficients[keep][best], class_ids[best], scores[:100]
@@ -98,8 +98,8 @@ def _crop(masks: Tensor, boxes: Tensor) -> Tensor:
     height, width, count = masks.shape
     x1, x2 = _ordered(boxes[:, 0], boxes[:, 2], width, 1)
     y1, y2 = _ordered(boxes[:, 1], boxes[:, 3], height, 1)
-    columns = torch.arange(width, dtype=x1.dtype).view(1, -1, 1).expand(height, width, count)
-    rows = torch.arange(height, dtype=x1.dtype).view(-1, 1, 1).expand(height, width, count)
+    columns = torch.arange(width, dtype=x1.dtype, device=x1.device).view(1, -1, 1).expand(height, width, count)
+    rows = torch.arange(height, dtype=x1.dtype, device=x1.device).view(-1, 1, 1).expand(height, width, count)
     inside = (columns >= x1) * (columns < x2) * (rows >= y1) * (rows < y2)
     return masks * inside.float()
 

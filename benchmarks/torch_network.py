@@ -1,0 +1,111 @@
+"""PyTorch's YOLACT as the network of the GPU path, for machines that have neither TensorRT nor onnxruntime's CUDA provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporters.yolact import Yolact
+from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.mask_iou import MaskIouModel
+from yolact_deploy.runtime.network import OUTPUT_NAMES
+from yolact_deploy.spec import ModelSpec
+
+_WARMUP = 3
+_WIDE = ("loc", "conf")  # float32 in half precision too, as in a typed ONNX
+
+
+class TorchNetwork:
+    """A DeviceNetwork; with `half`, weights and activations are float16. The model is moved to the GPU."""
+
+    def __init__(self, model: Yolact, driver: Driver, *, half: bool = False) -> None:
+        self.device = torch.device("cuda", driver.device.index)
+        self._half = half
+        self._spec = model.spec
+        moved: Any = model.eval().to(self.device, torch.float16 if half else torch.float32)
+        self.model = moved.to(memory_format=torch.channels_last)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def description(self) -> str:
+        return f"PyTorch {torch.__version__} ({'float16' if self._half else 'float32'}, CUDA graph)"
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
+        narrow = np.dtype(np.float16 if self._half else np.float32)
+        return {name: np.dtype(np.float32) if name in _WIDE else narrow for name in ("image", *OUTPUT_NAMES)}
+
+    @property
+    def max_batch(self) -> int | None:
+        return None
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None:
+        return None
+
+    def new_context(self, stream: int) -> TorchContext:
+        return TorchContext(self, stream)
+
+    def close(self) -> None:
+        self.model = None
+
+
+class TorchContext:
+    """Replays a CUDA graph of PyTorch's own for every batch and set of addresses."""
+
+    capturable = False  # a graph's launch can't be part of another capture
+
+    def __init__(self, network: TorchNetwork, stream: int) -> None:
+        self._network = network
+        self._stream: Any = torch.cuda.ExternalStream(stream, device=network.device)  # type: ignore[no-untyped-call]
+        self._graphs: dict[tuple[int, ...], Any] = {}
+
+    def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:
+        key = (batch, *(addresses[name] for name in ("image", *OUTPUT_NAMES)))
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(addresses, batch)
+            self._graphs[key].replay()
+
+    def close(self) -> None:
+        self._graphs.clear()
+
+    def _capture(self, addresses: Mapping[str, int], batch: int) -> Any:
+        spec, dtypes = self._network.spec, self._network.dtypes
+        shapes = {"image": (3, spec.input_size, spec.input_size), **spec.output_shapes()}
+        tensors = {
+            name: torch.as_tensor(
+                _DeviceArray(addresses[name], (batch, *shapes[name]), dtypes[name]), device=self._network.device
+            )
+            for name in ("image", *OUTPUT_NAMES)
+        }
+
+        def run() -> None:
+            for name, output in zip(OUTPUT_NAMES, self._network.model(tensors["image"]), strict=True):
+                tensors[name].copy_(output)
+
+        for _ in range(_WARMUP):
+            run()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            run()
+        return graph
+
+
+class _DeviceArray:
+    """Memory that PyTorch is to see as a tensor (CUDA Array Interface, version 3)."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (address, False),
+            "version": 3,
+        }

@@ -1,0 +1,140 @@
+"""The GPU benchmarks over the emulated driver: they run, they measure what they say, and give everything back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu_frames import measure_frames
+from benchmarks.gpu_kernels import measure_kernels, measure_preprocess
+from benchmarks.gpu_timer import GraphTimer, Memory, copy_bandwidth
+from benchmarks.results_gpu import gpu_section
+from benchmarks.results_page import write_page
+from tests.emulator.cpu_network import CpuNetwork
+from tests.emulator.driver import EmulatedDriver
+from yolact_deploy import Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.cuda import launches
+from yolact_deploy.cuda.kernels import Kernels
+from yolact_deploy.cuda.specialization import Specialization, specialize
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels for the CPU")
+
+
+@pytest.fixture(scope="module")
+def detector(shapes_onnx: Path) -> Detector:
+    return Detector(shapes_onnx, device="cpu", threads=1)
+
+
+def _load(driver: Any, specialization: Specialization, note: Callable[[str], None] = print) -> Kernels:
+    del note
+    loaded: Kernels = driver.load_kernels(specialization)
+    return loaded
+
+
+def _photo(image_hw: tuple[int, int]) -> Image:
+    return np.random.default_rng(0).integers(0, 256, (*image_hw, 3), dtype=np.uint8)
+
+
+def test_kernels_are_timed_on_the_detections_of_the_reference(detector: Detector) -> None:
+    image = _photo((90, 120))
+    heads = detector.run_network(detector.preprocess([image]))
+    driver = EmulatedDriver()
+    found = measure_kernels(driver, detector.spec, heads, (90, 120), copies=2, repeats=2, load=_load)
+    expected = detector.suppress(heads)[0]
+    assert found["detections"] == len(expected) > 0
+    specialization = specialize(detector.spec)
+    launched = [launch.kernel for launch in launches.detect_launches(specialization, detector.spec.num_priors, 1)]
+    assert [row["kernel"] for row in found["kernels"]] == [*launched, "assemble_masks"]
+    assert all(row["bytes"] > 0 and row["us"] > 0 for row in found["kernels"])
+    row_bytes = launches.mask_pitch_words(120) * 4
+    assert found["mask_copy_bytes"] == len(expected) * 90 * row_bytes
+    assert not driver.left_over
+
+
+def test_preprocessing_and_copies_are_timed_and_everything_is_given_back(detector: Detector) -> None:
+    driver = EmulatedDriver()
+    measure_preprocess(driver, detector.spec, (31, 17), copies=2, repeats=2, load=_load)
+    assert copy_bandwidth(driver, nbytes=1 << 16, repeats=2) > 0
+    assert not driver.left_over
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_a_frame_has_the_detectors_detections_and_every_stage(
+    detector: Detector, shapes_onnx: Path, capturable: bool
+) -> None:
+    image = _photo((60, 80))
+    driver = EmulatedDriver()
+    found = measure_frames(
+        driver, lambda: CpuNetwork(shapes_onnx, driver, in_stream=capturable), image, repeats=2, load=_load
+    )
+    assert found["detections"] == len(detector(image))
+    assert set(found["stages_ms"]) == {
+        "host_to_device",
+        "preprocess",
+        "network",
+        "detect",
+        "masks",
+        "device_to_host",
+    }
+    copies = found["stages_ms"]["host_to_device"] + found["stages_ms"]["device_to_host"]
+    assert found["floor_ms"] == pytest.approx(found["bare_network_ms"] + copies)
+    assert found["overhead"] == pytest.approx(found["frame_ms"]["p50"] / found["floor_ms"] - 1)
+    assert found["in_flight"] == 2
+    assert not driver.left_over
+
+
+def test_work_is_divided_by_its_runs_and_captured_once() -> None:
+    driver = EmulatedDriver()
+    calls: list[int] = []
+    with driver.current(), Memory(driver) as memory:
+        stream = memory.stream()
+        timer = GraphTimer(driver, stream, repeats=5)
+        timer.each([calls.append, calls.append])
+        captured = len(calls)
+        GraphTimer(driver, stream, repeats=5, capture=False).each([calls.append])
+    assert captured == 4  # once to warm up, once to be captured
+    assert len(calls) - captured == 1 + 3 + 5
+
+
+def test_the_page_tells_of_a_gpu_only_what_its_file_holds(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    write_page(results, tmp_path / "RESULTS.md")
+    assert "Unmeasured" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    (results / "some-gpu.json").write_text(json.dumps(_REPORT), encoding="utf-8")
+    write_page(results, tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "Unmeasured" not in page
+    assert "| 550x550 | 100 | 50.0 | 61.0 | 80.0 (4.4 MB) | 5000 | 100x |" in page
+    assert "| 550x550 | keep_confident | 5.00 | 6.00 | 1200 | 2.00 |" in page
+    assert gpu_section("some-gpu.json", _REPORT) in page
+
+
+_REPORT: dict[str, Any] = {
+    "kind": "gpu",
+    "environment": {"date": "2026-11-21T00:00:00+00:00"},
+    "gpu": {"name": "GPU T", "architecture": "sm_90", "driver": None, "cuda_driver": "13.0", "through": "a driver"},
+    "copy_gb_per_s": 3000.0,
+    "proofs": {"passed": 9, "failed": 0, "skipped": 1, "skipped_because": ["no tool"], "plans": {}},
+    "kernels": [
+        {
+            "image_hw": [550, 550],
+            "detections": 100,
+            "frame_us": 50.0,
+            "frame_call_us": 61.0,
+            "mask_copy_us": 80.0,
+            "mask_copy_bytes": 4_400_000,
+            "torch": {"detect_and_masks_us": 5000.0, "peak_bytes": 1.0},
+            "kernels": [{"kernel": "keep_confident", "us": 5.0, "bytes": 6_000_000, "gb_per_s": 1200.0}],
+        }
+    ],
+    "preprocess": [{"image_hw": [550, 550], "input_size": 550, "us": 4.0, "bytes": 4_500_000, "gb_per_s": 1100.0}],
+    "watch": {"gpu_notes": []},
+}
