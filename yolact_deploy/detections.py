@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy import masks as mask_assembly
 from yolact_deploy.arrays import BoolArray, FloatArray, IntArray
+from yolact_deploy.mask_sources import MaskSource, PrototypeMasks
+from yolact_deploy.masks import MaskRegion
 from yolact_deploy.optional import require
 
 
@@ -23,9 +24,9 @@ class RawDetections:
     prior_idx: IntArray  # [n], row of `loc` and `conf` it came from
     class_ids: IntArray  # [n], 0 = first foreground class
     scores: FloatArray  # [n], descending
-    boxes_xyxy: FloatArray  # [n, 4], relative to the image, not clamped
+    boxes_xyxy: FloatArray  # [n, 4], relative to the image (or to the square it was padded to), not clamped
     mask_coeff: FloatArray  # [n, K]
-    proto: FloatArray  # [Hp, Wp, K]
+    proto: FloatArray  # [Hp, Wp, K]; [0, 0, K] from a GPU, where the prototypes stay
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -44,9 +45,10 @@ class RawDetections:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Detections of one image, best first. Masks are assembled when first asked for.
+    """Detections of one image, best first. Masks are assembled, or unpacked from what a GPU made, when first asked for.
 
-    `boxes_xyxy` are the original YOLACT's integer pixels (as float32); `boxes_relative` the exact ones.
+    `boxes_xyxy` are the original YOLACT's integer pixels (as float32); `boxes_relative` the exact ones. Raises ValueError
+    where there is neither a `mask_source` nor the prototypes to assemble masks from.
     """
 
     raw: RawDetections
@@ -56,6 +58,16 @@ class Detections:
     names: tuple[str, ...] = ()  # of every class of the model
     category_ids: tuple[int, ...] = ()  # of every class of the model, as in its annotations
     mask_ious: FloatArray | None = None  # [n], how well YOLACT++ takes each mask to fit; None without rescoring
+    canvas_hw: tuple[int, int] | None = (
+        None  # of the square that the image was padded to, in its pixels; None: not padded
+    )
+    mask_source: MaskSource | None = None  # n masks; None: assembled from `raw`
+
+    def __post_init__(self) -> None:
+        if self.mask_source is None:
+            self._assembled()
+        elif len(self.mask_source) != len(self.raw):
+            raise ValueError(f"{len(self.raw)} detections can't have {len(self.mask_source)} masks.")
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -87,15 +99,13 @@ class Detections:
 
     @property
     def boxes_relative(self) -> FloatArray:
-        """float32 [n, 4], x1 y1 x2 y2 relative to the image, neither clamped nor rounded."""
+        """float32 [n, 4], x1 y1 x2 y2 relative to the image (to `canvas_hw` if padded), neither clamped nor rounded."""
         return self.raw.boxes_xyxy
 
     @cached_property
     def masks(self) -> BoolArray:
         """bool [n, H, W] at the size of the input image."""
-        return mask_assembly.assemble(
-            self.raw.proto, self.raw.mask_coeff, self.raw.boxes_xyxy, self.image_hw, crop=self.crop
-        )
+        return self._masks_from().dense()
 
     def top(self, count: int) -> Detections:
         """The `count` best."""
@@ -108,6 +118,7 @@ class Detections:
             raw=self.raw.take(rows),
             boxes_xyxy=self.boxes_xyxy[rows],
             mask_ious=None if self.mask_ious is None else self.mask_ious[rows],
+            mask_source=None if self.mask_source is None else self.mask_source.take(rows),
         )
 
     def by_mask_score(self) -> Detections:
@@ -122,17 +133,13 @@ class Detections:
         raw = dataclasses.replace(ranked.raw, scores=ranked.mask_scores)
         return dataclasses.replace(ranked, raw=raw, mask_ious=None)
 
-    def iter_regions(self) -> Iterator[mask_assembly.MaskRegion]:
-        """Masks one at a time, each as the window in which it can be True; for images too large to hold all masks."""
-        return mask_assembly.regions(
-            self.raw.proto, self.raw.mask_coeff, self.raw.boxes_xyxy, self.image_hw, crop=self.crop
-        )
+    def iter_regions(self) -> Iterator[MaskRegion]:
+        """Masks one at a time, each as a window outside of which it is False; for images too large to hold all masks."""
+        return self._masks_from().regions()
 
     def rle(self) -> list[dict[str, Any]]:
         """COCO run-length encodings, one per mask: {"size": [H, W], "counts": str}, as pycocotools writes them."""
-        from yolact_deploy.rle import encode_region
-
-        return [encode_region(region, self.image_hw) for region in self.iter_regions()]
+        return self._masks_from().rle()
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO result entries with bbox, segmentation and score.
@@ -180,3 +187,10 @@ class Detections:
             class_id=self.class_ids,
             data={"class_name": np.array(self.class_names, dtype=str)},
         )
+
+    def _masks_from(self) -> MaskSource:
+        return self._assembled() if self.mask_source is None else self.mask_source
+
+    def _assembled(self) -> PrototypeMasks:
+        raw = self.raw
+        return PrototypeMasks(raw.proto, raw.mask_coeff, raw.boxes_xyxy, self.image_hw, self.crop, self.canvas_hw)

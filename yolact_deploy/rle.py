@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from yolact_deploy.arrays import AnyArray
 from yolact_deploy.masks import MaskRegion
 
 
@@ -26,6 +27,15 @@ def encode_region(region: MaskRegion, image_hw: tuple[int, int]) -> dict[str, An
     counts = np.diff(bounds, prepend=0, append=height * width)
     if counts[-1] == 0:
         counts = counts[:-1]
+    return encode_runs(counts, image_hw)
+
+
+def encode_runs(
+    counts: AnyArray,  # integers, summing up to H * W
+    image_hw: tuple[int, int],
+) -> dict[str, Any]:
+    """{"size": [H, W], "counts": str} of run lengths, column by column, the first one of False."""
+    height, width = image_hw
     packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
 

@@ -43,12 +43,12 @@ def test_a_plan_built_here_finds_what_the_cpu_finds(
     try:
         build_engine(shapes_onnx, plan, runtime=runtime, targets=[driver.device.target] if "rtx" in runtime else [])
     except EngineError as exc:
-        found = f"can't be built for ({exc})"
+        answer = f"can't be built for ({exc})"
         if runtime == "tensorrt-rtx":
             build_engine(shapes_onnx, plan, runtime=runtime)
-            found += f"; a plan for other GPUs {'opens' if _opens_all_the_same(plan) else 'does not open'}"
-        record_testsuite_property(name, found)
-        pytest.skip(f"{name}: {found}")
+            answer += f"; a plan for other GPUs {'opens' if _opens_all_the_same(plan) else 'does not open'}"
+        record_testsuite_property(name, answer)
+        pytest.skip(f"{name}: {answer}")
     photo = read_image(next((SHAPES / "val").glob("*.jpg")))
     expected = Detector(shapes_onnx, device="cpu")(photo)
     with Detector(plan, device=f"cuda:{driver.device.index}") as detector:

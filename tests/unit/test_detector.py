@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,19 @@ import pytest
 from exporters.pipeline import export_checkpoint
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from yolact_deploy import Detections, Detector
-from yolact_deploy.errors import ArtifactError, DeviceError, EngineError, ImageError, PlanMismatchError, SpecError
+from yolact_deploy.errors import (
+    ArtifactError,
+    DeviceError,
+    EngineError,
+    ImageError,
+    MissingDependencyError,
+    PlanMismatchError,
+    SpecError,
+)
+from yolact_deploy.runtime import gpu_backend
 from yolact_deploy.runtime.images import read_image
-from yolact_deploy.spec import SPEC_METADATA_KEY
+from yolact_deploy.sidecar import BatchRange, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.spec import SPEC_METADATA_KEY, ModelSpec
 
 PHOTOS = [SHAPES / "val" / f"val_public_000{i}.jpg" for i in range(4)]
 
@@ -126,7 +138,7 @@ def test_an_image_without_detections(detector: Detector) -> None:
 def test_bad_images_are_refused_and_the_detector_goes_on(detector: Detector, tmp_path: Path) -> None:
     for bad in (np.zeros((0, 3, 3), np.uint8), np.zeros((4, 4, 3)), tmp_path / "none.jpg"):
         with pytest.raises(ImageError):
-            detector(bad)  # type: ignore[arg-type]
+            detector(bad)
     with pytest.raises(ImageError, match=r"found NoneType \(what cv2.imread gives"):
         detector(None)  # type: ignore[call-overload]
     assert len(detector(PHOTOS[0]))
@@ -173,6 +185,53 @@ def test_a_gpu_that_does_not_start_is_no_silent_cpu(shapes_onnx: Path, monkeypat
 
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]  # as onnxruntime-gpu lists them without a driver
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    with pytest.raises(DeviceError, match="CUDA provider did not start"):
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver|no GPU|CUDA provider did not start"):
         Detector(shapes_onnx, device="cuda:0")
     assert "(CPU)" in Detector(shapes_onnx, device="auto").description
+
+
+def test_a_plan_runs_on_gpus_only(tmp_path: Path) -> None:
+    plan = tmp_path / "model.engine"
+    plan.write_bytes(b"plan")
+    spec = ModelSpec.from_file(SHAPES_SPEC)
+    sidecar = Sidecar(
+        spec=spec,
+        plan_sha256=hashlib.sha256(b"plan").hexdigest(),
+        plan_bytes=4,
+        runtime="tensorrt",
+        runtime_version="10.3.0",
+        targets=("sm90",),
+        precision="fp32",
+        batch=BatchRange(1, 1, 1),
+        onnx_sha256="ab" * 32,
+        onnx_name="model.onnx",
+        io_tensors=(),
+        created="2025-01-31T12:00:00+00:00",
+        yolact_deploy_version="0.1.0",
+    )
+    write_sidecar(sidecar_path(plan), sidecar)
+    with pytest.raises(DeviceError, match=r"plans run on GPUs only.*cuda:0.*\(model\.onnx\)"):
+        Detector(plan, device="cpu")
+
+
+def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(error: Exception) -> Callable[[Path], None]:
+        def check(artifact: Path) -> None:
+            raise error
+
+        return check
+
+    for error, described in (
+        (DeviceError("no driver here"), False),
+        (MissingDependencyError("cuda-bindings", extra="gpu", purpose="running on a GPU"), False),
+        (SpecError("the kernels do not pad"), True),  # a GPU that is there, but not for this model: worth a word
+    ):
+        backend = dataclasses.replace(gpu_backend.BACKEND, check_network=refuse(error))
+        monkeypatch.setattr(gpu_backend, "BACKEND", backend)
+        detector = Detector(shapes_onnx, threads=1)
+        assert "(CPU)" in detector.description
+        assert (str(error) in detector.description) is described
+        assert str(error) in detector.notes[0]
+        with pytest.raises(type(error)):
+            Detector(shapes_onnx, device="cuda:0")
+    assert Detector(shapes_onnx, device="cpu").notes == ()

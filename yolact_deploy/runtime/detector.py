@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, get_args, overload
 
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.cuda.device_arrays import is_device_array
+from yolact_deploy.cuda.frames import MaskForm
 from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.errors import ArtifactError, EngineError, ImageError
-from yolact_deploy.mask_iou import rescore_masks
-from yolact_deploy.postprocess import assemble_masks, detect, softmax
-from yolact_deploy.runtime.images import ChannelOrder, check_image, read_image
-from yolact_deploy.runtime.network import HeadTensors, Network
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.errors import EngineError, ImageError
+from yolact_deploy.runtime.images import ChannelOrder
+from yolact_deploy.runtime.network import HeadTensors
+from yolact_deploy.runtime.opening import PLAN_SUFFIXES as PLAN_SUFFIXES
+from yolact_deploy.runtime.opening import open_pipeline
+from yolact_deploy.runtime.pipeline import Pipeline
+from yolact_deploy.runtime.streaming import stream_detections
 from yolact_deploy.spec import ModelSpec, NmsMode
 
-ImageInput = Image | str | os.PathLike[str]
+
+class CudaArray(Protocol):
+    """An array on a GPU: numba, CuPy, pycuda, PyTorch."""
+
+    @property
+    def __cuda_array_interface__(self) -> Mapping[str, Any]: ...
+
+
+class DlpackArray(Protocol):
+    """An array of any library that knows DLPack."""
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any: ...
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+ImageInput = Image | str | os.PathLike[str] | CudaArray | DlpackArray
 ImageList = list[Image] | list[str] | list[Path] | list[ImageInput]
-PLAN_SUFFIXES = (".engine", ".plan")
-_WEIGHTS = (".pth", ".pt", ".ckpt")
 
 
 class Detector:
     """An exported YOLACT, ready to run.
 
-    `artifact` is an exported .onnx. `device` is "auto" (a GPU where onnxruntime can use one, else the CPU), "cpu" or
-    "cuda:N"; `threads` bounds the CPU threads of the network; `nms` overrides the spec's; `batch_size` is the most images
-    in one run of the network. Not safe to share between threads; pickles as its arguments, so that every process opens
-    the model itself.
+    `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar. `device` is "cpu", "cuda:N", or "auto": a
+    GPU where all that the model needs there is installed, else the CPU, and `description` says which. `threads` bounds the
+    CPU threads of the network; `nms` overrides the spec's; `batch_size` is the most images in one run of the network;
+    `cuda_graph` allows whole frames to be replayed as CUDA graphs. Not safe to share between threads; pickles as its
+    arguments, so that every process opens the model itself. Memory of a GPU is given back by `close`, at the end of a
+    `with` block, or with the last reference.
 
-    Raises ArtifactError, SpecError or EngineError when the artifact can't be used here.
+    Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used here.
     """
 
     def __init__(
@@ -45,14 +64,20 @@ class Detector:
         threads: int | None = None,
         nms: NmsMode | None = None,
         batch_size: int = 1,
+        cuda_graph: bool = True,
     ) -> None:
-        self._arguments = {"device": device, "threads": threads, "nms": nms, "batch_size": batch_size}
+        self._arguments = {
+            "device": device,
+            "threads": threads,
+            "nms": nms,
+            "batch_size": batch_size,
+            "cuda_graph": cuda_graph,
+        }
         self.artifact = Path(artifact)
-        self._network = _open_network(self.artifact, device, threads)
-        self._postprocess = self._network.spec.postprocess
-        if nms is not None:
-            self._postprocess = dataclasses.replace(self._postprocess, nms=nms)
-        self._batch_size = max(1, batch_size)
+        self._opened = open_pipeline(self.artifact, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        self._close = weakref.finalize(self, self._opened.close)
+        limit = self._opened.max_batch
+        self._batch_size = max(1, batch_size if limit is None else min(batch_size, limit))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (str(self.artifact), self._arguments)
@@ -60,23 +85,65 @@ class Detector:
     def __repr__(self) -> str:
         return f"<Detector: {self.spec.name} from {self.artifact}, {self.description}>"
 
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     @property
     def spec(self) -> ModelSpec:
-        return self._network.spec
+        return self._opened.spec
 
     @property
     def description(self) -> str:
         """Backend, version and device, for people."""
-        return self._network.description
+        return self._opened.description
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether all of the work is done on a GPU, and can be `timed` there."""
+        return self._opened.on_gpu
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What it was opened with beside the artifact: `Detector(d.artifact, **d.arguments)` is another one like it."""
+        return dict(self._arguments)
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches `stream` has on their way at once."""
+        return self._opened.in_flight
+
+    @property
+    def graph_stages(self) -> tuple[str, ...]:
+        """Stages, as `timed` names them, that calls replay as CUDA graphs. An image size is recorded the second time it
+        is seen; before that, and on the CPU, there are none."""
+        return self._opened.graph_stages
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is otherwise than one might think, in words: why no GPU is used, or no CUDA graphs."""
+        return self._opened.notes
 
     @overload
     def __call__(
-        self, image: ImageInput, *, channel_order: ChannelOrder = "bgr", score_threshold: float = 0.0
+        self,
+        image: ImageInput,
+        *,
+        channel_order: ChannelOrder = "bgr",
+        score_threshold: float = 0.0,
+        masks: MaskForm = "bits",
     ) -> Detections: ...
 
     @overload
     def __call__(
-        self, image: ImageList, *, channel_order: ChannelOrder = "bgr", score_threshold: float = 0.0
+        self,
+        image: ImageList,
+        *,
+        channel_order: ChannelOrder = "bgr",
+        score_threshold: float = 0.0,
+        masks: MaskForm = "bits",
     ) -> list[Detections]: ...
 
     def __call__(
@@ -85,14 +152,18 @@ class Detector:
         *,
         channel_order: ChannelOrder = "bgr",
         score_threshold: float = 0.0,
+        masks: MaskForm = "bits",
     ) -> Detections | list[Detections]:
         """Detections of an image (uint8 [H, W, 3], or a path), or of each image of a list.
 
-        `channel_order` is that of arrays; files know theirs. Scores are strictly above `score_threshold`. Raises ImageError
-        for an image that can't be used.
+        `channel_order` is that of arrays; files know theirs. Scores are strictly above `score_threshold`. On a GPU, images
+        may be there already, and `masks` is the form in which masks come to the host: "bits", "rle" (run lengths alone,
+        the least where only `rle()` is wanted) or "dense" (bytes, the most). Raises ImageError for an image that can't be
+        used, DeviceError for one on another device, EngineError for what fails while running, ValueError for an unknown form.
         """
-        if isinstance(image, (np.ndarray, str, os.PathLike)):
-            return self._detect([image], channel_order, score_threshold)[0]
+        _check_form(masks)
+        if isinstance(image, (np.ndarray, str, os.PathLike)) or is_device_array(image):
+            return self._detect([image], channel_order, score_threshold, masks)[0]
         if not isinstance(image, Sequence):
             raise ImageError(
                 f"an image must be a NumPy array or a path, or a list of them, found {type(image).__name__}"
@@ -100,62 +171,84 @@ class Detector:
             )
         found: list[Detections] = []
         for start in range(0, len(image), self._batch_size):
-            found += self._detect(image[start : start + self._batch_size], channel_order, score_threshold)
+            found += self._detect(image[start : start + self._batch_size], channel_order, score_threshold, masks)
         return found
 
+    def stream(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        prefetch: int = 2,
+        channel_order: ChannelOrder = "bgr",
+        score_threshold: float = 0.0,
+        masks: MaskForm = "bits",
+    ) -> Iterator[Detections]:
+        """Detections of each image of an iterable, in order, for throughput.
+
+        Up to `prefetch` images are asked for and read ahead of time, in a thread; with 0 there is no thread. A GPU works
+        on one batch while the next is handed to it. An exception of `images`, or of an image that can't be used, is raised
+        after the detections of all images before it. The Detector can be used as usual while the iterator is, and after it
+        is closed half-way.
+        """
+        _check_form(masks)
+        return stream_detections(
+            self._pipeline,
+            images,
+            # through `self`, which has to live as long as the iterator: its end closes the pipeline
+            lambda item: self._pipeline.load(item, channel_order),
+            batch_size=self._batch_size,
+            prefetch=prefetch,
+            score_threshold=score_threshold,
+            masks=masks,
+        )
+
+    def timed(
+        self, images: Sequence[ImageInput], *, score_threshold: float = 0.0, masks: MaskForm = "bits"
+    ) -> tuple[list[Detections], dict[str, float]]:
+        """Detections of one batch, and milliseconds on the GPU of "host_to_device", "preprocess", "network", "detect",
+        "masks" and "device_to_host", between events and without CUDA graphs. Raises EngineError on the CPU."""
+        _check_form(masks)
+        loaded = [self._pipeline.load(image, "bgr") for image in images]
+        return self._pipeline.timed(loaded, score_threshold, masks)
+
+    def close(self) -> None:
+        """Give memory back; afterwards the Detector can't be used. Safe to call twice."""
+        self._close()
+
     def preprocess(self, images: Sequence[Image]) -> FloatArray:
-        """The network's input [B, 3, S, S] for checked BGR images."""
-        return preprocess(images, self.spec)
+        """The network's input [B, 3, S, S] for checked BGR images, by the NumPy reference."""
+        return self._pipeline.stages.preprocess(images)
 
     def run_network(self, batch: FloatArray) -> HeadTensors:
-        """Head tensors of a preprocessed batch; `conf` always softmaxed."""
-        heads = self._network.run(batch)
-        return heads if self.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
+        """Head tensors of a preprocessed batch, on the host; `conf` always softmaxed."""
+        return self._pipeline.stages.run_network(batch)
 
     def suppress(self, heads: HeadTensors) -> list[RawDetections]:
-        """Decode, threshold and NMS by the spec's thresholds."""
-        options = dataclasses.asdict(self._postprocess)
-        return detect(*heads, self.spec.make_priors(), input_size=self.spec.input_size, **options)
+        """Decode, threshold and NMS by the spec's thresholds, by the NumPy reference."""
+        return self._pipeline.stages.suppress(heads)
 
     def assemble(self, raw: RawDetections, image_hw: tuple[int, int], score_threshold: float = 0.0) -> Detections:
-        """Detections at an image's size, with the model's names; masks are made when first asked for, and scored (by
-        YOLACT++) here."""
-        detections = assemble_masks(raw, image_hw, score_threshold=score_threshold)
-        if self._network.mask_iou is not None:
-            detections = rescore_masks(detections, self._network.mask_iou)
-        return dataclasses.replace(detections, names=self.spec.class_names, category_ids=self.spec.category_ids)
+        """Detections at an image's size, with the model's names, by the NumPy reference; masks are made when first asked
+        for, and scored (by YOLACT++) here."""
+        return self._pipeline.stages.assemble(raw, image_hw, score_threshold)
+
+    @property
+    def _pipeline(self) -> Pipeline:
+        if not self._close.alive:
+            raise EngineError(f"this Detector of {self.artifact} is closed. Open another one.")
+        return self._opened
 
     def _detect(
-        self, inputs: Sequence[ImageInput], channel_order: ChannelOrder, score_threshold: float
+        self, inputs: Sequence[Any], channel_order: ChannelOrder, score_threshold: float, masks: MaskForm
     ) -> list[Detections]:
-        images = [_load(item, channel_order) for item in inputs]
-        raws = self.suppress(self.run_network(self.preprocess(images)))
-        return [
-            self.assemble(raw, (image.shape[0], image.shape[1]), score_threshold)
-            for raw, image in zip(raws, images, strict=True)
-        ]
+        pipeline = self._pipeline
+        images = [pipeline.load(item, channel_order) for item in inputs]
+        return pipeline.submit(images, score_threshold, masks).result()
 
 
-def _open_network(artifact: Path, device: str, threads: int | None) -> Network:
-    suffix = artifact.suffix.lower()
-    if suffix == ".onnx":
-        from yolact_deploy.runtime.onnx_network import OnnxNetwork
-
-        return OnnxNetwork(artifact, device=device, threads=threads)
-    if suffix in PLAN_SUFFIXES:
-        from yolact_deploy.sidecar import verify_plan
-
-        sidecar = verify_plan(artifact)
-        raise EngineError(
-            f"{artifact} is a sound {sidecar.runtime} plan, but this version of yolact-deploy does not execute plans yet. "
-            f"Run the ONNX it was built from ({sidecar.onnx_name})."
-        )
-    hint = f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx" if suffix in _WEIGHTS else ""
-    raise ArtifactError(f"{artifact} is neither .onnx nor {' or '.join(PLAN_SUFFIXES)}: it can't be run.{hint}")
-
-
-def _load(item: ImageInput, channel_order: ChannelOrder) -> Image:
-    return read_image(item) if isinstance(item, (str, os.PathLike)) else check_image(item, "image", channel_order)
+def _check_form(masks: str) -> None:
+    if masks not in get_args(MaskForm):
+        raise ValueError(f"masks must be one of {', '.join(get_args(MaskForm))}, found {masks!r}.")
 
 
 def _rebuild(artifact: str, arguments: dict[str, Any]) -> Detector:

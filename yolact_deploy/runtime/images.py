@@ -56,8 +56,7 @@ def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "
 
     Raises ImageError for other types and shapes, and for an image without pixels.
     """
-    if channel_order not in ("bgr", "rgb"):
-        raise ImageError(f'channel_order must be "bgr" or "rgb", found {channel_order!r}.')
+    check_channel_order(channel_order)
     if not isinstance(image, np.ndarray):
         raise ImageError(f"{name} must be a NumPy array or a path, found {type(image).__name__}.")
     if image.dtype != np.uint8:
@@ -74,6 +73,12 @@ def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "
     image = image[:, :, :3]
     bgr: Image = image[:, :, ::-1] if channel_order == "rgb" else image
     return bgr
+
+
+def check_channel_order(channel_order: str) -> None:
+    """Raise ImageError for anything but "bgr" and "rgb"."""
+    if channel_order not in ("bgr", "rgb"):
+        raise ImageError(f'channel_order must be "bgr" or "rgb", found {channel_order!r}.')
 
 
 def list_images(inputs: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:

@@ -1,0 +1,228 @@
+"""The whole GPU path of `Detector`, on the emulated GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.emulator.backend import EmulatedGpu
+from tests.emulator.driver import EmulatedDriver
+from tests.unit.cuda.gpu_expectations import PHOTOS, PIXELS, assert_identical
+from yolact_deploy import Detector
+from yolact_deploy.cuda.frames import MaskForm
+from yolact_deploy.cuda.launches import mask_pitch_words
+from yolact_deploy.errors import EngineError
+from yolact_deploy.runtime.network import HeadTensors
+from yolact_deploy.spec import NmsMode
+
+Emulate = Callable[..., EmulatedGpu]
+
+
+@pytest.mark.parametrize("in_stream", [True, False], ids=["capturable", "not-capturable"])
+@pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "no-graph"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_detections_are_those_of_the_cpu(
+    emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, in_stream: bool, cuda_graph: bool, batch_size: int
+) -> None:
+    gpu = emulated(in_stream=in_stream)
+    detector = Detector(shapes_onnx, device="cuda:0", batch_size=batch_size, cuda_graph=cuda_graph)
+    expected = on_cpu(PHOTOS[:3])  # each of another size
+    for _ in range(3):  # step by step, captured, replayed
+        for found, reference in zip(detector(PHOTOS[:3]), expected, strict=True):
+            assert_identical(found, reference)
+    graphs_of_a_frame = 1 if in_stream else 2
+    frames_in_graphs = 2 * 3 // batch_size
+    assert gpu.driver.graph_launches == (graphs_of_a_frame * frames_in_graphs if cuda_graph else 0)
+    assert detector.notes == ()
+
+
+def test_a_driver_without_graphs_does_without(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    emulated(EmulatedDriver(captures_graphs=False), in_stream=True)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    for _ in range(2):
+        assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))
+
+
+def test_a_graph_that_cannot_be_captured_is_a_note_and_no_error(
+    emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
+) -> None:
+    gpu = emulated(in_stream=True)
+    gpu.driver.fail_capture = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+    detector = Detector(shapes_onnx, device="cuda:0")
+    for _ in range(3):
+        assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))
+    (note,) = detector.notes
+    assert "CAPTURE_INVALIDATED" in note
+
+
+@pytest.mark.parametrize("nms", ["fast", "cross_class"])
+@pytest.mark.parametrize("masks", ["bits", "rle", "dense"])
+def test_masks_cross_in_any_form(
+    emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, nms: NmsMode, masks: MaskForm
+) -> None:
+    emulated()
+    reference = on_cpu if nms == "fast" else Detector(shapes_onnx, device="cpu", threads=1, nms=nms)
+    detector = Detector(shapes_onnx, device="cuda:0", batch_size=3, nms=nms)
+    for found, expected in zip(detector(PHOTOS[:3], masks=masks), reference(PHOTOS[:3]), strict=True):
+        assert_identical(found, expected)
+
+
+def test_an_unknown_form_of_masks_is_refused(on_cpu: Detector) -> None:
+    calls: list[Callable[..., object]] = [on_cpu, on_cpu.stream, on_cpu.timed]
+    for call in calls:
+        with pytest.raises(ValueError, match="masks must be one of bits, rle, dense, found 'bytes'"):
+            call([PHOTOS[0]], masks="bytes")
+
+
+def test_only_the_masks_that_were_found_cross_to_the_host(emulated: Emulate, shapes_onnx: Path) -> None:
+    gpu = emulated(in_stream=True)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    height, width = PIXELS[0].shape[:2]
+    crossed = {}
+    for threshold in (0.0, 0.3, 1.0):
+        before = gpu.driver.copied["to_host"]
+        found = detector(PIXELS[0], score_threshold=threshold)
+        crossed[len(found)] = gpu.driver.copied["to_host"] - before
+    fixed = crossed.pop(0)
+    assert fixed < 32 * 1024
+    assert crossed
+    for count, nbytes in crossed.items():
+        assert nbytes - fixed == count * height * mask_pitch_words(width) * 4
+
+
+def test_results_are_not_touched_by_the_next_call(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    emulated()
+    detector = Detector(shapes_onnx, device="cuda:0")
+    first = detector(PIXELS[0])
+    for image in PIXELS[1:]:
+        detector(image)
+    detector.close()
+    assert_identical(first, on_cpu(PIXELS[0]))
+
+
+def test_score_threshold_keeps_what_the_cpu_keeps(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    emulated(in_stream=True)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    scores = on_cpu(PHOTOS[0]).scores
+    exactly = float(scores[len(scores) // 2])
+    for threshold in (exactly, 0.3, exactly):
+        found = detector(PHOTOS[0], score_threshold=threshold)
+        assert_identical(found, on_cpu(PHOTOS[0], score_threshold=threshold))
+        assert 0 < len(found) < len(scores)
+
+
+def test_an_image_without_detections(emulated: Emulate, shapes_onnx: Path) -> None:
+    emulated()
+    forms: tuple[MaskForm, ...] = ("bits", "rle", "dense")
+    detector = Detector(shapes_onnx, device="cuda:0")
+    for form in forms:
+        found = detector(np.zeros((33, 21, 3), np.uint8), score_threshold=0.9999, masks=form)
+        assert (len(found), found.class_names, found.rle(), found.to_coco(1)) == (0, [], [], [])
+        assert found.masks.shape == (0, 33, 21)
+
+
+def test_rgb_and_gray_images_are_read_as_they_are(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    emulated()
+    detector = Detector(shapes_onnx, device="cuda:0")
+    rgb = np.ascontiguousarray(PIXELS[1][..., ::-1])
+    assert_identical(detector(rgb, channel_order="rgb"), on_cpu(PIXELS[1]))
+    gray = PIXELS[1][..., 1]
+    assert_identical(detector(gray), on_cpu(gray))
+    assert_identical(detector(PIXELS[1][::2, ::-2]), on_cpu(PIXELS[1][::2, ::-2]))
+
+
+def test_a_network_in_half_precision_is_read_as_the_reference_reads_it(emulated: Emulate, shapes_onnx: Path) -> None:
+    emulated(half=True)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    for image in PIXELS[:2]:
+        (raw,) = detector.suppress(detector.run_network(detector.preprocess([image])))
+        assert_identical(detector(image), detector.assemble(raw, (image.shape[0], image.shape[1])))
+
+
+def test_heads_that_hold_nan_and_infinity_are_dropped_as_on_the_cpu(emulated: Emulate, shapes_onnx: Path) -> None:
+    def spoil(heads: HeadTensors) -> HeadTensors:
+        heads.conf[:, ::3, 2] = np.nan
+        heads.loc[:, 1::7] = np.inf
+        heads.loc[:, 2::11] = np.nan
+        return heads
+
+    emulated(alter=spoil)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    (raw,) = detector.suppress(detector.run_network(detector.preprocess([PIXELS[0]])))
+    found = detector(PIXELS[0])
+    assert len(found) > 0
+    assert_identical(found, detector.assemble(raw, found.image_hw))
+
+
+def test_a_batch_is_never_larger_than_the_network_takes(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    gpu = emulated(max_batch=2)
+    detector = Detector(shapes_onnx, device="cuda:0", batch_size=8)
+    for found, expected in zip(detector(PHOTOS[:3]), on_cpu(PHOTOS[:3]), strict=True):
+        assert_identical(found, expected)
+    assert gpu.networks[0].batches == [2, 1]
+
+
+def test_traditional_nms_runs_on_the_host_and_says_so(emulated: Emulate, shapes_onnx: Path) -> None:
+    emulated()
+    detector = Detector(shapes_onnx, device="cuda:0", nms="traditional")
+    expected = Detector(shapes_onnx, device="cpu", threads=1, nms="traditional")(PHOTOS[0])
+    assert_identical(detector(PHOTOS[0]), expected)
+    assert "the rest on the CPU" in detector.description
+    assert "Traditional NMS" in detector.notes[0]
+
+
+def test_derived_detections_keep_their_masks(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    emulated()
+    found, expected = Detector(shapes_onnx, device="cuda:0")(PIXELS[0]), on_cpu(PIXELS[0])
+    rows = np.array([4, 0, 2])
+    assert_identical(found.take(rows), expected.take(rows))
+    assert_identical(found.top(3), expected.top(3))
+    assert found.to_coco(7) == expected.to_coco(7)
+    for region, row in zip(found.iter_regions(), expected.masks, strict=True):
+        whole = np.zeros(found.image_hw, bool)
+        height, width = region.window.shape
+        whole[region.row : region.row + height, region.column : region.column + width] = region.window
+        np.testing.assert_array_equal(whole, row)
+    np.testing.assert_array_equal(found.to_supervision().mask, expected.masks)
+    assert_identical(pickle.loads(pickle.dumps(found)), expected)
+
+
+def test_without_its_masks_a_detection_of_a_gpu_cannot_be_assembled(emulated: Emulate, shapes_onnx: Path) -> None:
+    emulated()
+    found = Detector(shapes_onnx, device="cuda:0")(PIXELS[0])
+    with pytest.raises(ValueError, match="prototypes"):
+        dataclasses.replace(found, mask_source=None)
+
+
+def test_stages_are_timed_on_the_device(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    emulated(in_stream=True)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    (found,), stages = detector.timed([PHOTOS[0]])
+    assert_identical(found, on_cpu(PHOTOS[0]))
+    # the emulated clock counts pieces of work: the last stage copies the detections, and then their masks
+    assert stages == {
+        "host_to_device": 1,
+        "preprocess": 1,
+        "network": 1,
+        "detect": 4,
+        "masks": 1,
+        "device_to_host": 2,
+    }
+    with pytest.raises(EngineError, match="one by one"):
+        on_cpu.timed([PHOTOS[0]])
+
+
+def test_a_closed_detector_says_so(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    gpu = emulated()
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        detector(PHOTOS[0])
+    assert gpu.driver.left_over == {}
+    detector.close()
+    with pytest.raises(EngineError, match="is closed"):
+        detector(PHOTOS[0])
+    assert_identical(pickle.loads(pickle.dumps(detector))(PHOTOS[0]), on_cpu(PHOTOS[0]))

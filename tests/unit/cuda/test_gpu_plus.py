@@ -1,0 +1,66 @@
+"""YOLACT++ on the emulated GPU: the soft masks of the kernels, scored by the mask-IoU network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters.onnx_export import export_onnx
+from tests.emulator.backend import EmulatedGpu
+from tests.unit.cuda.gpu_expectations import PIXELS
+from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
+from yolact_deploy import Detector
+from yolact_deploy.errors import EngineError
+
+Emulate = Callable[..., EmulatedGpu]
+pytestmark = pytest.mark.xdist_group("gpu-plus")  # the export takes longer than the tests
+
+
+@pytest.fixture(scope="module")
+def plus_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("plus") / "plus.onnx"
+    export_onnx(random_plus(), SMALL_PLUS, target, dcn="native")
+    return target
+
+
+def test_masks_are_scored_as_on_the_cpu(emulated: Emulate, plus_onnx: Path) -> None:
+    emulated(in_stream=True)
+    on_cpu = Detector(plus_onnx, device="cpu", threads=1)
+    detector = Detector(plus_onnx, device="cuda:0", batch_size=2)
+    images = [PIXELS[0], PIXELS[1]]
+    for _ in range(2):
+        for found, expected in zip(detector(images), on_cpu(images), strict=True):
+            assert len(found) > 5
+            np.testing.assert_array_equal(found.raw.prior_idx, expected.raw.prior_idx)
+            np.testing.assert_array_equal(found.scores, expected.scores)
+            # the kernels add up the products of a soft mask in another order than BLAS does
+            np.testing.assert_allclose(found.mask_scores, expected.mask_scores, rtol=1e-5)
+            assert len(found.by_mask_score()) == len(found)
+            np.testing.assert_array_equal(
+                found.by_mask_score().masks, found.masks[np.argsort(-found.mask_scores, kind="stable")]
+            )
+    nothing = detector(PIXELS[0], score_threshold=1.0)
+    assert nothing.mask_scores.shape == (0,)
+
+
+def test_a_mask_iou_network_that_fails_leaves_the_detector_usable(
+    emulated: Emulate, plus_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = emulated()
+    detector = Detector(plus_onnx, device="cuda:0")
+    expected = detector(PIXELS[0])
+
+    def fail(masks: object) -> None:
+        raise EngineError("onnxruntime failed to score masks")
+
+    reader = detector._opened._lanes[0]._reader  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "_mask_iou", fail)
+        with pytest.raises(EngineError, match="score masks"):
+            detector(PIXELS[0])
+    np.testing.assert_array_equal(detector(PIXELS[0]).mask_scores, expected.mask_scores)
+    detector.close()
+    assert gpu.driver.left_over == {}

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from yolact_deploy.arrays import BoolArray
+from yolact_deploy.detections import Detections, RawDetections
+from yolact_deploy.mask_sources import DenseMasks, MaskSource, PackedMasks, RunMasks
+
+HEIGHT, WIDTH = 37, 141
+
+
+def _pictures() -> BoolArray:
+    """Empty, full, noise, one pixel at the last corner, columns that touch each other's ends, a box over a word's border."""
+    rng = np.random.default_rng(3)
+    masks = np.zeros((6, HEIGHT, WIDTH), bool)
+    masks[1] = True
+    masks[2] = rng.random((HEIGHT, WIDTH)) > 0.6
+    masks[3, -1, -1] = True
+    masks[4, -5:, 60] = masks[4, :7, 61] = True
+    masks[5, 4:20, 29:67] = True
+    return masks
+
+
+def _packed(masks: BoolArray) -> PackedMasks:
+    words = np.zeros((*masks.shape[:2], 8), np.uint32)
+    n, y, x = np.nonzero(masks)
+    np.bitwise_or.at(words, (n, y, x // 32), np.uint32(1) << (x % 32).astype(np.uint32))
+    return PackedMasks(words, (masks.shape[1], masks.shape[2]))
+
+
+def _runs(masks: BoolArray) -> RunMasks:
+    runs = []
+    for mask in masks:
+        flat = mask.ravel(order="F")
+        changes = np.flatnonzero(np.diff(flat, prepend=False))
+        runs.append(np.diff(changes, prepend=0, append=flat.size).astype(np.uint32))
+    return RunMasks(runs, (masks.shape[1], masks.shape[2]))
+
+
+@pytest.mark.parametrize("make", [_packed, _runs, DenseMasks])
+def test_every_form_holds_the_same_masks(make: Callable[[BoolArray], MaskSource]) -> None:
+    masks = _pictures()
+    source = make(masks)
+    assert len(source) == 6
+    np.testing.assert_array_equal(source.dense(), masks)
+    for region, mask in zip(source.regions(), masks, strict=True):
+        whole = np.zeros((HEIGHT, WIDTH), bool)
+        height, width = region.window.shape
+        whole[region.row : region.row + height, region.column : region.column + width] = region.window
+        np.testing.assert_array_equal(whole, mask)
+    encoded = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    assert source.rle() == [{"size": [HEIGHT, WIDTH], "counts": one["counts"].decode()} for one in encoded]
+    rows = np.array([5, 2])
+    np.testing.assert_array_equal(source.take(rows).dense(), masks[rows])
+    none = source.take(np.array([], np.int64))
+    assert (none.dense().shape, list(none.regions()), none.rle()) == ((0, HEIGHT, WIDTH), [], [])
+
+
+def test_detections_have_as_many_masks_as_scores() -> None:
+    raw = RawDetections(
+        np.zeros(2, np.int64),
+        np.zeros(2, np.int64),
+        np.ones(2, np.float32),
+        np.zeros((2, 4), np.float32),
+        np.zeros((2, 1), np.float32),
+        np.zeros((0, 0, 1), np.float32),
+    )
+    masks = DenseMasks(_pictures())
+    with pytest.raises(ValueError, match="2 detections can't have 6 masks"):
+        Detections(raw, (HEIGHT, WIDTH), raw.boxes_xyxy, mask_source=masks)
+    with pytest.raises(ValueError, match="no prototypes"):
+        Detections(raw, (HEIGHT, WIDTH), raw.boxes_xyxy)
+    found = Detections(raw, (HEIGHT, WIDTH), raw.boxes_xyxy, mask_source=masks.take(np.array([1, 2])))
+    np.testing.assert_array_equal(found.masks, _pictures()[1:3])

@@ -1,0 +1,260 @@
+"""A lane: one stream with its execution context and buffers, and at most one batch in flight on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from yolact_deploy.cuda import launches
+from yolact_deploy.cuda.buffers import Buffers
+from yolact_deploy.cuda.device_arrays import DeviceImage, import_image
+from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.cuda.frames import BatchLayout, ImageKind, Model, order_images
+from yolact_deploy.cuda.kernels import Kernels
+from yolact_deploy.detections import Detections
+from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
+from yolact_deploy.runtime.gpu_frame import (
+    FramePlan,
+    Request,
+    Stage,
+    Step,
+    plan_frames,
+    preprocess_values,
+    write_staging,
+)
+from yolact_deploy.runtime.gpu_graphs import GraphRunner, PlanCache
+from yolact_deploy.runtime.gpu_results import ResultReader
+from yolact_deploy.runtime.network import DeviceNetwork
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image as it was given, checked if it is the host's."""
+
+    pixels: Any  # uint8 [H, W, 3], a NumPy array or an array on the device
+    is_rgb: bool
+    on_device: bool
+
+
+class Lane:
+    """Raises DeviceError or EngineError when it can't be set up."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        model: Model,
+        network: DeviceNetwork,
+        kernels: Kernels,
+        priors: int,  # their address
+        *,
+        cuda_graph: bool,
+        note: Callable[[str], None],
+    ) -> None:
+        self._driver, self._model, self._kernels, self._priors = driver, model, kernels, priors
+        self._in_flight: PendingBatch | None = None
+        self._borrowed: list[DeviceImage] = []
+        with driver.current(), ExitStack() as undo:
+            self._stream = driver.create_stream()
+            undo.callback(driver.destroy_stream, self._stream)
+            self._context = network.new_context(self._stream)
+            undo.pop_all()
+        self._buffers = Buffers(driver)
+        self._plans = PlanCache(driver, self._buffers)
+        self._runner = GraphRunner(driver, self._stream, wanted=cuda_graph, note=note)
+        self._reader = ResultReader(driver, model, kernels, self._buffers, self._stream, network.mask_iou)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._in_flight is None
+
+    @property
+    def graph_stages(self) -> frozenset[Stage]:
+        return self._plans.graph_stages
+
+    def submit(self, frames: Sequence[Frame], request: Request) -> PendingBatch:
+        """Enqueue a batch. One that is still in flight is waited for first, and what it found is kept for its owner."""
+        self.settle()
+        with self._usable():
+            plan, order, first_steps = self._stage(frames, request)
+            for step in first_steps:
+                step.enqueue()
+            self._runner.enqueue(plan)
+        self._in_flight = PendingBatch(self, plan, order)
+        return self._in_flight
+
+    def timed(self, frames: Sequence[Frame], request: Request) -> tuple[list[Detections], dict[Stage, float]]:
+        """Detections of a batch, and milliseconds on the device by stage, without graphs."""
+        self.settle()
+        driver, stream = self._driver, self._stream
+        with self._usable(), ExitStack() as stack:
+
+            def mark() -> int:
+                event = driver.create_event(timing=True)
+                stack.callback(driver.destroy_event, event)
+                driver.record(event, stream)
+                return event
+
+            plan, order, first_steps = self._stage(frames, request)
+            spans: list[tuple[Stage, int, int]] = []
+            for step in (*first_steps, *plan.steps):
+                begin = mark()
+                step.enqueue()
+                spans.append((step.stage, begin, mark()))
+            plan.runs += 1
+            driver.synchronize(stream)
+            begin = mark()
+            copies = self._reader.enqueue(plan)
+            spans.append(("device_to_host", begin, mark()))
+            driver.synchronize(stream)
+            found = self._reader.build(plan, copies)
+            self._release()
+            stages: dict[Stage, float] = {}
+            for stage, begin, end in spans:
+                stages[stage] = stages.get(stage, 0.0) + driver.elapsed_ms(begin, end)
+        return _reorder(found, order), stages
+
+    def settle(self) -> None:
+        """Wait for the batch in flight, if there is one; what it found, or its error, is kept for its owner."""
+        if self._in_flight is not None:
+            with contextlib.suppress(YolactDeployError):
+                self._in_flight.result()
+
+    def finish(self, pending: PendingBatch) -> list[Detections]:
+        """What the batch in flight has found."""
+        self._in_flight = None
+        with self._usable():
+            self._driver.synchronize(self._stream)
+            copies = self._reader.enqueue(pending.plan)
+            self._driver.synchronize(self._stream)
+            self._release()
+            found = self._reader.build(pending.plan, copies)
+        return _reorder(found, pending.order)
+
+    def abandon(self) -> None:
+        """Let the batch in flight run to its end, and forget it."""
+        self._in_flight = None
+        try:
+            with contextlib.suppress(DeviceError), self._driver.current():
+                self._recover()
+        finally:
+            self._release()
+
+    def close(self) -> None:
+        """Free everything; what fails in a context that is gone has nothing left to free."""
+        if self._in_flight is not None:
+            self._in_flight.discard()
+        with contextlib.suppress(DeviceError), self._driver.current():
+            self._recover()
+            self._plans.clear()
+            for close in (self._context.close, self._reader.close, self._buffers.close):
+                with contextlib.suppress(YolactDeployError):
+                    close()
+            self._driver.destroy_stream(self._stream)
+
+    @contextlib.contextmanager
+    def _usable(self) -> Any:
+        """The context current; whatever goes wrong, nothing is running or borrowed afterwards."""
+        with self._driver.current():
+            try:
+                yield
+            except BaseException:
+                self._recover()
+                raise
+
+    def _recover(self) -> None:
+        with contextlib.suppress(DeviceError):
+            self._driver.synchronize(self._stream)
+        self._release()
+
+    def _release(self) -> None:
+        while self._borrowed:
+            self._borrowed.pop().release()
+
+    def _stage(self, frames: Sequence[Frame], request: Request) -> tuple[FramePlan, list[int], list[Step]]:
+        """The plan for a batch, the order in which it takes the images, and steps that come before it. Images of the host
+        are where they cross from; those of the device are borrowed."""
+        images = []
+        for frame in frames:
+            image = frame.pixels
+            if frame.on_device:
+                image = import_image(frame.pixels, self._driver, self._stream)
+                self._borrowed.append(image)
+            images.append(image)
+        kinds = [
+            ImageKind(image.image_hw if frame.on_device else image.shape[:2], frame.is_rgb, frame.on_device)
+            for frame, image in zip(frames, images, strict=True)
+        ]
+        order = order_images(kinds)
+        layout = BatchLayout(tuple(kinds[i] for i in order))
+        plan = self._plans.get(layout, request, lambda: self._plan(layout, request))
+        write_staging(plan, [None if frames[i].on_device else images[i] for i in order], self._buffers)
+        steps = [
+            Step("preprocess", lambda n=n, i=i: self._preprocess(plan, n, images[i]))  # type: ignore[misc]
+            for n, i in enumerate(order)
+            if frames[i].on_device
+        ]
+        return plan, order, steps
+
+    def _plan(self, layout: BatchLayout, request: Request) -> FramePlan:
+        return plan_frames(
+            layout,
+            request,
+            self._model,
+            driver=self._driver,
+            kernels=self._kernels,
+            context=self._context,
+            buffers=self._buffers,
+            priors=self._priors,
+            stream=self._stream,
+        )
+
+    def _preprocess(self, plan: FramePlan, number: int, image: DeviceImage) -> None:
+        """An image where its owner has it: no graph can know its address."""
+        kind = plan.layout.kinds[number]
+        values = {
+            **plan.values,
+            **preprocess_values(self._model, plan.values, number, kind.image_hw, kind.is_rgb),
+            "images": image.address,
+            "row_pitch": image.row_pitch,
+            "image_pitch": 0,
+        }
+        self._kernels.launch(launches.preprocess_launch(self._model.spec.input_size, 1), values, self._stream)
+
+
+class PendingBatch:
+    """A batch that the device is at work on."""
+
+    def __init__(self, lane: Lane, plan: FramePlan, order: list[int]) -> None:
+        self.plan, self.order = plan, order
+        self._lane: Lane | None = lane
+        self._found: list[Detections] = []
+        self._error: BaseException | None = None
+
+    def result(self) -> list[Detections]:
+        """Detections in the order in which the images were given; waits for them. Raises what went wrong."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            try:
+                self._found = lane.finish(self)
+            except BaseException as exc:
+                self._error = exc
+                raise
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def discard(self) -> None:
+        """Wait until the device is done with it, and forget it."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._error = EngineError("this batch was discarded before its detections were asked for.")
+            lane.abandon()
+
+
+def _reorder(found: list[Detections], order: list[int]) -> list[Detections]:
+    """From the layout's order to that of the images as given."""
+    by_image = dict(zip(order, found, strict=True))
+    return [by_image[i] for i in range(len(order))]

@@ -1,0 +1,95 @@
+"""From an artifact and a device to what runs images there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolact_deploy.errors import (
+    ArtifactError,
+    DeviceError,
+    DeviceMemoryError,
+    EngineError,
+    MissingDependencyError,
+    SpecError,
+)
+from yolact_deploy.runtime.host_pipeline import HostPipeline
+from yolact_deploy.runtime.pipeline import Pipeline
+from yolact_deploy.spec import NmsMode
+
+PLAN_SUFFIXES = (".engine", ".plan")
+_WEIGHTS = (".pth", ".pt", ".ckpt")
+
+
+def open_pipeline(
+    artifact: Path, *, device: str, threads: int | None, nms: NmsMode | None, cuda_graph: bool
+) -> Pipeline:
+    """Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there."""
+    kind, index = _parse_device(device)
+    suffix = artifact.suffix.lower()
+    if suffix in PLAN_SUFFIXES:
+        return _open_plan(artifact, kind, index, threads, nms, cuda_graph)
+    if suffix != ".onnx":
+        hint = (
+            f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx" if suffix in _WEIGHTS else ""
+        )
+        raise ArtifactError(f"{artifact} is neither .onnx nor {' or '.join(PLAN_SUFFIXES)}: it can't be run.{hint}")
+    from yolact_deploy.runtime.end_to_end_network import is_end_to_end_file
+
+    if is_end_to_end_file(artifact):
+        from yolact_deploy.runtime.end_to_end_pipeline import EndToEndPipeline
+
+        return EndToEndPipeline(artifact, device=device, threads=threads, nms=nms)
+    if kind == "cpu" or not artifact.is_file():
+        return _open_on_cpu(artifact, threads, nms)
+    from yolact_deploy.runtime.gpu_backend import open_gpu_pipeline
+
+    if kind == "cuda":
+        return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
+    try:
+        return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
+    except (EngineError, MissingDependencyError, SpecError) as exc:
+        return _open_on_cpu(artifact, threads, nms, note=f"No GPU is used: {exc}", told=isinstance(exc, SpecError))
+
+
+def _parse_device(device: str) -> tuple[str, int]:
+    kind, colon, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdigit())):
+        raise DeviceError(f'device must be "auto", "cpu" or "cuda:N", found {device!r}.')
+    return kind, int(index or 0)
+
+
+def _open_plan(
+    artifact: Path, kind: str, index: int, threads: int | None, nms: NmsMode | None, cuda_graph: bool
+) -> Pipeline:
+    from yolact_deploy.sidecar import verify_plan
+
+    sidecar = verify_plan(artifact)  # a plan that is damaged is said to be, also where it could not be run
+    if kind == "cpu":
+        raise DeviceError(
+            f"{artifact} is a {sidecar.runtime} plan, and plans run on GPUs only. "
+            f'Give device="cuda:0", or run the ONNX it was built from ({sidecar.onnx_name}).'
+        )
+    from yolact_deploy.runtime.gpu_backend import open_gpu_pipeline
+
+    try:
+        return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
+    except DeviceMemoryError:
+        raise
+    except (DeviceError, MissingDependencyError) as exc:
+        raise DeviceError(
+            f"{artifact} is a {sidecar.runtime} plan and can't be run here: {exc} "
+            f"The ONNX it was built from ({sidecar.onnx_name}) runs without a GPU."
+        ) from exc
+
+
+def _open_on_cpu(
+    artifact: Path, threads: int | None, nms: NmsMode | None, *, note: str | None = None, told: bool = False
+) -> HostPipeline:
+    from yolact_deploy.runtime.onnx_network import OnnxNetwork
+
+    return HostPipeline(
+        OnnxNetwork(artifact, device="cpu", threads=threads),
+        nms=nms,
+        suffix=f"; {note}" if told else "",
+        notes=() if note is None else (note,),
+    )
