@@ -30,6 +30,7 @@ BUILD = ("build-engine", "model.onnx", "-o", "model.engine", "--target", "sm86")
 DETECT = ("detect", "model.onnx", str(IMAGE))
 DETECT_ONLY = (*DETECT, "--no-overlays")
 INSPECT = ("inspect", "model.onnx")
+WARM = ("doctor", "--warm", "--target", "sm89")  # the kernels around a plan
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ EXTRAS = (
     Extra("export", works=(EXPORT, INSPECT, DETECT_ONLY), lacks=((BUILD, "rtx"), (DETECT, "draw"))),
     Extra("", lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT_ONLY, "cpu"), (DETECT, "draw"))),
     Extra("cpu", works=(DETECT_ONLY,), lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT, "draw"))),
-    Extra("rtx", works=(BUILD, INSPECT), lacks=((EXPORT, "export"), (DETECT_ONLY, "cpu"))),
+    Extra("rtx", works=(BUILD, INSPECT, WARM), lacks=((EXPORT, "export"), (DETECT_ONLY, "cpu"))),
     Extra("draw", lacks=((EXPORT, "export"), (DETECT, "cpu"))),
 )
 
@@ -94,6 +95,7 @@ def _check(extra: Extra, wheel: Path, work: Path) -> list[str]:
 def _run(environment: Path, arguments: tuple[str, ...], work: Path) -> subprocess.CompletedProcess[str]:
     command = [str(environment / "bin" / "yolact-deploy"), *arguments]
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    clean["YOLACT_DEPLOY_CACHE"] = str(environment / "cache")
     return subprocess.run(command, cwd=work, env=clean, capture_output=True, text=True)
 
 
