@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy import Detector
+from yolact_deploy.errors import PlanMismatchError
 from yolact_deploy.files import sha256_file
+from yolact_deploy.runtime.detector import PLAN_SUFFIXES
+from yolact_deploy.sidecar import Sidecar, read_sidecar
 from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, PRECISION_METADATA_KEY
 
 
@@ -19,14 +22,32 @@ def describe(detector: Detector) -> dict[str, Any]:
         "backend": detector.description,
         "sha256": sha256_file(path) if known else None,
         "size_bytes": path.stat().st_size if known else None,
-        "precision": onnx_metadata(path).get(PRECISION_METADATA_KEY) if known else None,
+        "precision": _precision(path) if known else None,
     }
 
 
-def max_batch(path: Path) -> int | None:
-    """The largest batch an ONNX was exported for, where it says so."""
+def batch_limits(path: Path) -> tuple[int, int | None]:
+    """The smallest and the largest batch an artifact was made for; None where it does not say."""
+    sidecar = _sidecar(path)
+    if sidecar is not None:
+        return sidecar.batch.min, sidecar.batch.max
     text = onnx_metadata(path).get(MAX_BATCH_METADATA_KEY, "")
-    return int(text) if text.isdigit() else None
+    return 1, int(text) if text.isdigit() else None
+
+
+def _precision(path: Path) -> str | None:
+    sidecar = _sidecar(path)
+    return onnx_metadata(path).get(PRECISION_METADATA_KEY) if sidecar is None else sidecar.precision
+
+
+def _sidecar(path: Path) -> Sidecar | None:
+    """Of a plan; the Detector has told what is wrong with it."""
+    if path.suffix.lower() not in PLAN_SUFFIXES:
+        return None
+    try:
+        return read_sidecar(path)
+    except PlanMismatchError:
+        return None
 
 
 def onnx_metadata(path: Path) -> dict[str, str]:

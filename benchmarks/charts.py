@@ -13,10 +13,10 @@ _LEFT, _RIGHT = 64, 24  # px around a plot
 _ROW_PX = 104
 _TALLEST_PX = 40
 _BAR_PX = 26
-_BARS_LEFT = 300
+_BARS_LEFT = 350
 _LINE_HEIGHT = 280
 _MIN_BINS, _MAX_BINS = 24, 90
-_SERIES = 6  # colours there are
+_SERIES = 7  # colours there are: as many as a GPU has stages
 
 Series = tuple[str, Sequence[float]]
 Marks = dict[str, float]  # label -> where
@@ -150,7 +150,7 @@ def _text(x: float, y: float, text: str, css: str) -> str:
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}">{html.escape(text)}</text>'
 
 
-def _short(label: str, most: int = 38) -> str:
+def _short(label: str, most: int = 40) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 

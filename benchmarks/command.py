@@ -23,7 +23,7 @@ from benchmarks.latency import bench
 from benchmarks.machine import environment
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.errors import BenchmarkError
+from yolact_deploy.errors import BenchmarkError, EngineError
 
 Progress = Callable[[str, int, int], None]  # what is done, step, of how many
 
@@ -38,9 +38,11 @@ class BenchRequest:
     warmup: int | None = None
     score_threshold: float = 0.0
     device: str = "auto"
+    cuda_graph: bool = True
     threads: int | None = None
     sweep: bool = False
     layers: bool = False
+    streams: int | None = None
     peers: bool = False
     checkpoint: Path | None = None
     scenario: str | None = None
@@ -50,7 +52,8 @@ class BenchRequest:
 
 
 def measure(request: BenchRequest, progress: Progress) -> dict[str, Any]:
-    """The report of `latency.bench`, with "gate", "sweep", "layers", "peers" and "scenarios" where they were asked for.
+    """The report of `latency.bench`, with "gate", "sweep", "layers", "peers" and "scenarios", and "stream" in every run, where
+    they were asked for.
 
     "interrupted" is true when Ctrl-C ended it early. Raises BenchmarkError for a baseline that can't be compared with,
     and what opening the artifacts and images raises.
@@ -121,6 +124,8 @@ def _extras(
 ) -> None:
     report["interrupted"] = True  # until all are done
     with suppress(KeyboardInterrupt):
+        if request.streams is not None:
+            _streams(report, detectors, images, request, progress)
         if request.sweep:
             from benchmarks.sweep import sweep
 
@@ -129,12 +134,7 @@ def _extras(
                 for detector in detectors
             ]
         if request.layers:
-            from benchmarks.layers import layer_times
-
-            inputs = [image for image, _ in zip(cycle(images), range(request.batch), strict=False)]
-            report["layers"] = [
-                layer_times(detector, detector.preprocess(inputs), threads=request.threads) for detector in detectors
-            ]
+            _layers(report, detectors, images, request)
         if request.peers:
             from benchmarks.peers import compare_peers
 
@@ -149,12 +149,41 @@ def _extras(
             from benchmarks.scenarios import run_scenario
 
             report["scenarios"] = [
-                run_scenario(detector, images, request.scenario, seconds=request.seconds, batch=request.batch)
-                for detector in detectors
+                run_scenario(detector, images, request.scenario, seconds=request.seconds) for detector in detectors
             ]
         report["interrupted"] = False
     if report["interrupted"]:
         report["notes"].append("interrupted: not all that was asked for is here.")
+
+
+def _streams(
+    report: dict[str, Any], detectors: list[Detector], images: list[Image], request: BenchRequest, progress: Progress
+) -> None:
+    from benchmarks.throughput import stream_throughput
+
+    for run, detector in zip(report["runs"], detectors, strict=False):  # the baselines' come last
+        run["stream"] = stream_throughput(
+            detector,
+            images,
+            streams=request.streams or 1,
+            batch=request.batch,
+            iterations=request.iterations,
+            seconds=request.seconds,
+            score_threshold=request.score_threshold,
+            progress=lambda share: progress("stream", round(100 * share), 100),
+        )
+
+
+def _layers(report: dict[str, Any], detectors: list[Detector], images: list[Image], request: BenchRequest) -> None:
+    from benchmarks.layers import layer_times
+
+    inputs = [image for image, _ in zip(cycle(images), range(request.batch), strict=False)]
+    report["layers"] = []
+    for detector in detectors:
+        try:
+            report["layers"].append(layer_times(detector, inputs, threads=request.threads))
+        except (BenchmarkError, EngineError) as exc:
+            report["notes"].append(f"no times per layer: {exc}")
 
 
 def _bench(detectors: list[Detector], images: list[Image], request: BenchRequest, progress: Progress) -> dict[str, Any]:
@@ -172,4 +201,10 @@ def _bench(detectors: list[Detector], images: list[Image], request: BenchRequest
 
 
 def _open(path: Path, request: BenchRequest) -> Detector:
-    return Detector(path, device=request.device, threads=request.threads, batch_size=request.batch)
+    return Detector(
+        path,
+        device=request.device,
+        threads=request.threads,
+        batch_size=request.batch,
+        cuda_graph=request.cuda_graph,
+    )

@@ -8,9 +8,12 @@ from itertools import cycle
 from typing import Any
 
 from benchmarks.artifacts import describe
+from benchmarks.conditions import common, conditions
+from benchmarks.device_parts import open_driver
+from benchmarks.device_rounds import empty_stage_ms, samples_of
 from benchmarks.machine import Watch, environment, machine_notes, usable_cores
 from benchmarks.memory import peak_memory
-from benchmarks.rounds import STAGES, Limit, Samples, Yardstick, harness_overhead_ns, run_rounds, time_stages, warm_up
+from benchmarks.rounds import Limit, Samples, Yardstick, harness_overhead_ns, run_rounds, warm_up
 from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles, variation
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
@@ -39,7 +42,8 @@ def bench(
 
     One iteration takes `batch` images in host memory to detections with full-size masks in host memory. Detectors take
     turns at every iteration, so that a change in the machine's speed meets all of them; images rotate, so that no cache
-    is measured. Times are of the host's monotonic clock, in milliseconds per batch. It ends after `iterations` (50, unless
+    is measured. Times are of the host's monotonic clock, in milliseconds per batch; the stages of a Detector on a GPU are of
+    the device's clock (`device_rounds`). It ends after `iterations` (50, unless
     `seconds` are given) or `seconds`; `warmup` iterations come first, or, when None, as many as it takes to be stable.
     `threads` only says what the detectors were opened with. Ctrl-C ends it early: "interrupted" is then true. Raises
     ValueError for counts below 1.
@@ -52,7 +56,7 @@ def bench(
         raise ValueError(f"seconds must be above 0, found {seconds}.")
     if iterations is None and seconds is None:
         iterations = DEFAULT_ITERATIONS
-    runs = [Samples(detector) for detector in detectors]
+    runs = [samples_of(detector) for detector in detectors]
     source = cycle(images)
     yardstick = Yardstick(threads or usable_cores())
     collecting = gc.isenabled()
@@ -67,15 +71,15 @@ def bench(
         complete = run_rounds(runs, source, batch, score_threshold, limit, yardstick, progress)
         watched = watch.report()
         inputs = [next(source) for _ in range(batch)]
-        memory = [
-            peak_memory(lambda run=run: time_stages(run.detector, inputs, score_threshold))  # type: ignore[misc]
-            for run in runs
-        ]
+        memory = [_memory(run, inputs, score_threshold) for run in runs]
     finally:
         yardstick.close()
         if collecting:
             gc.enable()
     overhead_ms = harness_overhead_ns() / _NS_PER_MS
+    summaries = [
+        {**_summary(run, batch, overhead_ms), "peak_memory": peak} for run, peak in zip(runs, memory, strict=True)
+    ]
     report = {
         "schema": SCHEMA,
         "environment": environment(),
@@ -89,20 +93,16 @@ def bench(
             "threads": threads or usable_cores(),
             "images": len(images),
             "image_sizes_hw": sorted({image.shape[:2] for image in images}),
-            "clock": "host",
-            "transfers": "none: host memory only",
-            "cuda_graph": None,
+            **{key: common(summaries, key) for key in ("precision", "clock", "transfers", "cuda_graph", "wait")},
         },
         "interrupted": not complete,
         "harness_overhead_ms": overhead_ms,
         "yardstick_ms": percentiles(yardstick.times_ns),
         "yardstick_samples_ms": _ms(yardstick.times_ns),
         "watch": watched,
-        "runs": [
-            {**_summary(run, batch, overhead_ms), "peak_memory": peak} for run, peak in zip(runs, memory, strict=True)
-        ],
+        "runs": summaries,
     }
-    report["notes"] = machine_notes(watched, threads) + _notes(report)
+    report["notes"] = machine_notes(watched, threads) + _notes(report, detectors)
     return report
 
 
@@ -112,11 +112,26 @@ def without_samples(report: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in report.items() if key != "yardstick_samples_ms"}, "runs": runs}
 
 
+def _memory(run: Samples, images: list[Image], score_threshold: float) -> dict[str, Any]:
+    peak = peak_memory(lambda: run.run(images, score_threshold))
+    if not run.detector.on_gpu:
+        return peak
+    from benchmarks.device_memory import device_memory
+
+    return {**peak, **device_memory(run.detector, images, score_threshold)}
+
+
 def _summary(run: Samples, batch: int, overhead_ms: float) -> dict[str, Any]:
     latency = percentiles(run.total_ns)
     stages = {stage: percentiles(times) for stage, times in run.stages_ns.items()}
+    more: dict[str, Any] = {f"{name}_ms": percentiles(times) for name, times in run.more_ns().items()}
+    if run.detector.on_gpu:
+        overhead_ms = empty_stage_ms(open_driver(run.detector))
+        more["harness_overhead_ms"] = overhead_ms
+    shortest = min(times["p50"] for times in stages.values())
     return {
         **describe(run.detector),
+        **conditions(run.detector),
         "batch": batch,
         "latency_ms": latency,
         "stages_ms": stages,
@@ -127,18 +142,20 @@ def _summary(run: Samples, batch: int, overhead_ms: float) -> dict[str, Any]:
         "variation": variation(run.total_ns),
         "cpu_ms": percentiles(run.cpu_ns),
         "whole_call_ms": percentiles(run.whole_ns) if run.whole_ns else None,
-        "stages_share": sum(times["p50"] for times in stages.values()) / latency["p50"],
-        "overhead_share": overhead_ms / min(times["p50"] for times in stages.values()),
+        **more,
+        "stages_share": sum(times["p50"] for times in stages.values()) / percentiles(run.staged_ns)["p50"],
+        "overhead_share": overhead_ms / shortest if shortest else None,
         "samples_ms": {
             "latency": _ms(run.total_ns),
-            **{stage: _ms(run.stages_ns[stage]) for stage in STAGES},
+            **{stage: _ms(times) for stage, times in run.stages_ns.items()},
             "cpu": _ms(run.cpu_ns),
             "whole_call": _ms(run.whole_ns),
+            **{name: _ms(times) for name, times in run.more_ns().items()},
         },
     }
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
+def _notes(report: dict[str, Any], detectors: Sequence[Detector]) -> list[str]:
     notes = []
     if report["interrupted"]:
         notes.append("interrupted: the figures are of what was measured until then.")
@@ -146,18 +163,39 @@ def _notes(report: dict[str, Any]) -> list[str]:
         notes.append(f"times were still changing after {report['options']['warmup']} warm-up iterations.")
     if len(report["runs"]) > 1:
         notes.append(f"peak memory is of one process that holds all {len(report['runs'])} artifacts.")
-    for run in report["runs"]:
+    for run, detector in zip(report["runs"], detectors, strict=True):
+        notes += [f"{run['artifact']}: {' '.join(note.split())}" for note in detector.notes]
         if run["variation"] > MAX_VARIATION:
             notes.append(
                 f"{run['artifact']}: times vary by {100 * run['variation']:.1f}% (more than {100 * MAX_VARIATION:g}%); "
                 "trust the medians and their intervals, not single times."
             )
-        if run["overhead_share"] > MAX_OVERHEAD:
+        if run["overhead_share"] is not None and run["overhead_share"] > MAX_OVERHEAD:
             notes.append(f"{run['artifact']}: timing takes {100 * run['overhead_share']:.1f}% of its shortest stage.")
         if abs(run["stages_share"] - 1) > MAX_UNACCOUNTED:
             notes.append(f"{run['artifact']}: the stages' medians are {run['stages_share']:.3f} of the whole's.")
-    if not report["environment"]["gpus"]:
-        notes.append("no GPU: device times, transfers, device memory and clocks are not measured.")
+        if detector.on_gpu:
+            notes += _device_notes(run)
+    if not any(detector.on_gpu for detector in detectors):
+        notes.append("no GPU was used: device times, transfers and device memory are not measured.")
+    elif not report["watch"]["gpus"]:
+        notes.append(
+            'no clocks, power or temperature of the GPU: they are read with pip install "yolact-deploy[bench]".'
+        )
+    return notes
+
+
+def _device_notes(run: dict[str, Any]) -> list[str]:
+    """What a GPU's stages are parts of, where that is not the latency, and what is not known."""
+    notes = []
+    staged, latency = run["staged_ms"]["p50"], run["latency_ms"]["p50"]
+    if run["cuda_graph"]:
+        notes.append(
+            f"{run['artifact']}: CUDA graphs have no stages; without them the whole takes {staged:.2f} ms (p50), of which the "
+            f"stages are parts, and with them {latency:.2f} ms."
+        )
+    if run["peak_memory"]["device_bytes"] is None:
+        notes.append(f"{run['artifact']}: device memory is {run['peak_memory']['device_method']}")
     return notes
 
 

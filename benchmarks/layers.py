@@ -2,108 +2,71 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.layer_profiles import LayerTime, onnx_layer_times, plan_layer_times
 from yolact_deploy import Detector
-from yolact_deploy.arrays import FloatArray
-from yolact_deploy.errors import BenchmarkError
-from yolact_deploy.node_names import module_of
-from yolact_deploy.optional import require
+from yolact_deploy.arrays import Image
+from yolact_deploy.runtime.detector import PLAN_SUFFIXES
+from yolact_deploy.runtime.preprocess import preprocess
 
 _RUNS = 20
-_WARMUP = 5
 _UNNAMED = "(added by the engine)"
-_SUFFIX = "_kernel_time"  # of onnxruntime's profile
 _BACKBONE = "backbone"  # told apart by stage, "backbone.layers.3"
 _STAGE_PARTS = 3
 _STEM = "backbone (stem)"
 
 
-@dataclass(frozen=True)
-class NodeTime:
-    name: str
-    operator: str
-    ms: float  # median of the runs
-
-
 def layer_times(
     detector: Detector,
-    batch: FloatArray,  # [B, 3, S, S] preprocessed
+    images: Sequence[Image],  # a batch
     *,
     threads: int | None = None,
     runs: int = _RUNS,
 ) -> dict[str, Any]:
-    """{"artifact", "runs", "network_ms", "modules": [{"module", "ms", "share", "nodes"}], "nodes": [{"node", "operator",
-    "module", "ms"}]}; modules in the order of the network, medians of `runs`.
+    """{"artifact", "profiler", "runs", "network_ms", "modules": [{"module", "ms", "share", "nodes"}], "nodes": [{"node",
+    "operator", "module", "ms"}]}; modules in the order of the network, medians of `runs`.
 
-    A second session is opened for it with onnxruntime's profiler on, which slows every node a little. Fused operators
-    stand under the last module they contain. Raises BenchmarkError for an artifact whose engine does not tell.
+    The model is opened a second time with the engine's profiler on, which slows every layer a little. Fused layers stand
+    under the last module they contain. Raises BenchmarkError where the engine does not tell.
     """
     path = Path(detector.artifact)
-    if path.suffix.lower() != ".onnx":
-        raise BenchmarkError(
-            f"{path}: times per layer are read from onnxruntime's profiler; give the ONNX it was built from."
-        )
-    times = _profile(path, batch, threads, runs)
-    total = sum(node.ms for node in times)
-    grouped: dict[str, list[NodeTime]] = defaultdict(list)
-    for node in times:
-        grouped[_group(node.name)].append(node)
+    if path.suffix.lower() in PLAN_SUFFIXES:
+        profiler, times = "TensorRT", plan_layer_times(detector, len(images), runs)
+    else:
+        profiler = "onnxruntime"
+        times = onnx_layer_times(detector, preprocess(images, detector.spec), threads, runs)
+    total = sum(layer.ms for layer in times)
+    grouped: dict[str, list[LayerTime]] = defaultdict(list)
+    for layer in times:
+        grouped[_group(_module(layer))].append(layer)
     modules = [
         {
             "module": module,
-            "ms": sum(n.ms for n in nodes),
-            "share": sum(n.ms for n in nodes) / total,
-            "nodes": len(nodes),
+            "ms": sum(layer.ms for layer in layers),
+            "share": sum(layer.ms for layer in layers) / total if total else 0.0,
+            "nodes": len(layers),
         }
-        for module, nodes in sorted(grouped.items(), key=lambda item: _position(item[0]))
+        for module, layers in sorted(grouped.items(), key=lambda item: _position(item[0]))
     ]
     return {
         "artifact": str(path),
+        "profiler": profiler,
         "runs": runs,
         "network_ms": total,
         "modules": modules,
         "nodes": [
-            {"node": node.name, "operator": node.operator, "module": module_of(node.name), "ms": node.ms}
-            for node in times
+            {"node": layer.name, "operator": layer.operator, "module": _module(layer), "ms": layer.ms}
+            for layer in times
         ],
     }
 
 
-def _profile(path: Path, batch: FloatArray, threads: int | None, runs: int) -> list[NodeTime]:
-    ort = require("onnxruntime", extra="cpu", purpose="times per layer")
-    from yolact_deploy.runtime.onnx_network import session_options
-
-    options = session_options(ort, threads)
-    options.enable_profiling = True
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        feed = session.get_inputs()[0]
-        image = batch.astype("float16" if feed.type == "tensor(float16)" else "float32", copy=False)
-        for _ in range(_WARMUP + runs):
-            session.run(None, {feed.name: image})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return _node_times(events, runs)
-
-
-def _node_times(events: Iterable[dict[str, Any]], runs: int) -> list[NodeTime]:
-    """Medians over the last `runs` runs, in the order of execution."""
-    times: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
-            times[event["name"].removesuffix(_SUFFIX), event["args"].get("op_name", "")].append(event["dur"])
-    return [
-        NodeTime(name, operator, statistics.median(durations[-runs:]) / 1e3)
-        for (name, operator), durations in times.items()
-    ]
+def _module(layer: LayerTime) -> str:
+    return layer.modules[-1] if layer.modules else ""
 
 
 def _position(module: str) -> int:
@@ -111,8 +74,8 @@ def _position(module: str) -> int:
     return 0 if module.startswith(_BACKBONE) else 2 if module == _UNNAMED else 1
 
 
-def _group(node_name: str) -> str:
-    parts = module_of(node_name).split(".")
+def _group(module: str) -> str:
+    parts = module.split(".")
     if parts[0] == _BACKBONE:
         return ".".join(parts[:_STAGE_PARTS]) if len(parts) >= _STAGE_PARTS else _STEM
     return parts[0] or _UNNAMED

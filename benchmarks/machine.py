@@ -11,8 +11,12 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.nvml import gpu_notes, read_gpus
+from yolact_deploy.cuda.drivers import visible_devices
 
-_PACKAGES = ("yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch")
+_PACKAGES = (
+    "yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "pycuda",
+    "cuda-bindings", "nvidia-cuda-nvrtc", "torch",
+)  # fmt: skip
 _FEW_CORES = 4
 _BUSY_SHARE = 0.05  # of all cores, taken by other processes
 _STEAL_SHARE = 0.01
@@ -29,7 +33,7 @@ def environment() -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "gpus": [gpu.name for gpu in read_gpus()],
+        "gpus": [gpu.name for gpu in read_gpus() or visible_devices()],
     }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,21 +19,37 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.optional import require, require_export
 from yolact_deploy.runtime.network import OUTPUT_NAMES
-from yolact_deploy.spec import PostprocessSpec
+from yolact_deploy.spec import ModelSpec, PostprocessSpec
+
+if TYPE_CHECKING:
+    from exporters.yolact import Yolact
 
 SETTLE_SECONDS = 0.25  # untimed work before each time: the last one's thread pool may spin on for 0.2 s (OpenMP)
 _ITERATIONS = 8
 _WARMUP = 2
-_NETWORK, _AFTER, _WHOLE = "network", "detect + masks", "end to end"
+NETWORK, AFTER, WHOLE = "network", "detect + masks", "end to end"
+ORIGINAL_DETECT = "original's Detect + postprocess in torch"
+NO_CHECKPOINT = "the network in PyTorch is timed with --checkpoint FILE, the .pth it was exported from."
 
 Work = Callable[[], object]
+Timer = Callable[[], int]  # does the work once; nanoseconds that it took
 
 
 @dataclass(frozen=True)
 class Peer:
     what: str  # the part of the work it does
     name: str
-    run: Work
+    time: Timer
+
+
+@dataclass
+class Contest:
+    """Ours by the part of the work, and those who do the same."""
+
+    ours: dict[str, Timer]
+    peers: list[Peer]
+    clocks: dict[str, str]  # "host" or "device", by the part
+    notes: list[str]
 
 
 def compare_peers(
@@ -44,42 +61,40 @@ def compare_peers(
     iterations: int = _ITERATIONS,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """{"artifact", "detections", "rows": [{"what", "peer", "peer_ms", "ours_ms", "ratio"}], "notes"}.
+    """{"artifact", "image_hw", "detections", "rows": [{"what", "peer", "peer_ms", "ours_ms", "ratio", "clock"}], "notes"}.
 
-    All take turns on one image, on the CPU. PyTorch needs the `checkpoint` the artifact was exported from; a peer that can't
-    run here is a note. `ratio` is the peer's p50 over ours. Raises CheckpointError for a checkpoint that does not fit.
+    All take turns on one image, where the Detector runs: on the CPU, or on its GPU. PyTorch needs the `checkpoint` the artifact
+    was exported from; a peer that can't run here is a note. `ratio` is the peer's p50 over ours; both are of one clock.
+    Raises CheckpointError for a checkpoint that does not fit.
     """
-    notes: list[str] = []
-    image_hw = (image.shape[0], image.shape[1])
-    batch = detector.preprocess([image])
-    heads = detector.run_network(batch)
+    with ExitStack() as stack:
+        if detector.on_gpu:
+            from benchmarks.device_peers import contest_on_gpu
 
-    def after_network() -> Detections:
-        return _with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
-
-    ours: dict[str, Work] = {
-        _NETWORK: lambda: detector.run_network(batch),
-        _AFTER: after_network,
-        _WHOLE: lambda: _with_masks(detector(image)),
-    }
-    peers = [_bare_onnxruntime(detector, batch, threads)]
-    try:
-        peers += _torch_peers(detector, image, checkpoint, threads, notes)
-    except MissingDependencyError as exc:
-        notes.append(f"no PyTorch peer: {str(exc).splitlines()[0]}")
-    times = in_turns(
-        {**ours, **{f"{peer.what}/{peer.name}": peer.run for peer in peers}}, iterations, _WARMUP, progress
-    )
+            contest = contest_on_gpu(stack, detector, image, checkpoint)
+        else:
+            contest = _contest_on_cpu(detector, image, checkpoint, threads)
+        ours, peers, notes = contest.ours, contest.peers, contest.notes
+        timers = {**ours, **{f"{peer.what}/{peer.name}": peer.time for peer in peers}}
+        times = time_in_turns(timers, iterations, _WARMUP, progress)
     rows = []
     for peer in sorted(peers, key=lambda peer: list(ours).index(peer.what)):
         theirs, own = times[f"{peer.what}/{peer.name}"], times[peer.what]
-        ratio = theirs["p50"] / own["p50"]
-        rows.append({"what": peer.what, "peer": peer.name, "peer_ms": theirs, "ours_ms": own, "ratio": ratio})
+        rows.append(
+            {
+                "what": peer.what,
+                "peer": peer.name,
+                "peer_ms": theirs,
+                "ours_ms": own,
+                "ratio": theirs["p50"] / own["p50"],
+                "clock": contest.clocks[peer.what],
+            }
+        )
     notes.append(f"{iterations} times each, with pauses of {SETTLE_SECONDS} s in which the one before comes to rest.")
     return {
         "artifact": str(detector.artifact),
-        "image_hw": list(image_hw),
-        "detections": len(after_network()),
+        "image_hw": [image.shape[0], image.shape[1]],
+        "detections": len(detector(image)),
         "rows": rows,
         "notes": notes,
     }
@@ -88,8 +103,15 @@ def compare_peers(
 def in_turns(
     work: dict[str, Work], iterations: int, warmup: int = 3, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, dict[str, float]]:
+    """`time_in_turns` of work on the host's clock."""
+    return time_in_turns({name: on_host_clock(run) for name, run in work.items()}, iterations, warmup, progress)
+
+
+def time_in_turns(
+    timers: dict[str, Timer], iterations: int, warmup: int = 3, progress: Callable[[int, int], None] | None = None
+) -> dict[str, dict[str, float]]:
     """Percentiles of each piece of work, all in turns; the same work runs untimed before each time, until it has settled."""
-    times: dict[str, list[int]] = {name: [] for name in work}
+    times: dict[str, list[int]] = {name: [] for name in timers}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -97,20 +119,79 @@ def in_turns(
         for iteration in range(warmup + iterations):
             if progress is not None:
                 progress(iteration, warmup + iterations)
-            for name, run in work.items():
+            for name, time in timers.items():
                 settled = perf_counter_ns() + SETTLE_SECONDS * 1e9
                 while perf_counter_ns() < settled:
-                    run()
-                begin = perf_counter_ns()
-                result = run()
-                end = perf_counter_ns()
-                del result
+                    time()
+                taken = time()
                 if iteration >= warmup:
-                    times[name].append(end - begin)
+                    times[name].append(taken)
     finally:
         if collecting:
             gc.enable()
     return {name: percentiles(samples) for name, samples in times.items()}
+
+
+def on_host_clock(run: Work) -> Timer:
+    def time() -> int:
+        begin = perf_counter_ns()
+        result = run()
+        taken = perf_counter_ns() - begin
+        del result
+        return taken
+
+    return time
+
+
+def build_torch_model(checkpoint: Path, spec: ModelSpec) -> Yolact:
+    """The network in PyTorch. Raises CheckpointError, MissingDependencyError."""
+    require_export("timing a checkpoint")
+    from exporters.checkpoint import build_model, load_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec_file = Path(folder) / "spec.json"  # what the artifact was exported with, so that nobody is asked again
+        spec_file.write_text(spec.to_json(), encoding="utf-8")
+        return build_model(load_checkpoint(checkpoint, spec_file=spec_file))
+
+
+def compiled_peer(run_compiled: Work, time: Timer, notes: list[str]) -> list[Peer]:
+    """torch.compile's network, once it could be compiled."""
+    try:
+        run_compiled()
+    except Exception as exc:  # a missing compiler, an operator it can't take: its errors share no base
+        notes.append(f"no torch.compile peer: {str(exc).strip().partition(chr(10))[0][:200]}")
+        return []
+    return [Peer(NETWORK, "torch.compile", time)]
+
+
+def other_options_note(spec: ModelSpec) -> list[str]:
+    if spec.postprocess != PostprocessSpec() or spec.mask_iou_layers:
+        return ["the original's Detect runs with its default thresholds and without mask rescoring."]
+    return []
+
+
+def with_masks(detections: Detections) -> Detections:
+    _ = detections.masks
+    return detections
+
+
+def _contest_on_cpu(detector: Detector, image: Image, checkpoint: Path | None, threads: int | None) -> Contest:
+    notes: list[str] = []
+    image_hw = (image.shape[0], image.shape[1])
+    batch = detector.preprocess([image])
+    heads = detector.run_network(batch)
+    ours: dict[str, Work] = {
+        NETWORK: lambda: detector.run_network(batch),
+        AFTER: lambda: with_masks(detector.assemble(detector.suppress(heads)[0], image_hw)),
+        WHOLE: lambda: with_masks(detector(image)),
+    }
+    peers = [_bare_onnxruntime(detector, batch, threads)]
+    try:
+        peers += _torch_peers(detector, image, checkpoint, threads, notes)
+    except MissingDependencyError as exc:
+        notes.append(f"no PyTorch peer: {str(exc).splitlines()[0]}")
+    timers = {what: on_host_clock(run) for what, run in ours.items()}
+    return Contest(timers, peers, dict.fromkeys(ours, "host"), notes)
 
 
 def _bare_onnxruntime(detector: Detector, batch: Any, threads: int | None) -> Peer:
@@ -123,7 +204,7 @@ def _bare_onnxruntime(detector: Detector, batch: Any, threads: int | None) -> Pe
     session = ort.InferenceSession(str(detector.artifact), options, providers=["CPUExecutionProvider"])
     half = session.get_inputs()[0].type == "tensor(float16)"
     feed = {"image": batch.astype(np.float16) if half else batch}
-    return Peer(_NETWORK, "onnxruntime session", lambda: session.run(list(OUTPUT_NAMES), feed))
+    return Peer(NETWORK, "onnxruntime session", on_host_clock(lambda: session.run(list(OUTPUT_NAMES), feed)))
 
 
 def _torch_peers(
@@ -144,19 +225,12 @@ def _torch_peers(
         with torch.inference_mode():
             return detect_and_assemble(loc, conf, mask_coeff, proto, priors, image_hw)
 
-    peers = [Peer(_AFTER, "original's Detect + postprocess in torch", original_detect)]
-    if spec.postprocess != PostprocessSpec() or spec.mask_iou_layers:
-        notes.append("the original's Detect runs with its default thresholds and without mask rescoring.")
+    peers = [Peer(AFTER, ORIGINAL_DETECT, on_host_clock(original_detect))]
+    notes += other_options_note(spec)
     if checkpoint is None:
-        notes.append("the network in PyTorch is timed with --checkpoint FILE, the .pth it was exported from.")
+        notes.append(NO_CHECKPOINT)
         return peers
-    require_export("timing a checkpoint")
-    from exporters.checkpoint import build_model, load_checkpoint
-
-    with tempfile.TemporaryDirectory() as folder:
-        spec_file = Path(folder) / "spec.json"  # what the artifact was exported with, so that nobody is asked again
-        spec_file.write_text(spec.to_json(), encoding="utf-8")
-        model = build_model(load_checkpoint(checkpoint, spec_file=spec_file))
+    model = build_torch_model(checkpoint, spec)
     pixels = torch.from_numpy(detector.preprocess([image]))
 
     def eager() -> object:
@@ -167,25 +241,15 @@ def _torch_peers(
         with torch.inference_mode():
             return end_to_end(model, image, priors)
 
-    peers += [
-        Peer(_NETWORK, "PyTorch eager", eager),
-        Peer(_WHOLE, "PyTorch eager, original's Detect", eager_end_to_end),
-    ]
     compiled = torch.compile(model)
 
     def run_compiled() -> object:
         with torch.inference_mode():
             return compiled(pixels)
 
-    try:
-        run_compiled()
-    except Exception as exc:  # a missing compiler, an operator it can't take: its errors share no base
-        notes.append(f"no torch.compile peer: {str(exc).strip().partition(chr(10))[0][:200]}")
-    else:
-        peers.append(Peer(_NETWORK, "torch.compile", run_compiled))
-    return peers
-
-
-def _with_masks(detections: Detections) -> Detections:
-    _ = detections.masks
-    return detections
+    return [
+        *peers,
+        Peer(NETWORK, "PyTorch eager", on_host_clock(eager)),
+        Peer(WHOLE, "PyTorch eager, original's Detect", on_host_clock(eager_end_to_end)),
+        *compiled_peer(run_compiled, on_host_clock(run_compiled), notes),
+    ]

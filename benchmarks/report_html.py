@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import charts
+from benchmarks.report_elements import chart_card, escaped, head_of, number, section, table_of
 from benchmarks.report_style import STYLE
+from yolact_deploy.bench_tables import shown_ms
 from yolact_deploy.files import write_text
 
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
+_OTHER_WHOLES = {
+    "call_ms": "a call, masks packed",
+    "staged_ms": "a call by stage, no graph",
+    "device_ms": "its stages on the GPU",
+}
+_OPTIONS = {
+    "clock": "clock", "transfers": "transfers", "cuda_graph": "CUDA graph", "wait": "waiting", "precision": "precision",
+    "threads": "threads",
+}  # fmt: skip
 _MARKS = ("p50", "p90", "p99")
-_WORDS = ("peer", "why")  # columns of text
 _MIB = 2**20
 _TONES = {"passed": "better", "regressed": "worse", "inconclusive": "soft"}
 
@@ -44,7 +52,7 @@ def render_report(report: dict[str, Any]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{_text(names)} benchmarked</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escaped(names)} benchmarked</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -52,11 +60,13 @@ def render_report(report: dict[str, Any]) -> str:
 
 def _header(report: dict[str, Any], names: str) -> str:
     environment, options = report["environment"], report["options"]
+    gpus = ", ".join(environment["gpus"]) if any(run["cuda_graph"] is not None for run in report["runs"]) else ""
     return (
-        f'<header>\n<p class="eyebrow">yolact-deploy bench</p>\n<h1>{_text(names)}</h1>\n'
+        f'<header>\n<p class="eyebrow">yolact-deploy bench</p>\n<h1>{escaped(names)}</h1>\n'
         f'<p class="lead">Images in host memory to full-size masks in host memory, batch {options["batch"]}, on '
-        f"{_text(environment['cpu'])}, {environment['cores']} cores, {options['threads']} threads, "
-        f"{_text(environment['date'][:10])}.</p>\n</header>"
+        f"{escaped(f'{gpus}, beside ' if gpus else '')}"
+        f"{escaped(environment['cpu'])}, {environment['cores']} cores, {options['threads']} threads, "
+        f"{escaped(environment['date'][:10])}.</p>\n</header>"
     )
 
 
@@ -66,16 +76,29 @@ def _figures(report: dict[str, Any]) -> str:
 
 def _run_figures(run: dict[str, Any]) -> str:
     low, high = run["latency_ci_ms"]["p50"]
-    between = f"{100 * run['confidence']:.0f}% between {_number(low)} and {_number(high)}"
+    between = f"{100 * run['confidence']:.0f}% between {number(low)} and {number(high)}"
     cells = [
         (f"{_label(run)}: p50", f"{run['latency_ms']['p50']:.2f} ms", between),
         ("p99", f"{run['latency_ms']['p99']:.2f} ms", f"varying by {100 * run['variation']:.1f}%"),
-        ("throughput", f"{run['throughput_fps']:.1f}", "images per second"),
+        ("throughput", f"{run['throughput_fps']:.1f}", "images per second, one call after another"),
         ("peak memory", f"{run['peak_memory']['host_bytes'] / _MIB:.0f} MiB", "of the process, on the host"),
     ]
+    if "stream" in run:
+        streamed = run["stream"]
+        hint = f"images per second, {streamed['in_flight']} batches in flight"
+        cells.insert(
+            3,
+            (
+                f"{streamed['streams']} stream{'s' if streamed['streams'] > 1 else ''}",
+                number(streamed["throughput_fps"], 1),
+                hint,
+            ),
+        )
+    if run["peak_memory"].get("device_bytes") is not None:
+        cells.append(("GPU memory", f"{run['peak_memory']['device_bytes'] / _MIB:.0f} MiB", "of one Detector"))
     drawn = "".join(
-        f'<div class="figure"><p class="name">{_text(name)}</p><p class="value">{_text(value)}</p>'
-        f'<p class="hint">{_text(hint)}</p></div>'
+        f'<div class="figure"><p class="name">{escaped(name)}</p><p class="value">{escaped(value)}</p>'
+        f'<p class="hint">{escaped(hint)}</p></div>'
         for name, value, hint in cells
     )
     return f'<section class="figures">{drawn}</section>'
@@ -88,16 +111,16 @@ def _gate(gate: dict[str, Any] | None) -> str:
     for found in gate["judgements"]:
         low, high = found["interval"]
         rows.append(
-            f"<tr><th scope=row>{_text(Path(found['artifact']).name)}</th><td>{found['ratio']:.3f}</td>"
-            f"<td>{_number(low, 3)} to {_number(high, 3)}</td><td>{_text(found['method'])}</td>"
+            f"<tr><th scope=row>{escaped(Path(found['artifact']).name)}</th><td>{found['ratio']:.3f}</td>"
+            f"<td>{number(low, 3)} to {number(high, 3)}</td><td>{escaped(found['method'])}</td>"
             f'<td class="{_TONES[found["verdict"]]}">{found["verdict"]}</td>'
-            f'<td class="words">{_text(found["reason"])}</td></tr>'
+            f'<td class="words">{escaped(found["reason"])}</td></tr>'
         )
-    head = _head("artifact", "new / old p50", "99% interval", "method", "verdict", "why")
+    head = head_of("artifact", "new / old p50", "99% interval", "method", "verdict", "why")
     hint = (
         f"At most {100 * gate['max_regression']:g}% slower than {gate['baseline']}; measured {gate['attempts']} times."
     )
-    return _section("Against the baseline", _table(head, rows), hint)
+    return section("Against the baseline", table_of(head, rows), hint)
 
 
 def _distributions(report: dict[str, Any]) -> str:
@@ -105,33 +128,43 @@ def _distributions(report: dict[str, Any]) -> str:
     for run in report["runs"]:
         marks = {name: run["latency_ms"][name] for name in _MARKS}
         rows.append((_label(run), run["samples_ms"]["latency"], marks))
-    return _section("Latency", _chart(charts.distributions(rows, "ms")), "End to end, every iteration counted.")
+    return section("Latency", chart_card(charts.distributions(rows, "ms")), "End to end, every iteration counted.")
 
 
 def _stages(report: dict[str, Any]) -> str:
     rows = [(_label(run), {stage: times["p50"] for stage, times in run["stages_ms"].items()}) for run in report["runs"]]
     shares = ", ".join(f"{run['stages_share']:.3f}" for run in report["runs"])
     hint = (
-        f"Medians. Timing itself takes {1e6 * report['harness_overhead_ms']:.0f} ns per stage. The stages' sum is "
-        f"{shares} of the end-to-end median."
+        f"Medians. Timing itself takes {1e6 * report['harness_overhead_ms']:.0f} ns per stage on the host. The stages' sum is "
+        f"{shares} of the median of the whole that they are parts of."
     )
-    return _section("Where the time goes", _chart(charts.stacked_bars(rows, "ms")), hint)
+    if any("staged_ms" in run for run in report["runs"]):
+        hint += (
+            " On a GPU that is a call without CUDA graphs, marked by events of the device; host is what they do not account for: "
+            "launching, waiting, unpacking masks."
+        )
+    return section("Where the time goes", chart_card(charts.stacked_bars(rows, "ms")), hint)
 
 
 def _latency_table(report: dict[str, Any]) -> str:
     sections = []
     for run in report["runs"]:
-        rows = []
         intervals = {"end to end": run["latency_ci_ms"], **run["stages_ci_ms"]}
-        for stage, times in {"end to end": run["latency_ms"], **run["stages_ms"]}.items():
-            low, high = intervals[stage]["p50"]
-            values = "".join(f"<td>{times[column]:.2f}</td>" for column in _COLUMNS)
+        wholes = {name: run[key] for key, name in _OTHER_WHOLES.items() if key in run}
+        rows = []
+        for stage, times in {"end to end": run["latency_ms"], **wholes, **run["stages_ms"]}.items():
+            values = "".join(f"<td>{shown_ms(times[column])}</td>" for column in _COLUMNS)
             total = ' class="total"' if stage == "end to end" else ""
-            interval = f'<td class="soft">{_number(low)} to {_number(high)}</td>'
-            rows.append(f"<tr{total}><th scope=row>{_text(stage)}</th>{values}{interval}</tr>")
-        head = _head("ms per batch", *_COLUMNS, f"p50, {100 * run['confidence']:.0f}%")
-        hint = f"{run['latency_ms']['n']} iterations; {run['backend']}, {run['precision'] or 'precision unknown'}."
-        sections.append(_section(f"Percentiles of {_label(run)}", _table(head, rows), hint))
+            low, high = intervals.get(stage, {"p50": (None, None)})["p50"]
+            interval = f"{number(low)} to {number(high)}" if stage in intervals else ""
+            rows.append(f'<tr{total}><th scope=row>{escaped(stage)}</th>{values}<td class="soft">{interval}</td></tr>')
+        head = head_of("ms per batch", *_COLUMNS, f"p50, {100 * run['confidence']:.0f}%")
+        hint = (
+            f"{run['latency_ms']['n']} iterations; {run['backend']}, {run['precision'] or 'precision unknown'}. Clock: "
+            f"{run['clock']}. Transfers {run['transfers']}. CUDA graph: {', '.join(run['graph_stages']) or 'none'}. Waiting: "
+            f"{run['wait']}."
+        )
+        sections.append(section(f"Percentiles of {_label(run)}", table_of(head, rows), hint))
     return "\n".join(sections)
 
 
@@ -143,35 +176,44 @@ def _sweep(swept: dict[str, Any]) -> str:
     by_size: dict[str, list[tuple[float, float]]] = {}
     for point in swept["work"]:
         height, width = point["image_hw"]
-        cost = point["stages_ms"]["detect"]["p50"] + point["stages_ms"]["masks"]["p50"]
+        stages = point["stages_ms"]
+        cost = sum(stages[stage]["p50"] for stage in stages if stage != "preprocess" and stage != "host_to_device")
         by_size.setdefault(f"{width}x{height}", []).append((point["detections"], cost))
     if by_size:
-        drawn.append(charts.lines(list(by_size.items()), "detections", "ms of Detect and masks, p50"))
+        on_gpu = "latency_ms" in swept["work"][0]
+        label = "ms after the network, p50" if on_gpu else "ms of Detect and masks, p50"
+        drawn.append(charts.lines(list(by_size.items()), "detections", label))
     rows = [
         f"<tr><th scope=row>{point['image_hw'][1]} &times; {point['image_hw'][0]}</th><td>{point['detections']}</td>"
-        + "".join(f"<td>{times['p50']:.2f}</td>" for times in point["stages_ms"].values())
+        + "".join(f"<td>{shown_ms(times['p50'])}</td>" for times in _work_times(point).values())
         + "</tr>"
         for point in swept["work"]
     ]
-    table = _table(_head("image", "detections", "preprocess", "detect", "masks"), rows) if rows else ""
+    table = table_of(head_of("image", "detections", *_work_times(swept["work"][0])), rows) if rows else ""
     hint = " ".join(("Medians in ms; objects are planted in the head tensors.", *swept["notes"]))
-    grid = f'<div class="charts">{"".join(map(_chart, drawn))}</div>'
-    return _section(f"How cost grows: {Path(swept['artifact']).name}", grid + table, hint)
+    grid = f'<div class="charts">{"".join(map(chart_card, drawn))}</div>'
+    return section(f"How cost grows: {Path(swept['artifact']).name}", grid + table, hint)
+
+
+def _work_times(point: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """On a GPU with the whole, network included."""
+    whole = {"end to end": point["latency_ms"]} if "latency_ms" in point else {}
+    return {**whole, **point["stages_ms"]}
 
 
 def _layers(layers: dict[str, Any]) -> str:
     rows = [
-        f"<tr><th scope=row>{_text(row['module'])}</th><td>{row['nodes']}</td><td>{row['ms']:.3f}</td>"
+        f"<tr><th scope=row>{escaped(row['module'])}</th><td>{row['nodes']}</td><td>{row['ms']:.3f}</td>"
         f"<td>{100 * row['share']:.1f}%</td></tr>"
         for row in layers["modules"]
     ]
     bars = [(row["module"], {"p50": row["ms"]}) for row in layers["modules"]]
-    hint = (
-        f"Medians in ms of {layers['runs']} runs, by the engine's own profiler; {layers['network_ms']:.2f} ms in all."
-    )
-    table = _table(_head("module", "nodes", "ms", "share"), rows)
-    return _section(
-        f"The network by module: {Path(layers['artifact']).name}", _chart(charts.stacked_bars(bars, "ms")) + table, hint
+    hint = f"Medians in ms of {layers['runs']} runs, by {layers['profiler']}'s profiler; {layers['network_ms']:.2f} ms in all."
+    table = table_of(head_of("module", "nodes", "ms", "share"), rows)
+    return section(
+        f"The network by module: {Path(layers['artifact']).name}",
+        chart_card(charts.stacked_bars(bars, "ms")) + table,
+        hint,
     )
 
 
@@ -184,31 +226,29 @@ def _peers(peers: dict[str, Any] | None) -> str:
         bars.setdefault(f"{row['what']}, ours", {"p50": row["ours_ms"]["p50"]})
         bars[f"{row['what']}, {row['peer']}"] = {"p50": row["peer_ms"]["p50"]}
         times = "".join(
-            f"<td>{row[side]['p50']:.2f}</td><td class=soft>{row[side]['p90']:.2f}</td>"
+            f"<td>{shown_ms(row[side]['p50'])}</td><td class=soft>{shown_ms(row[side]['p90'])}</td>"
             for side in ("peer_ms", "ours_ms")
         )
         tone = "better" if row["ratio"] > 1 else "worse"
         rows.append(
-            f"<tr><th scope=row>{_text(row['what'])}</th><td class=words>{_text(row['peer'])}</td>{times}"
-            f'<td class="{tone}">{row["ratio"]:.2f}&times;</td></tr>'
+            f"<tr><th scope=row>{escaped(row['what'])}</th><td class=words>{escaped(row['peer'])}</td>{times}"
+            f'<td class="{tone}">{row["ratio"]:.2f}&times;</td><td class=soft>{row["clock"]}</td></tr>'
         )
-    head = _head("what", "peer", "peer p50", "p90", "ours p50", "p90", "peer / ours")
+    head = head_of("what", "peer", "peer p50", "p90", "ours p50", "p90", "peer / ours", "clock")
     hint = " ".join((f"In turns, on one image with {peers['detections']} detections; ms.", *peers["notes"]))
-    chart = _chart(charts.stacked_bars(list(bars.items()), "ms"))
-    return _section("Beside its peers", chart + _table(head, rows), hint)
+    chart = chart_card(charts.stacked_bars(list(bars.items()), "ms"))
+    return section("Beside its peers", chart + table_of(head, rows), hint)
 
 
 def _scenario(scenario: dict[str, Any]) -> str:
-    rows = [
-        f"<tr><th scope=row>{_text(name)}</th><td>{_text(f'{value:.3f}' if isinstance(value, float) else str(value))}</td></tr>"
-        for name, value in scenario["figures"].items()
-    ]
+    figures = {name: f"{v:.3f}" if isinstance(v, float) else str(v) for name, v in scenario["figures"].items()}
+    rows = [f"<tr><th scope=row>{escaped(name)}</th><td>{escaped(text)}</td></tr>" for name, text in figures.items()]
     title = f"LoadGen, {scenario['scenario']}: {Path(scenario['artifact']).name}"
-    return _section(title, _table(_head("figure", "value"), rows), scenario["note"])
+    return section(title, table_of(head_of("figure", "value"), rows), scenario["note"])
 
 
 def _notes(notes: list[str]) -> str:
-    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escaped(note)}</li>" for note in notes)
     return (
         f"<section>\n<h2>What to know of these figures</h2>\n<ul class=notes>{items}</ul>\n</section>" if notes else ""
     )
@@ -226,30 +266,13 @@ def _environment(report: dict[str, Any]) -> str:
         ("other processes", _share(watched["other_processes_share"])),
         ("images", f"{options['images']}, of {sizes}"),
         ("warm-up", f"{options['warmup']} iterations"),
-        ("transfers", options["transfers"]),
+        *((name, _all_of(options[key])) for key, name in _OPTIONS.items()),
     ]
     facts += [
         (Path(run["artifact"]).name, f"SHA-256 {run['sha256']}, {run['size_bytes']} bytes") for run in report["runs"]
     ]
-    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts)
+    rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts)
     return f'<section>\n<h2>Environment</h2>\n<div class="card"><dl>{rows}</dl></div>\n</section>'
-
-
-def _section(title: str, content: str, hint: str) -> str:
-    return f'<section>\n<h2>{_text(title)}</h2>\n{content}\n<p class="hint">{_text(hint)}</p>\n</section>'
-
-
-def _chart(svg: str) -> str:
-    return f'<div class="chart">{svg}</div>'
-
-
-def _table(head: str, rows: Iterable[str]) -> str:
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def _head(*names: str) -> str:
-    cells = (f"<th scope=col{' class=words' if name in _WORDS else ''}>{_text(name)}</th>" for name in names)
-    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _label(run: dict[str, Any]) -> str:
@@ -257,14 +280,12 @@ def _label(run: dict[str, Any]) -> str:
     return f"{name} (baseline)" if run.get("role") == "baseline" else name
 
 
+def _all_of(value: Any) -> str:
+    """An option's value, or each artifact's where they differ."""
+    if isinstance(value, list):
+        return ", ".join(map(_all_of, value))
+    return {True: "on", False: "off", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
 def _share(value: float | None) -> str:
     return "unknown" if value is None else f"{100 * value:.0f}% of all cores while measuring"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "?" if value is None else f"{value:.{digits}f}"
-
-
-def _text(value: str) -> str:
-    """Escaped for text and attributes; bytes of a file name that are no UTF-8 become question marks."""
-    return html.escape(value.encode("utf-8", "replace").decode("utf-8"), quote=True)

@@ -1,13 +1,13 @@
-"""Timing a Detector's stages, several Detectors in turns."""
+"""Timing a Detector's stages on the host, several Detectors in turns."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter, perf_counter_ns, process_time_ns
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,31 +24,51 @@ _YARDSTICK_VALUES = 50_000  # sorted by each thread: 1 to 3 ms
 _EMPTY_CALLS = 2000
 
 
-@dataclass
 class Samples:
     """Times of one artifact in nanoseconds, one entry per round."""
 
-    detector: Detector
-    total_ns: list[int] = field(default_factory=list)
-    stages_ns: dict[str, list[int]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
-    cpu_ns: list[int] = field(default_factory=list)  # CPU time of all threads, which waiting does not add to
-    whole_ns: list[int] = field(default_factory=list)  # of calls as a user makes them, not marked by stage
+    stages: ClassVar[tuple[str, ...]] = STAGES
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self.total_ns: list[int] = []
+        self.stages_ns: dict[str, list[int]] = {stage: [] for stage in self.stages}
+        self.cpu_ns: list[int] = []  # CPU time of all threads, which waiting does not add to
+        self.whole_ns: list[int] = []  # of calls as a user makes them, not marked by stage
+
+    def run(self, images: list[Image], score_threshold: float) -> int:
+        """One round that is not kept; nanoseconds of it."""
+        marks = time_stages(self.detector, images, score_threshold)
+        return marks[-1] - marks[0]
 
     def time(self, images: list[Image], score_threshold: float) -> None:
         """One round."""
         before = process_time_ns()
         marks = time_stages(self.detector, images, score_threshold)
         self.cpu_ns.append(process_time_ns() - before)
-        self.add(marks)
-
-    def add(self, marks: list[int]) -> None:
         self.total_ns.append(marks[-1] - marks[0])
-        for stage, begin, end in zip(STAGES, marks, marks[1:], strict=False):
+        for stage, begin, end in zip(self.stages, marks, marks[1:], strict=False):
             self.stages_ns[stage].append(end - begin)
+
+    def time_whole(self, images: list[Image], score_threshold: float) -> None:
+        """A call as a user makes it, beside the rounds."""
+        begin = perf_counter_ns()
+        masks = [found.masks for found in self.detector(images, score_threshold=score_threshold)]
+        self.whole_ns.append(perf_counter_ns() - begin)
+        del masks
+
+    @property
+    def staged_ns(self) -> list[int]:
+        """Of the whole that the stages are parts of."""
+        return self.total_ns
+
+    def more_ns(self) -> dict[str, list[int]]:
+        """Other times of a round, by name."""
+        return {}
 
     def keep(self, count: int) -> None:
         """The first `count` rounds alone."""
-        for times in (self.total_ns, self.cpu_ns, *self.stages_ns.values()):
+        for times in (self.total_ns, self.cpu_ns, *self.stages_ns.values(), *self.more_ns().values()):
             del times[count:]
 
 
@@ -101,8 +121,7 @@ def warm_up(
     while done < (_WARMUP_MAX_ROUNDS if rounds is None else rounds):
         inputs = [next(images) for _ in range(batch)]
         for run, times in zip(runs, totals, strict=True):
-            marks = time_stages(run.detector, inputs, score_threshold)
-            times.append(marks[-1] - marks[0])
+            times.append(run.run(inputs, score_threshold))
         done += 1
         if rounds is None and all(map(_is_stable, totals)):
             return {"iterations": done, "stable": True}
@@ -134,10 +153,10 @@ def run_rounds(
             for run in runs if done % 2 == 0 else reversed(runs):
                 whole_first, whole_last = done % (2 * _WHOLE_EVERY) == _WHOLE_EVERY, done % (2 * _WHOLE_EVERY) == 0
                 if whole_first:
-                    run.whole_ns.append(_time_whole(run.detector, inputs, score_threshold))
+                    run.time_whole(inputs, score_threshold)
                 run.time(inputs, score_threshold)
                 if whole_last:
-                    run.whole_ns.append(_time_whole(run.detector, inputs, score_threshold))
+                    run.time_whole(inputs, score_threshold)
             done += 1
     except KeyboardInterrupt:
         if done == 0:
@@ -179,14 +198,6 @@ def harness_overhead_ns() -> float:
         marks.append(perf_counter_ns())
         times.append(marks[1] - marks[0])
     return statistics.median(times)
-
-
-def _time_whole(detector: Detector, images: list[Image], score_threshold: float) -> int:
-    begin = perf_counter_ns()
-    masks = [found.masks for found in detector(images, score_threshold=score_threshold)]
-    end = perf_counter_ns()
-    del masks
-    return end - begin
 
 
 def _is_stable(times: list[int]) -> bool:

@@ -12,12 +12,13 @@ import signal
 import statistics
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from yolact_deploy import Detector
+from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
@@ -36,20 +37,20 @@ def run_scenario(
     scenario: str,
     *,
     seconds: float | None = None,
-    batch: int = 1,
 ) -> dict[str, Any]:
     """{"artifact", "scenario", "figures", "valid", "note"}: latencies in milliseconds, rates per second.
 
     "single-stream" asks for the next image when one is answered, "offline" for all at once, "server" at random times at 60%
-    of the rate that single images reach here. Offline runs `batch` images at a time. Raises BenchmarkError when LoadGen
-    gives no result, MissingDependencyError without it.
+    of the rate that single images reach here. Offline goes through `Detector.stream`, in the Detector's batches and with as
+    many in flight as it allows; the others call the Detector with one image at a time. An answer is given once all masks
+    are in host memory at full size. Raises BenchmarkError when LoadGen gives no result, MissingDependencyError without it.
     """
     if scenario not in SCENARIOS:
         raise BenchmarkError(f"the scenario must be one of {', '.join(SCENARIOS)}, found {scenario!r}.")
     lg = require("mlperf_loadgen", extra="bench", purpose="--scenario", package="mlcommons-loadgen")
     latency_s = _probe(detector, images)
     settings = _settings(lg, scenario, seconds or _DEFAULT_SECONDS, latency_s)
-    answerer = _Answerer(lg, detector, images, batch if scenario == "offline" else 1)
+    answerer = _Answerer(lg, detector, images, streams=scenario == "offline")
     with tempfile.TemporaryDirectory() as folder:
         under_test = lg.ConstructSUT(answerer.issue, answerer.flush)
         library = lg.ConstructQSL(len(images), len(images), _nothing, _nothing)
@@ -102,8 +103,8 @@ def read_summary(text: str) -> dict[str, float | int]:
 class _Answerer:
     """Answers queries on one thread of its own: a Detector is not shared between threads."""
 
-    def __init__(self, lg: Any, detector: Detector, images: Sequence[Image], batch: int) -> None:
-        self._lg, self._detector, self._images, self._batch = lg, detector, images, batch
+    def __init__(self, lg: Any, detector: Detector, images: Sequence[Image], *, streams: bool) -> None:
+        self._lg, self._detector, self._images, self._streams = lg, detector, images, streams
         self._queries: queue.SimpleQueue[list[tuple[int, int]] | None] = queue.SimpleQueue()
         self.error: Exception | None = None
         self.interrupted = False
@@ -122,22 +123,31 @@ class _Answerer:
 
     def _work(self) -> None:
         while (samples := self._queries.get()) is not None:
-            for start in range(0, len(samples), self._batch):
-                self._answer(samples[start : start + self._batch])
+            answered = 0
+            try:
+                for found in self._answers(samples):
+                    self._respond(samples[answered][0], len(found.masks))
+                    answered += 1
+            except Exception as exc:
+                self.error = exc
+            for query, _ in samples[
+                answered:
+            ]:  # LoadGen waits for every answer, so it gets one, and the caller the error
+                self._respond(query, 0)
 
-    def _answer(self, samples: list[tuple[int, int]]) -> None:
-        results = [array.array("B", bytes(4)) for _ in samples]
-        try:
-            if self.error is None and not self.interrupted:
-                found = self._detector([self._images[index] for _, index in samples])
-                results = [array.array("B", len(detections.masks).to_bytes(4, "little")) for detections in found]
-        except Exception as exc:  # LoadGen waits for every answer, so it gets one, and the caller the error
-            self.error = exc
-        responses = []
-        for (query, _), result in zip(samples, results, strict=True):
-            address, length = result.buffer_info()
-            responses.append(self._lg.QuerySampleResponse(query, address, length))
-        self._lg.QuerySamplesComplete(responses)
+    def _answers(self, samples: list[tuple[int, int]]) -> Iterator[Detections]:
+        """As far as nothing goes wrong."""
+        images = takewhile(lambda _: self._goes_on, (self._images[index] for _, index in samples))
+        return self._detector.stream(images) if self._streams else map(self._detector, images)
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.error is None and not self.interrupted
+
+    def _respond(self, query: int, count: int) -> None:
+        result = array.array("B", count.to_bytes(4, "little"))
+        address, length = result.buffer_info()
+        self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(query, address, length)])
 
 
 def _on_interrupt(answerer: _Answerer) -> Any:

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.artifacts import max_batch
+from benchmarks.artifacts import batch_limits
 from benchmarks.inputs import made_up_image
-from benchmarks.rounds import STAGES, Samples, time_stages
+from benchmarks.rounds import Samples
 from benchmarks.statistics import percentiles
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.errors import EngineError
 from yolact_deploy.postprocess import detect
+from yolact_deploy.runtime.detector import PLAN_SUFFIXES
 from yolact_deploy.runtime.network import HeadTensors
 
 BATCHES = (1, 2, 4, 8)
@@ -37,19 +38,34 @@ def sweep(
 
     "batch" points time all stages on `images`, for the batches the artifact takes. "work" points time what depends on the
     image's size and on the number of detections: preprocessing a made-up image, and Detect and masks of head tensors in
-    which exactly so many objects were planted (the network's own cost depends on neither).
+    which exactly so many objects were planted (the network's own cost depends on neither). On a GPU the objects are planted
+    on the device, so that all stages and the whole are timed, as `device_rounds` does.
     """
-    limit = max_batch(detector.artifact) or BATCHES[0]
-    batches = [batch for batch in BATCHES if batch <= limit]
+    least, most = batch_limits(detector.artifact)
+    limit = most or BATCHES[0]
+    batches = [batch for batch in BATCHES if least <= batch <= limit] or [least]
     total = len(batches) + len(DETECTIONS) * len(IMAGE_SIZES_HW)
     report: dict[str, Any] = {"artifact": str(detector.artifact), "batch": [], "work": [], "notes": []}
     if batches[-1] < BATCHES[-1]:
-        report["notes"].append(f"exported for batches up to {limit}; more with `yolact-deploy export --max-batch`.")
+        report["notes"].append(
+            f"made for batches of {least} to {limit}; more with `build-engine --batch`."
+            if detector.artifact.suffix.lower() in PLAN_SUFFIXES
+            else f"exported for batches up to {limit}; more with `yolact-deploy export --max-batch`."
+        )
 
     def done() -> None:
         if progress is not None:
             progress(len(report["batch"]) + len(report["work"]), total)
 
+    if detector.on_gpu:
+        from benchmarks.device_sweep import batch_points_on_gpu, work_points_on_gpu
+
+        try:
+            batch_points_on_gpu(detector, images, batches, report, done)
+            work_points_on_gpu(detector, report, done)
+        except EngineError as exc:  # no room for a second network beside the Detector's, for one
+            report["notes"].append(f"not all was swept: {exc}")
+        return report
     for batch in batches:
         try:
             report["batch"].append(_batch_point(detector, images, batch))
@@ -74,15 +90,23 @@ def planted(
 ) -> HeadTensors:
     """One image's heads in which `count` priors, spread over all levels and places, are sure of an object; fewer
     where the model has not so many that do not overlap."""
-    priors_count, classes = heads.conf.shape[1], heads.conf.shape[2] - 1
-    conf = np.zeros_like(heads.conf[:1])
+    return HeadTensors(*planted_scores(priors, heads.conf.shape[2] - 1, count), heads.mask_coeff[:1], heads.proto[:1])
+
+
+def planted_scores(
+    priors: FloatArray,  # [P, 4]
+    classes: int,
+    count: int,
+) -> tuple[FloatArray, FloatArray]:
+    """`loc` [1, P, 4] and `conf` [1, P, 1 + C], softmaxed, of `planted`."""
+    conf = np.zeros((1, len(priors), 1 + classes), np.float32)
     conf[..., 0] = 1
     rows = _spread(priors, count)
     count = len(rows)
-    conf[0, rows, 0] = 1 - _SCORE
-    conf[0, rows, 1 + np.arange(count) % classes] = np.linspace(_SCORE, _SCORE / 2, count, dtype=np.float32)
-    loc = np.zeros((1, priors_count, 4), np.float32)
-    return HeadTensors(loc, conf, heads.mask_coeff[:1], heads.proto[:1])
+    scores = np.linspace(_SCORE, _SCORE / 2, count, dtype=np.float32)
+    conf[0, rows, 0] = 1 - scores
+    conf[0, rows, 1 + np.arange(count) % classes] = scores
+    return np.zeros((1, len(priors), 4), np.float32), conf
 
 
 def _spread(priors: FloatArray, count: int) -> list[int]:
@@ -118,15 +142,13 @@ def _batch_point(detector: Detector, images: Sequence[Image], batch: int) -> dic
     run = Samples(detector)
 
     def once(timed: bool) -> None:
-        marks = time_stages(detector, [next(source) for _ in range(batch)], 0.0)
-        if timed:
-            run.add(marks)
+        (run.time if timed else run.run)([next(source) for _ in range(batch)], 0.0)
 
-    _repeat(once)
+    repeat(once)
     return {
         "batch": batch,
         "latency_ms": percentiles(run.total_ns),
-        "stages_ms": {stage: percentiles(run.stages_ns[stage]) for stage in STAGES},
+        "stages_ms": {stage: percentiles(times) for stage, times in run.stages_ns.items()},
         "throughput_fps": batch * 1e9 / float(np.median(run.total_ns)),
     }
 
@@ -153,7 +175,7 @@ def _work_point(detector: Detector, heads: HeadTensors, image_hw: tuple[int, int
             for taken, begin, end in zip(times.values(), marks, marks[1:], strict=False):
                 taken.append(end - begin)
 
-    _repeat(once)
+    repeat(once)
     return {
         "image_hw": list(image_hw),
         "detections": found,
@@ -161,7 +183,7 @@ def _work_point(detector: Detector, heads: HeadTensors, image_hw: tuple[int, int
     }
 
 
-def _repeat(once: Callable[[bool], None]) -> None:
+def repeat(once: Callable[[bool], object]) -> None:
     """Untimed, then timed calls, without the garbage collector."""
     for _ in range(_WARMUP):
         once(False)

@@ -38,11 +38,12 @@ def detect_and_assemble(
 
 
 def end_to_end(model: Yolact, image: Image, priors: Tensor) -> TorchDetections:
-    """One image uint8 [H, W, 3] BGR through the original's FastBaseTransform, the network, Detect and postprocess."""
-    pre, size = model.spec.preprocess, model.spec.input_size
-    pixels = torch.from_numpy(image).float().permute(2, 0, 1)[None]
+    """One image uint8 [H, W, 3] BGR through the original's FastBaseTransform, the network, Detect and postprocess, on the
+    device of `priors`."""
+    pre, size, device = model.spec.preprocess, model.spec.input_size, priors.device
+    pixels = torch.from_numpy(image).to(device).float().permute(2, 0, 1)[None]
     pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
-    mean, std = torch.tensor(pre.mean_rgb[::-1]), torch.tensor(pre.std_rgb[::-1])
+    mean, std = (torch.tensor(values[::-1], device=device) for values in (pre.mean_rgb, pre.std_rgb))
     pixels = ((pixels - mean[None, :, None, None]) / std[None, :, None, None])[:, [2, 1, 0]].contiguous()
     loc, conf, mask_coeff, proto = model(pixels)
     return detect_and_assemble(loc[0], conf[0], mask_coeff[0], proto[0], priors, (image.shape[0], image.shape[1]))

@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-_STAGES = ("preprocess", "network", "detect", "masks")
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
+_OTHER_WHOLES = {"call_ms": "masks packed", "staged_ms": "by stage, no graph", "device_ms": "stages on the GPU"}
 _MIB = 2**20
 _VERDICT_STYLES = {"passed": "green", "regressed": "red", "inconclusive": "yellow"}
 
@@ -31,45 +31,89 @@ def bench_tables(report: dict[str, Any]) -> Iterator[Table]:
         yield _gate_table(report["gate"])
 
 
+def shown_ms(value: float) -> str:
+    """Milliseconds with two decimals; with three below 1, where kernels of a GPU are."""
+    return f"{value:.{2 if value >= 1 else 3}f}"
+
+
 def _latency_table(run: dict[str, Any], report: dict[str, Any]) -> Table:
-    """Milliseconds per batch, from images in host memory to full-size masks in host memory."""
+    """Milliseconds per batch, from images in host memory to full-size masks in host memory. On a GPU, where the stages are
+    parts of another call than that, what else was timed stands above them."""
     environment, options = report["environment"], report["options"]
     role = " (the baseline's)" if run.get("role") == "baseline" else ""
     table = _table(f"latency of {run['artifact']}{role}, ms per batch of {run['batch']}", "stage", *_COLUMNS)
-    for stage, times in {"end to end": run["latency_ms"], **run["stages_ms"]}.items():
-        whole = stage == "end to end"
-        values = (f"{times[column]:.2f}" for column in _COLUMNS)
-        table.add_row(stage, *values, style="bold" if whole else None, end_section=whole)
+    wholes = {"end to end": run["latency_ms"]}
+    wholes |= {name: run[key] for key, name in _OTHER_WHOLES.items() if key in run}
+    for number, (name, times) in enumerate(wholes.items(), start=1):
+        values = (shown_ms(times[column]) for column in _COLUMNS)
+        table.add_row(name, *values, style="bold" if number == 1 else None, end_section=number == len(wholes))
+    for stage, times in run["stages_ms"].items():
+        table.add_row(stage, *(shown_ms(times[column]) for column in _COLUMNS))
     low, high = run["latency_ci_ms"]["p50"]
-    table.caption = (
-        f"p50 between {_bound(low)} and {_bound(high)} ({100 * run['confidence']:.0f}%), varying by "
-        f"{100 * run['variation']:.1f}%; {run['throughput_fps']:.1f} images per second; peak memory "
-        f"{run['peak_memory']['host_bytes'] / _MIB:.0f} MiB; {run['backend']}, {run['precision'] or 'unknown precision'}, "
-        f"{options['threads']} threads; {environment['cpu']}, {environment['cores']} cores; "
-        f"{run['latency_ms']['n']} iterations after {options['warmup']}; {_listed_sizes(options['image_sizes_hw'])}; "
-        f"no transfers, no CUDA graph; timing itself takes {1e6 * report['harness_overhead_ms']:.0f} ns per stage"
+    overhead_ns = 1e6 * run.get("harness_overhead_ms", report["harness_overhead_ms"])
+    table.caption = "\n".join(
+        (
+            f"p50 between {_bound(low)} and {_bound(high)} ({100 * run['confidence']:.0f}%), varying by "
+            f"{100 * run['variation']:.1f}%; {run['throughput_fps']:.1f} images per second"
+            f"{_streamed(run.get('stream'))}; peak memory {_memory(run['peak_memory'])}",
+            f"{run['backend']}, {run['precision'] or 'unknown precision'}, {options['threads']} threads; "
+            f"{environment['cpu']}, {environment['cores']} cores; {run['latency_ms']['n']} iterations after "
+            f"{options['warmup']}; {_listed_sizes(options['image_sizes_hw'])}",
+            f"clock: {run['clock']}; transfers {run['transfers']}; {_graphs(run)}; waiting: {run['wait']}; timing itself takes "
+            f"{overhead_ns:.0f} ns per stage",
+        )
     )
     return table
 
 
+def _streamed(stream: dict[str, Any] | None) -> str:
+    if stream is None:
+        return ""
+    streams = f"{stream['streams']} stream{'s' if stream['streams'] > 1 else ''}"
+    rate = f"{stream['throughput_fps']:.1f} through {streams}"
+    return f" one call after another, {rate} with {stream['in_flight']} batches in flight"
+
+
+def _memory(peak: dict[str, Any]) -> str:
+    host = f"{peak['host_bytes'] / _MIB:.0f} MiB"
+    if "device_bytes" not in peak:
+        return host
+    device = "unmeasured" if peak["device_bytes"] is None else f"{peak['device_bytes'] / _MIB:.0f} MiB"
+    return f"{host} on the host, {device} on the GPU"
+
+
+def _graphs(run: dict[str, Any]) -> str:
+    if not run["graph_stages"]:
+        return "no CUDA graph"
+    left_out = ", ".join(stage for stage in run["stages_ms"] if stage not in (*run["graph_stages"], "host"))
+    return f"CUDA graph of all but {left_out}" if left_out else "CUDA graph"
+
+
 def _batch_table(swept: dict[str, Any]) -> Table:
-    table = _table(f"{swept['artifact']}: batch size, p50 in ms per batch", "batch", "all", *_STAGES, "images/s")
+    stages = list(swept["batch"][0]["stages_ms"]) if swept["batch"] else []
+    table = _table(f"{swept['artifact']}: batch size, p50 in ms per batch", "batch", "all", *stages, "images/s")
     for point in swept["batch"]:
-        stages = (f"{point['stages_ms'][stage]['p50']:.2f}" for stage in _STAGES)
+        values = (shown_ms(point["stages_ms"][stage]["p50"]) for stage in stages)
         latency = f"{point['latency_ms']['p50']:.2f}"
-        table.add_row(str(point["batch"]), latency, *stages, f"{point['throughput_fps']:.1f}")
+        table.add_row(str(point["batch"]), latency, *values, f"{point['throughput_fps']:.1f}")
     table.caption = " ".join(swept["notes"])
     return table
 
 
 def _work_table(swept: dict[str, Any]) -> Table:
-    stages = ("preprocess", "detect", "masks")
+    """On a GPU with the whole, network included."""
+    points = swept["work"]
+    stages = list(points[0]["stages_ms"]) if points else []
+    wholes = ["all"] if points and "latency_ms" in points[0] else []
     title = f"{swept['artifact']}: image size and detections, p50 in ms without the network"
-    table = _table(title, "image", "detections", *stages)
-    for point in swept["work"]:
+    table = _table(title, "image", "detections", *wholes, *stages)
+    for point in points:
         height, width = point["image_hw"]
-        values = (f"{point['stages_ms'][stage]['p50']:.2f}" for stage in stages)
+        times = [*([point["latency_ms"]] if wholes else []), *(point["stages_ms"][stage] for stage in stages)]
+        values = (shown_ms(each["p50"]) for each in times)
         table.add_row(f"{width}x{height}", str(point["detections"]), *values)
+    if wholes:
+        table.caption = "all: end to end, the network included."
     return table
 
 
@@ -77,15 +121,19 @@ def _layers_table(layers: dict[str, Any]) -> Table:
     table = _table(f"{layers['artifact']}: the network by module, ms per batch", "module", "nodes", "p50", "share")
     for row in layers["modules"]:
         table.add_row(row["module"], str(row["nodes"]), f"{row['ms']:.3f}", f"{100 * row['share']:.1f}%")
-    table.caption = f"{layers['network_ms']:.2f} ms in all, by the engine's own profiler over {layers['runs']} runs."
+    table.caption = (
+        f"{layers['network_ms']:.2f} ms in all, by {layers['profiler']}'s profiler over {layers['runs']} runs."
+    )
     return table
 
 
 def _peers_table(peers: dict[str, Any]) -> Table:
-    table = _table(f"peers of {peers['artifact']}, p50 (p90) in ms", "what", "who", "time", "ours", "ratio")
+    table = _table(f"peers of {peers['artifact']}, p50 (p90) in ms", "what", "who", "time", "ours", "ratio", "clock")
     for row in peers["rows"]:
-        theirs, ours = (f"{row[side]['p50']:.2f} ({row[side]['p90']:.2f})" for side in ("peer_ms", "ours_ms"))
-        table.add_row(row["what"], escape(row["peer"]), theirs, ours, f"{row['ratio']:.2f}x")
+        theirs, ours = (
+            f"{shown_ms(row[side]['p50'])} ({shown_ms(row[side]['p90'])})" for side in ("peer_ms", "ours_ms")
+        )
+        table.add_row(row["what"], escape(row["peer"]), theirs, ours, f"{row['ratio']:.2f}x", row["clock"])
     table.caption = " ".join(("ratio: the peer's p50 over ours.", *peers["notes"]))
     return table
 

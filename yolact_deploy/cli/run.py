@@ -106,16 +106,17 @@ def evaluate_ap(
 
 @reports_errors
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(help="Exported .onnx files, timed in turns.")],
+    artifacts: Annotated[list[Path], typer.Argument(help="Exported .onnx files or plans, timed in turns.")],
     images: Annotated[Path | None, typer.Option(help="Image or folder to rotate. Default: one made up.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per iteration.")] = 1,
     iterations: Annotated[int | None, typer.Option(min=1, help="Timed iterations. Default: 50, or --seconds.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Time so long; with --iterations, at most.")] = None,
     warmup: Annotated[int | None, typer.Option(min=0, help="Iterations before. Default: until times settle.")] = None,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Masks are made above it.")] = 0.0,
+    streams: Annotated[int | None, typer.Option(min=1, help="Also images per second through so many streams.")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also vary batch, detections and image size.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Also time the network module by module.")] = False,
-    peers: Annotated[bool, typer.Option("--peers", help="Also time PyTorch and bare onnxruntime.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also time PyTorch and the bare engine.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="The .pth of the first artifact, for --peers.")] = None,
     scenario: Annotated[Scenario | None, typer.Option(help="Also run MLPerf's LoadGen.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="An earlier --json to compare with; exit 1 if slower.")] = None,
@@ -127,6 +128,7 @@ def bench(
     report_file: Annotated[Path | None, typer.Option("--report", help="Write a page (.html) as well.")] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Replay frames on a GPU.")] = True,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -149,6 +151,8 @@ def bench(
         score_threshold=score_threshold,
         device=device,
         threads=threads,
+        cuda_graph=cuda_graph,
+        streams=streams,
         sweep=sweep,
         layers=layers,
         peers=peers,

@@ -9,6 +9,9 @@ from typing import Any
 class Recorder:
     """A Detector that writes down what is asked of it."""
 
+    on_gpu = False
+    notes: tuple[str, ...] = ()
+
     def __init__(self, name: str, log: list[tuple[str, str, int]], interrupt_at: int | None = None) -> None:
         self.artifact, self.description, self._log = Path(name), "recorder", log
         self._interrupt_at = interrupt_at

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import peers, scenarios
-from benchmarks.artifacts import describe, max_batch, onnx_metadata
+from benchmarks.artifacts import batch_limits, describe, onnx_metadata
 from benchmarks.inputs import bench_images
 from benchmarks.peers import compare_peers, in_turns
 from benchmarks.rounds import time_stages
@@ -43,7 +43,7 @@ def images() -> list[Image]:
 def test_an_artifact_is_described(detector: Detector, shapes_onnx: Path, tmp_path: Path) -> None:
     found = describe(detector)
     assert (found["precision"], found["size_bytes"]) == ("fp32", shapes_onnx.stat().st_size)
-    assert max_batch(shapes_onnx) == 8
+    assert batch_limits(shapes_onnx) == (1, 8)
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     assert onnx_metadata(tmp_path / "bad.onnx") == onnx_metadata(tmp_path / "plan.engine") == {}
 
@@ -64,7 +64,7 @@ def test_a_sweep_has_a_point_per_batch_and_per_amount_of_work(
     monkeypatch.setattr("benchmarks.sweep._MIN_TIMES", 1)
     monkeypatch.setattr("benchmarks.sweep._POINT_SECONDS", 0.0)
     monkeypatch.setattr("benchmarks.sweep._WARMUP", 0)
-    monkeypatch.setattr("benchmarks.sweep.max_batch", lambda _: 2)
+    monkeypatch.setattr("benchmarks.sweep.batch_limits", lambda _: (1, 2))
     steps: list[tuple[int, int]] = []
     found = sweep(detector, images, progress=lambda *step: steps.append(step))
     assert [point["batch"] for point in found["batch"]] == [1, 2]
@@ -141,9 +141,13 @@ def test_a_detector_that_fails_under_load_is_an_error(images: list[Image]) -> No
             found = type("Found", (), {"masks": np.zeros((0, 4, 4), bool)})
             return found if isinstance(images, np.ndarray) else [found] * len(images)
 
-    failing: Any = Failing()
-    with pytest.raises(BenchmarkError, match="it broke"):
-        run_scenario(failing, images, "single-stream", seconds=0.1)
+        def stream(self, images: Any) -> Any:
+            return (self([image])[0] for image in images)
+
+    for scenario in ("single-stream", "offline"):
+        failing: Any = Failing()
+        with pytest.raises(BenchmarkError, match="it broke"):
+            run_scenario(failing, images, scenario, seconds=0.1)
 
 
 def test_without_loadgen_the_extra_is_named(

@@ -62,6 +62,12 @@ def test_a_gpu_is_read_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment()["gpus"] == ["NVIDIA T"]
 
 
+def test_without_nvml_the_driver_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr("benchmarks.machine.visible_devices", lambda: (SimpleNamespace(name="NVIDIA T"),))
+    assert environment()["gpus"] == ["NVIDIA T"]
+
+
 def test_what_a_gpu_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", _fake_nvml(nvmlDeviceGetPowerUsage=1, nvmlDeviceGetClockInfo=1))
     (gpu,) = read_gpus()

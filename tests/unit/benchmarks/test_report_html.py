@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -9,13 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks import charts
+from benchmarks.device_rounds import DEVICE_STAGES
 from benchmarks.gate import Judgement
 from benchmarks.latency import bench
 from benchmarks.report_html import render_report, write_report
 from benchmarks.statistics import percentiles
 from tests.unit.benchmarks.recorder import Recorder
+from yolact_deploy.bench_tables import bench_tables
 
 NAME = 'a <b> & "c".onnx'
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -62,12 +66,34 @@ def _times(milliseconds: float) -> dict[str, float]:
     return percentiles([int(1e6 * milliseconds * factor) for factor in (1, 1.1, 1.2)])
 
 
+def _on_gpu(run: dict[str, Any]) -> dict[str, Any]:
+    stages = {stage: _times(number / 4) for number, stage in enumerate(DEVICE_STAGES, start=1)}
+    intervals = {stage: dict.fromkeys(("p50", "p90", "p95", "p99"), (0.1, None)) for stage in stages}
+    return {
+        **run,
+        "artifact": "c.engine",
+        "stages_ms": stages,
+        "stages_ci_ms": intervals,
+        "call_ms": _times(5),
+        "staged_ms": _times(7),
+        "device_ms": _times(4),
+        "clock": "host; stages: device",
+        "cuda_graph": True,
+        "graph_stages": ["detect", "masks"],
+        "harness_overhead_ms": 0.002,
+        "peak_memory": {"host_bytes": 1 << 28, "method": "m", "device_bytes": 1 << 29, "device_method": "m"},
+        "stream": {"streams": 2, "in_flight": 4, "batch": 1, "images": 9, "seconds": 1.0, "throughput_fps": 321.0},
+    }
+
+
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     """A report with everything in it."""
     detectors: list[Any] = [Recorder(NAME, []), Recorder("b.onnx", [])]
     found = bench(detectors, [np.zeros((4, 4, 3), np.uint8)], iterations=30, warmup=1)
     found["runs"][1]["role"] = "baseline"
+    found["runs"].append(_on_gpu(found["runs"][0]))
+    found["options"]["cuda_graph"] = [None, None, True]
     stages = {"preprocess": _times(1), "network": _times(20), "detect": _times(0.5), "masks": _times(3)}
     work = {name: stages[name] for name in ("preprocess", "detect", "masks")}
     found["sweep"] = [
@@ -85,7 +111,8 @@ def report() -> dict[str, Any]:
             "notes": [],
         }
     ]
-    row = {"what": "network", "peer": "PyTorch <eager>", "peer_ms": _times(40), "ours_ms": _times(20), "ratio": 2.0}
+    row = {"what": "network", "peer": "PyTorch <eager>", "peer_ms": _times(40), "ours_ms": _times(20), "ratio": 2.0,
+           "clock": "host"}  # fmt: skip
     found["peers"] = {"artifact": NAME, "detections": 3, "rows": [row], "notes": ["a note"]}
     found["scenarios"] = [{"artifact": NAME, "scenario": "offline", "figures": {"queries": 3, "ms": 1.5}, "note": "n"}]
     judgement = Judgement(NAME, "paired", 1.2, (1.1, None), 1.0, 0.05, "regressed", "slower")
@@ -102,6 +129,7 @@ def test_the_page_is_well_formed_and_has_its_parts(report: dict[str, Any]) -> No
         "Where the time goes",
         f"Percentiles of {NAME}",
         "Percentiles of b.onnx (baseline)",
+        "Percentiles of c.engine",
         "How cost grows",
         "Beside its peers",
         "LoadGen, offline",
@@ -110,6 +138,24 @@ def test_the_page_is_well_formed_and_has_its_parts(report: dict[str, Any]) -> No
     ]
     assert page.tags.count("svg") == 5
     assert {"regressed", "2.00\N{MULTIPLICATION SIGN}", "1.100 to ?"} <= set(page.words)
+
+
+def test_what_a_gpu_adds_is_shown(report: dict[str, Any]) -> None:
+    words = Page(render_report(report)).words
+    assert {*DEVICE_STAGES, "a call by stage, no graph", "2 streams", "321.0", "GPU memory", "512 MiB"} <= set(words)
+    assert "none, none, on" in words  # of the artifacts, in their order
+    assert any("images per second, 4 batches in flight" in word for word in words)
+    assert any("CUDA graph: detect, masks." in word for word in words)
+
+
+def test_the_terminal_shows_what_a_gpu_adds(report: dict[str, Any]) -> None:
+    console = Console(width=150, record=True, file=io.StringIO())
+    for table in bench_tables(report):
+        console.print(table)
+    shown = " ".join(console.export_text().split())  # captions are broken into lines
+    for part in (*DEVICE_STAGES, "by stage, no graph", "512 MiB on the GPU", "CUDA graph of all but host_to_device"):
+        assert part in shown
+    assert "321.0 through 2 streams with 4 batches in flight" in shown
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(report: dict[str, Any]) -> None:

@@ -317,3 +317,20 @@ def test_the_usual_folder_for_rtx_kernels_is_the_users(
     with driver.current():
         network.new_context(driver.create_stream()).enqueue(allocate(driver, network, 1), 1)
     assert list((tmp_path / "chosen" / "tensorrt-rtx").iterdir())
+
+
+@pytest.mark.parametrize("rtx", [False, True], ids=["tensorrt", "tensorrt-rtx"])
+def test_a_profiled_run_reports_its_layers_when_it_returns(rtx: bool, bench: Bench, rtx_bench: Bench) -> None:
+    bench = rtx_bench if rtx else bench
+    bench.behaviour.layers = [("a/Conv", 0.5), ("b/Conv", 0.25)]
+    network, driver = bench.open(), bench.driver
+    with driver.current():
+        stream = driver.create_stream()
+        context, other = network.new_context(stream), network.new_context(stream)
+        told: list[tuple[str, float]] = []
+        context.profile(lambda name, ms: told.append((name, ms)))
+        for batch in (1, 2):
+            context.enqueue(allocate(driver, network, batch), batch)
+            assert told == bench.behaviour.layers * batch
+        other.enqueue(allocate(driver, network, 1), 1)
+    assert len(told) == 4  # contexts that were not asked to are not profiled

@@ -11,6 +11,7 @@ import pytest
 from tests.emulator.driver import EmulatedDriver
 from tests.unit.engines.tensorrt_bindings import installed_tensorrt_api
 from tests.unit.runtime.fake_tensorrt import make_tensorrt
+from yolact_deploy.runtime.plan_context import _profiler
 
 Api = dict[str, list[str]]  # class -> its attributes
 
@@ -62,6 +63,15 @@ def test_the_installed_tensorrt_rtx_has_what_plans_are_run_with(tensorrt_rtx: Ap
     trt = pytest.importorskip("tensorrt_rtx")
     classes = {name: dir(value) for name, value in vars(trt).items() if isinstance(value, type)}
     assert _missing(tensorrt_rtx, {**classes, "Severity": dir(trt.ILogger.Severity)}) == []
+
+
+def test_a_profiler_is_one_of_the_installed_tensorrt_rtx() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    told: list[tuple[str, float]] = []
+    profiler = _profiler(trt, lambda name, ms: told.append((name, ms)))
+    assert isinstance(profiler, trt.IProfiler)
+    profiler.report_layer_time("a/Conv", 0.5)
+    assert told == [("a/Conv", 0.5)]
 
 
 def test_the_comparison_sees_what_only_one_of_them_has(tensorrt: Api, tensorrt_rtx: Api) -> None:

@@ -1,0 +1,260 @@
+"""`bench` of a Detector on a GPU, over the emulated one, whose clock counts pieces of work as milliseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.device_rounds import DEVICE_STAGES, DeviceSamples, empty_stage_ms
+from benchmarks.latency import bench
+from benchmarks.planted_network import PlantedNetwork
+from benchmarks.scenarios import _Answerer
+from benchmarks.sweep import planted_scores, sweep
+from tests.emulator.backend import EmulatedGpu
+from tests.emulator.cpu_network import CpuNetwork
+from tests.emulator.driver import EmulatedDriver
+from yolact_deploy import Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.cli import app
+from yolact_deploy.postprocess import softmax
+
+Emulate = Callable[..., EmulatedGpu]
+ALL_STAGES = list(DEVICE_STAGES[:-1])
+
+
+def _photo(image_hw: tuple[int, int] = (60, 80)) -> Image:
+    return np.random.default_rng(0).integers(0, 256, (*image_hw, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("in_stream", "cuda_graph", "graph_stages"),
+    [
+        (True, True, ALL_STAGES),
+        (False, True, [stage for stage in ALL_STAGES if stage != "network"]),
+        (True, False, []),
+    ],
+    ids=["whole frames", "all but the network", "no graphs"],
+)
+def test_the_report_says_what_was_on(
+    emulated: Emulate, shapes_onnx: Path, in_stream: bool, cuda_graph: bool, graph_stages: list[str]
+) -> None:
+    emulated(in_stream=in_stream)
+    with Detector(shapes_onnx, device="cuda:0", cuda_graph=cuda_graph) as detector:
+        report = bench([detector], [_photo()], iterations=2, warmup=1)
+    (run,) = report["runs"]
+    assert run["graph_stages"] == graph_stages
+    assert report["options"]["cuda_graph"] is bool(graph_stages)
+    assert report["options"]["clock"] == "host; stages: device (CUDA events)"
+    assert report["options"]["transfers"].startswith("counted")
+    assert report["options"]["precision"] == "fp32"
+    assert "spins" in report["options"]["wait"]
+    assert any("CUDA graphs have no stages" in note for note in report["notes"]) is bool(graph_stages)
+
+
+def test_whole_calls_are_of_the_host_and_stages_of_the_device(emulated: Emulate, shapes_onnx: Path) -> None:
+    emulated(in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        run = bench([detector], [_photo()], iterations=3, warmup=1)["runs"][0]
+    assert tuple(run["stages_ms"]) == DEVICE_STAGES
+    device = {stage: run["stages_ms"][stage]["p50"] for stage in ALL_STAGES}
+    assert device == {
+        "host_to_device": 1, "preprocess": 1, "network": 1, "detect": 4, "masks": 1, "device_to_host": 2,
+    }  # fmt: skip
+    assert run["device_ms"]["p50"] == sum(device.values())
+    samples = run["samples_ms"]
+    for i in range(3):
+        assert sum(samples[stage][i] for stage in DEVICE_STAGES) == pytest.approx(samples["staged"][i])
+        assert samples["call"][i] < samples["latency"][i]  # the masks are unpacked after the call
+    assert run["latency_ms"]["n"] == run["staged_ms"]["n"] == 3
+    assert run["stages_share"] == pytest.approx(
+        sum(times["p50"] for times in run["stages_ms"].values()) / run["staged_ms"]["p50"]
+    )
+    assert run["harness_overhead_ms"] == 0  # nothing between two events is no work
+
+
+def test_the_latency_ends_with_masks_as_a_user_has_them() -> None:
+    log: list[str] = []
+
+    class Found:
+        @property
+        def masks(self) -> None:
+            log.append("masks")
+
+    class Calls:
+        def __call__(self, images: Any, *, score_threshold: float) -> Any:
+            log.append(f"call {score_threshold}")
+            return [Found() for _ in images]
+
+        def timed(self, images: Any, *, score_threshold: float) -> Any:
+            log.append("timed")
+            return [Found() for _ in images], {"network": 0.5}
+
+    nothing: Any = None
+    samples = DeviceSamples(nothing, Calls())
+    samples.time([_photo(), _photo()], 0.3)
+    assert log == ["call 0.3", "masks", "masks", "timed", "masks", "masks"]
+    assert samples.stages_ns["network"] == [500_000]
+    samples.keep(0)
+    assert not any((samples.total_ns, samples.call_ns, samples.staged_ns, *samples.stages_ns.values()))
+
+
+def test_device_memory_is_that_of_a_detector_like_it(emulated: Emulate, shapes_onnx: Path) -> None:
+    gpu = emulated(in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        run = bench([detector], [_photo()], iterations=1, warmup=2)["runs"][0]
+        assert run["peak_memory"]["device_bytes"] == gpu.driver.device_bytes > 0
+        assert "not the CUDA context" in run["peak_memory"]["device_method"]
+
+
+def test_without_room_for_a_second_detector_device_memory_is_unmeasured(emulated: Emulate, shapes_onnx: Path) -> None:
+    probe = emulated(in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        detector(_photo())
+        needed = probe.driver.device_bytes
+    emulated(EmulatedDriver(memory_bytes=int(1.2 * needed)), in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        report = bench([detector], [_photo()], iterations=1, warmup=0)
+    assert report["runs"][0]["peak_memory"]["device_bytes"] is None
+    assert any("device memory is unmeasured: no memory for" in note for note in report["notes"])
+
+
+def test_why_something_is_not_used_is_noted(emulated: Emulate, shapes_onnx: Path) -> None:
+    gpu = emulated(in_stream=True)
+    gpu.driver.fail_capture = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        report = bench([detector], [_photo()], iterations=1, warmup=2)
+    assert any("CAPTURE_INVALIDATED" in note for note in report["notes"])
+    assert report["options"]["cuda_graph"] is False
+
+
+def test_a_gpu_and_a_cpu_side_by_side_have_options_of_their_own(
+    emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
+) -> None:
+    emulated()
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        report = bench([on_cpu, detector], [_photo()], iterations=1, warmup=1)
+    assert report["options"]["clock"] == ["host", "host; stages: device (CUDA events)"]
+    assert report["options"]["precision"] == "fp32"
+    assert set(report["runs"][0]["stages_ms"]) == {"preprocess", "network", "detect", "masks"}
+    assert "device_bytes" not in report["runs"][0]["peak_memory"]
+
+
+def test_a_network_on_a_gpu_whose_rest_is_on_the_cpu_says_so(emulated: Emulate, shapes_onnx: Path) -> None:
+    emulated()
+    with Detector(shapes_onnx, device="cuda:0", nms="traditional") as detector:
+        report = bench([detector], [_photo()], iterations=1, warmup=0)
+    assert report["options"]["clock"] == "host"
+    assert report["options"]["transfers"].startswith("counted, within the network")
+    assert any("only the network is on the GPU" in note for note in report["notes"])
+
+
+def test_a_detector_says_how_it_was_opened_and_what_it_replays(emulated: Emulate, shapes_onnx: Path) -> None:
+    emulated(in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0", threads=2, cuda_graph=True) as detector:
+        assert detector.arguments["device"] == "cuda:0"
+        assert (detector.arguments["threads"], detector.in_flight) == (2, 2)
+        seen = []
+        for _ in range(2):
+            detector(_photo())
+            seen.append(detector.graph_stages)
+    assert seen == [(), tuple(ALL_STAGES)]
+
+
+def test_an_empty_stage_takes_the_time_between_two_events(emulated: Emulate) -> None:
+    driver = emulated().driver
+    assert empty_stage_ms(driver) == 0
+    assert not driver.left_over
+
+
+@pytest.mark.parametrize("in_stream", [True, False])
+def test_a_sweep_finds_on_the_gpu_what_was_planted(
+    emulated: Emulate, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch, in_stream: bool
+) -> None:
+    gpu = emulated(in_stream=in_stream)
+    for name, value in (("_MIN_TIMES", 1), ("_POINT_SECONDS", 0.0), ("_WARMUP", 0)):
+        monkeypatch.setattr(f"benchmarks.sweep.{name}", value)
+    monkeypatch.setattr("benchmarks.sweep.batch_limits", lambda _: (1, 2))
+    monkeypatch.setattr("benchmarks.device_sweep.IMAGE_SIZES_HW", ((60, 80),))
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        found = sweep(detector, [_photo()])
+    assert [point["batch"] for point in found["batch"]] == [1, 2]
+    assert tuple(found["batch"][0]["stages_ms"]) == DEVICE_STAGES
+    assert [(*point["image_hw"], point["detections"]) for point in found["work"]] == [
+        (60, 80, count) for count in (1, 10, 100)
+    ]
+    for point in found["work"]:
+        assert tuple(point["stages_ms"]) == tuple(stage for stage in DEVICE_STAGES if stage != "network")
+        assert point["latency_ms"]["n"] == 1
+    assert 2 in gpu.networks[1].batches
+    assert set(gpu.networks[2].batches) == {1}  # the network runs beneath what is planted
+
+
+def test_a_sweep_without_room_says_so(emulated: Emulate, shapes_onnx: Path) -> None:
+    gpu = emulated(in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        detector(_photo())
+        object.__setattr__(gpu.driver.device, "memory_bytes", gpu.driver.device_bytes)
+        found = sweep(detector, [_photo()])
+    assert (found["batch"], found["work"]) == ([], [])
+    assert all("no memory for" in note for note in found["notes"])
+    assert found["notes"]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("activation", ["softmax", "logits"])
+def test_planted_heads_reach_the_kernels_in_the_networks_form(shapes_onnx: Path, half: bool, activation: str) -> None:
+    driver = EmulatedDriver()
+    network = PlantedNetwork(CpuNetwork(shapes_onnx, driver, half=half), driver)
+    object.__setattr__(network.spec, "conf_activation", activation)
+    loc, conf = planted_scores(network.spec.make_priors(), len(network.spec.class_names), 10)
+    network.plant(loc, conf)
+    address, nbytes = network.sources["conf"]
+    stored = driver.view(address, nbytes).view(np.float16 if half else np.float32).reshape(conf.shape)
+    probabilities = stored if activation == "softmax" else softmax(stored.astype(np.float32))
+    np.testing.assert_allclose(probabilities, conf, atol=1e-3)  # half precision holds three digits
+    network.close()
+    assert not driver.left_over
+
+
+def test_loadgens_offline_scenario_streams_in_batches(emulated: Emulate, shapes_onnx: Path) -> None:
+    answered: list[int] = []
+
+    class LoadGen:
+        @staticmethod
+        def QuerySampleResponse(query: int, address: int, length: int) -> int:  # noqa: N802  # LoadGen's name
+            assert (address != 0, length) == (True, 4)
+            return query
+
+        @staticmethod
+        def QuerySamplesComplete(queries: list[int]) -> None:  # noqa: N802  # LoadGen's name
+            answered.extend(queries)
+
+    gpu = emulated(in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0", batch_size=2) as detector:
+        answerer = _Answerer(LoadGen, detector, [_photo(), _photo((30, 40))], streams=True)
+        answerer.issue([SimpleNamespace(id=10 + number, index=number % 2) for number in range(5)])
+        answerer.close()
+    assert answerer.error is None
+    assert answered == [10, 11, 12, 13, 14]
+    assert gpu.networks[0].batches == [2, 2, 1]
+
+
+def test_the_command_measures_a_gpu(emulated: Emulate, shapes_onnx: Path, tmp_path: Path) -> None:
+    emulated(in_stream=True)
+    page, photo = tmp_path / "report.html", tmp_path / "photo.png"
+    cv2.imwrite(str(photo), _photo())
+    arguments = ["bench", str(shapes_onnx), "--device", "cuda:0", "--images", str(photo), "--streams", "1"]
+    done = CliRunner().invoke(app, [*arguments, "--iterations", "2", "--warmup", "0", "--json", "--report", str(page)])
+    assert done.exit_code == 0, done.output
+    run = json.loads(done.stdout)["runs"][0]
+    assert run["stream"]["in_flight"] == 2
+    assert run["stream"]["images"] >= 2
+    assert "device_to_host" in page.read_text(encoding="utf-8")
