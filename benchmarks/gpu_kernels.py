@@ -179,8 +179,9 @@ def measure_preprocess(
         memory.callback(kernels.close)
         stream = memory.stream()
         launch = launches.preprocess_launch(size, 1)
-        names = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")
-        constants: Values = dict(zip(names, (*pre.mean_rgb, *pre.std_rgb), strict=True))
+        names = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b", "pad_r", "pad_g", "pad_b")
+        colours = (*pre.mean_rgb, *pre.std_rgb, *(pre.pad_rgb or (0.0, 0.0, 0.0)))
+        constants: Values = dict(zip(names, colours, strict=True))
         sets: list[Values] = [
             {
                 "images": memory.upload(rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8), "image", stream),

@@ -5,7 +5,7 @@ Each check takes a `Build`, which compiles the kernels under test, and compares 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from tests.emulator.expectations import (
     CROSS,
     HALF,
     LOGITS,
+    PADDED,
     SMALL,
     WIDE,
     Build,
@@ -26,11 +27,21 @@ from tests.emulator.expectations import (
 from tests.emulator.pipeline import Pipeline, aligned, garbage
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.launches import Buffer
+from yolact_deploy.cuda.specialization import Specialization
 
 
 def preprocessing_is_opencvs_resize_then_ieee_arithmetic(build: Build) -> None:
+    _expect_preprocessed(build, [(0, SMALL), (1, SMALL), (0, HALF)])
+
+
+def a_padded_image_is_preprocessed_as_its_square(build: Build) -> None:
+    _expect_preprocessed(build, [(0, PADDED), (1, PADDED)])
+
+
+def _expect_preprocessed(build: Build, variants: Sequence[tuple[int, Specialization]]) -> None:
     rng = np.random.default_rng(19)
     mean, std = np.array([123.68, 116.78, 103.94], np.float32), np.array([58.40, 57.12, 57.38], np.float32)
+    colour = np.array([123.675, 116.28, 0.5], np.float32)
     cases = [
         ((48, 64), 70),
         ((90, 110), 41),
@@ -41,12 +52,12 @@ def preprocessing_is_opencvs_resize_then_ieee_arithmetic(build: Build) -> None:
         ((101, 53), 64),
     ]
     for (height, width), size in cases:
-        for is_rgb, fp16 in ((0, False), (1, False), (0, True)):
-            spec = HALF if fp16 else SMALL
+        for is_rgb, spec in variants:
             pitch = width * 3 + 5
             images = rng.integers(0, 256, (2, height, pitch), dtype=np.uint8)
             launch = launches.preprocess_launch(size, 2)
-            output = garbage({"o": Buffer((2, 3, size, size), np.dtype(np.float16 if fp16 else np.float32))})["o"]
+            dtype = np.dtype(np.float16 if spec.input_fp16 else np.float32)
+            output = garbage({"o": Buffer((2, 3, size, size), dtype)})["o"]
             build(spec).launch(
                 launch,
                 {
@@ -60,11 +71,13 @@ def preprocessing_is_opencvs_resize_then_ieee_arithmetic(build: Build) -> None:
                     "is_rgb": is_rgb,
                     **dict(zip(("mean_r", "mean_g", "mean_b"), mean.tolist(), strict=True)),
                     **dict(zip(("std_r", "std_g", "std_b"), std.tolist(), strict=True)),
+                    **dict(zip(("pad_r", "pad_g", "pad_b"), colour.tolist(), strict=True)),
                 },
             )
             pixels = images[:, :, : width * 3].reshape(2, height, width, 3)
-            rgb = pixels if is_rgb else pixels[..., ::-1]
-            resized = np.stack([opencv_resize(image, size) for image in rgb])
+            canvas = np.full((2, *spec.canvas_hw((height, width)), 3), colour, np.float32)
+            canvas[:, :height, :width] = pixels if is_rgb else pixels[..., ::-1]
+            resized = np.stack([opencv_resize(image, size) for image in canvas])
             expected = ((resized - mean) / std).transpose(0, 3, 1, 2).astype(output.dtype)
             np.testing.assert_array_equal(output, expected)
 
@@ -115,6 +128,8 @@ CHECKS: dict[str, Callable[[Build], None]] = {
         checks_detect.cross_class_takes_each_priors_best_class,
         checks_detect.score_threshold_is_strict,
         checks_detect.integer_boxes_are_ordered_clamped_and_truncated,
+        checks_detect.boxes_are_clipped_before_they_are_compared,
+        checks_detect.integer_boxes_of_a_padded_image_end_at_its_border,
         checks_masks.masks_are_the_references_at_any_size,
         checks_masks.soft_masks_are_the_references_at_the_size_of_the_prototypes,
         checks_masks.a_soft_mask_of_exactly_one_half_is_background,
@@ -123,9 +138,12 @@ CHECKS: dict[str, Callable[[Build], None]] = {
         checks_masks.an_infinite_size_gives_a_nan_corner_and_no_mask,
         checks_masks.non_finite_prototypes_give_background,
         checks_masks.dense_masks_and_run_lengths_are_those_of_the_bits,
+        checks_masks.run_lengths_are_of_every_row_and_column_a_mask_reaches,
+        checks_masks.masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border,
         checks_masks.runs_beyond_the_buffer_are_counted_but_not_written,
         checks_masks.images_of_a_batch_can_have_their_own_sizes,
         preprocessing_is_opencvs_resize_then_ieee_arithmetic,
+        a_padded_image_is_preprocessed_as_its_square,
         no_two_threads_meet_without_a_barrier,
         two_tiles_of_classes_have_no_races,
         selection_by_radix_has_no_races,

@@ -6,10 +6,12 @@ import numpy as np
 
 from tests.emulator.emulator import REVERSE
 from tests.emulator.expectations import (
+    CLIPPED,
     CROSS,
     HALF,
     LOGITS,
     MANY_LOGITS,
+    PADDED,
     SMALL,
     WIDE,
     Build,
@@ -186,3 +188,30 @@ def integer_boxes_are_ordered_clamped_and_truncated(build: Build) -> None:
     inputs["priors"] -= np.array([1, 1, 0.25, 0.25], np.float32)  # negative sizes and places
     raws = expect_reference(Pipeline(build(SMALL), SMALL), inputs, image_hw=(37, 100))
     assert len(raws[0]) == 5
+
+
+def boxes_are_clipped_before_they_are_compared(build: Build) -> None:
+    # whole, the second is a third of the first, or so; inside of the image they are the same box
+    places = [(0.0, 0.5, 0.4, 0.2), (-0.4, 0.5, 1.2, 0.2), (0.5, 1.0, 0.2, 0.4), (0.5, 1.4, 0.2, 1.2)]
+    assert detect_literal(build, SMALL, places, [0.9, 0.8, 0.7, 0.6]).prior_idx.tolist() == [0, 1, 2, 3]
+    assert detect_literal(build, CLIPPED, places, [0.9, 0.8, 0.7, 0.6]).prior_idx.tolist() == [0, 2]
+    inputs = heads(26, CLIPPED, priors=200, rate=1.0, spread=1.5)
+    inputs["priors"][:, :2] -= np.float32(0.25)
+    inputs["loc"][0, :4] = [[np.nan] * 4, [np.inf] * 4, [-np.inf] * 4, [0, 0, 600, 600]]
+    inputs["loc"][0, 4], inputs["priors"][4] = 0, [0.5, 0.5, 1, 1]  # exactly the image
+    pipeline = Pipeline(build(CLIPPED), CLIPPED)
+    expect_reference(pipeline, inputs)
+    boxes = decode(inputs["loc"][0], inputs["priors"])
+    np.testing.assert_array_equal(pipeline.arrays["candidate_boxes"][0], np.clip(boxes, 0, 1))
+
+
+def integer_boxes_of_a_padded_image_end_at_its_border(build: Build) -> None:
+    inputs = heads(27, PADDED, priors=60, spread=3.0, levels=1000)
+    inputs["priors"] -= np.array([1, 1, 0.25, 0.25], np.float32)
+    for image_hw in ((37, 100), (100, 37), (1, 1), (1, 9), (50, 50)):
+        expect_reference(Pipeline(build(PADDED), PADDED), inputs, image_hw=image_hw)
+    inputs = heads(14, PADDED, priors=1, rate=1.0)
+    inputs["priors"][:] = [0.5, 0.5, np.inf, np.inf]
+    inputs["loc"][...] = -1
+    raws = expect_reference(Pipeline(build(PADDED), PADDED), inputs, image_hw=(10, 20))
+    assert np.isnan(raws[0].boxes_xyxy[0]).tolist() == [False, False, True, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.emulator.expectations import (
+    PADDED,
     SMALL,
     WIDE,
     Build,
@@ -115,6 +116,40 @@ def dense_masks_and_run_lengths_are_those_of_the_bits(build: Build) -> None:
         inputs = heads(16, SMALL, priors=30, batch=2, spread=1.0)
         inputs["mask_coeff"][0, :20] = 1  # masks that touch all borders
         pipeline = Pipeline(build(SMALL), SMALL)
+        raws = expect_reference(pipeline, inputs, image_hw=image_hw)
+        for crop in (True, False):
+            masks = expect_masks(pipeline, raws, image_hw, crop=crop)
+            dense, runs = pipeline.dense(), pipeline.runs()
+            for i, raw in enumerate(raws):
+                n = len(raw)
+                np.testing.assert_array_equal(dense[i, :n], masks[i, :n])
+                assert runs[i] == [coco_runs(mask) for mask in masks[i, :n]]
+
+
+def run_lengths_are_of_every_row_and_column_a_mask_reaches(build: Build) -> None:
+    """Masks that fill their boxes, which begin and end anywhere: also at the borders, and in one cell."""
+    spec = Specialization(num_classes=1, num_coeff=1, top_k=40, max_detections=40)
+    inputs = heads(28, spec, priors=40, proto_hw=(8, 9), rate=1.0)
+    rng = np.random.default_rng(28)
+    inputs["proto"][...], inputs["mask_coeff"][...], inputs["loc"][...] = 50, 1, 0
+    inputs["conf"][0, :, 1] = np.linspace(0.9, 0.3, 40)
+    inputs["priors"][:] = rng.integers(0, 19, (40, 4)) / [18, 16, 36, 32]
+    inputs["priors"][:4] = [[0.5, 0.9, 0.2, 0.1], [0.5, 0.1, 0.2, 0.1], [0.9, 0.5, 0.1, 0.2], [0.1, 0.9, 0.1, 0.1]]
+    pipeline = Pipeline(build(spec), spec)
+    for image_hw in ((45, 300), (300, 45), (5, 4), (1, 1)):
+        raws = expect_reference(pipeline, inputs, image_hw=image_hw)
+        for crop in (True, False):
+            masks = expect_masks(pipeline, raws, image_hw, crop=crop)
+            assert pipeline.runs()[0] == [coco_runs(mask) for mask in masks[0, : len(raws[0])]]
+
+
+def masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border(build: Build) -> None:
+    sizes = [(45, 61), (130, 300), (300, 130), (3, 520), (200, 3), (1, 1), (1, 40), (40, 1), (64, 64)]
+    protos = [(9, 7), (16, 16), (12, 40), (33, 35), (50, 2), (7, 60), (9, 9), (5, 6), (8, 8)]
+    for seed, (image_hw, proto_hw) in enumerate(zip(sizes, protos, strict=True)):
+        inputs = heads(seed, PADDED, priors=12, batch=2, proto_hw=proto_hw, spread=1.2)
+        inputs["mask_coeff"][0, :6] = 1  # boxes that are filled, also where they leave the image
+        pipeline = Pipeline(build(PADDED), PADDED, schedule=seed % 3)
         raws = expect_reference(pipeline, inputs, image_hw=image_hw)
         for crop in (True, False):
             masks = expect_masks(pipeline, raws, image_hw, crop=crop)

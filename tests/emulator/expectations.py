@@ -17,7 +17,7 @@ from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.detections import RawDetections
 from yolact_deploy.masks import assemble
-from yolact_deploy.postprocess import detect, pixel_boxes, softmax
+from yolact_deploy.postprocess import assemble_masks, detect, softmax
 
 Array = npt.NDArray[Any]
 Build: TypeAlias = Callable[..., Runner]  # (specialization, build="plain")
@@ -27,6 +27,8 @@ WIDE = Specialization(num_classes=40, num_coeff=8)  # two tiles of classes, vect
 CROSS = Specialization(num_classes=40, num_coeff=4, top_k=6, cross_class=True)
 LOGITS = Specialization(num_classes=80, num_coeff=4, conf_logits=True)
 MANY_LOGITS = Specialization(num_classes=160, num_coeff=4, top_k=1000, conf_logits=True)
+CLIPPED = Specialization(num_classes=3, num_coeff=4, top_k=6, max_detections=5, clip_boxes=True)
+PADDED = Specialization(num_classes=3, num_coeff=4, top_k=6, max_detections=5, pad=True)
 HALF = Specialization(
     num_classes=3, num_coeff=16, loc_fp16=True, conf_fp16=True, coeff_fp16=True, proto_fp16=True, input_fp16=True
 )
@@ -80,21 +82,23 @@ def expect_reference(
         nms="cross_class" if spec.cross_class else "fast",
         top_k=spec.top_k,
         max_detections=spec.max_detections,
+        clip_boxes=spec.clip_boxes,
     )
     if score_threshold is not None:
         raws = [raw.take(np.flatnonzero(raw.scores > np.float32(score_threshold))) for raw in raws]
     for one, raw in zip(found, raws, strict=True):
-        expect_detections(one, raw, image_hw)
+        expect_detections(one, raw, image_hw, pad=spec.pad)
     return raws
 
 
-def expect_detections(found: Found, raw: RawDetections, image_hw: tuple[int, int]) -> None:
+def expect_detections(found: Found, raw: RawDetections, image_hw: tuple[int, int], *, pad: bool = False) -> None:
     np.testing.assert_array_equal(found.prior_idx, raw.prior_idx)
     np.testing.assert_array_equal(found.class_ids, raw.class_ids)
     np.testing.assert_array_equal(found.scores, raw.scores)
     np.testing.assert_array_equal(found.boxes, raw.boxes_xyxy)
     np.testing.assert_array_equal(found.coeff, raw.mask_coeff)
-    np.testing.assert_array_equal(found.pixel_boxes, pixel_boxes(raw.boxes_xyxy, image_hw))
+    placed = assemble_masks(raw, image_hw, score_threshold=-np.inf, resize="pad" if pad else "stretch")
+    np.testing.assert_array_equal(found.pixel_boxes, placed.boxes_xyxy)
 
 
 def expect_masks(
@@ -102,8 +106,9 @@ def expect_masks(
 ) -> Array:
     """Masks of the last `detect` equal to the reference's in every pixel; padding bits are 0."""
     masks = pipeline.masks(image_hw, images=len(raws), crop=crop)
+    canvas_hw = pipeline.specialization.canvas_hw(image_hw)
     for found, raw in zip(masks, raws, strict=True):
-        expected = assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop)
+        expected = assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
         np.testing.assert_array_equal(found[: len(raw)], expected)
     pitch = launches.mask_pitch_words(image_hw[1])
     every_bit = launches.unpack_mask_words(pipeline.arrays["mask_words"], pitch * 32)

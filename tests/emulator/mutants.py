@@ -108,6 +108,31 @@ MUTANTS: dict[str, Mutant] = {
         "score == best && class_id > best_class",
         "cross_class_takes_each_priors_best_class",
     ),
+    "nan_clipped_away": Mutant(
+        "x <= 0.0f ? 0.0f : x;",
+        "x > 0.0f ? x : 0.0f;",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_at_zero_only": Mutant(
+        "return x > 1.0f ? 1.0f : x <= 0.0f",
+        "return x <= 0.0f",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_at_one_only": Mutant(
+        "x <= 0.0f ? 0.0f : x;",
+        "x;",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_corner_missing": Mutant(
+        "clip_to_unit(w + x1), clip_to_unit(h + y1)",
+        "clip_to_unit(w + x1), h + y1",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_before_the_far_corner": Mutant(
+        "  float x1 = cx - w / 2.0f, y1 = cy - h / 2.0f;\n#if CLIP_BOXES",
+        "  float x1 = clip_to_unit(cx - w / 2.0f), y1 = clip_to_unit(cy - h / 2.0f);\n#if CLIP_BOXES",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
     "half_as_integer": Mutant(
         "float widen(half_bits h) { return half_to_float(h); }",
         "float widen(half_bits h) { return (float)h; }",
@@ -203,6 +228,31 @@ MUTANTS: dict[str, Mutant] = {
         "fmaxf(first - padding, 0.0f)",
         "integer_boxes_are_ordered_clamped_and_truncated",
     ),
+    "padded_boxes_of_the_image": Mutant(
+        "ordered_limits(box.x, box.z, canvas.y, 0.0f)",
+        "ordered_limits(box.x, box.z, width, 0.0f)",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "padded_boxes_not_cut_on_the_right": Mutant(
+        "if (x.y > (float)width) x.y = (float)width;",
+        "",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "padded_boxes_not_cut_at_the_bottom": Mutant(
+        "if (y.y > (float)height) y.y = (float)height;",
+        "",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "nan_cut_at_the_border": Mutant(
+        "if (y.y > (float)height) y.y = (float)height;",
+        "y.y = fminf(y.y, (float)height);",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "square_of_the_shorter_side": Mutant(
+        "int side = max(image_h, image_w);",
+        "int side = min(image_h, image_w);",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
     # masks
     "mask_at_one_half": Mutant(
         "stretch(upper, lower, row.weight) > 0.5f",
@@ -265,6 +315,36 @@ MUTANTS: dict[str, Mutant] = {
     "row_of_zeros_for_the_last": Mutant(
         "int second = min(first + 1, last_row);", "int second = first + 1;", "masks_are_the_references_at_any_size"
     ),
+    "rows_of_the_image_not_the_square": Mutant(
+        "stretch_source(top + y, proto_h, canvas.x)",
+        "stretch_source(top + y, proto_h, image_h)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "columns_of_the_image_not_the_square": Mutant(
+        "stretch_source(min(x, image_w - 1), proto_w, canvas.y)",
+        "stretch_source(min(x, image_w - 1), proto_w, image_w)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "first_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(left, proto_w, canvas.y)",
+        "stretch_source(left, proto_w, image_w)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "last_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(right - 1, proto_w, canvas.y)",
+        "stretch_source(right - 1, proto_w, image_w)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "top_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(top, proto_h, canvas.x)",
+        "stretch_source(top, proto_h, image_h)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "bottom_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(bottom - 1, proto_h, canvas.x)",
+        "stretch_source(bottom - 1, proto_h, image_h)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
     "dense_pitch_of_the_width": Mutant(
         "words += pitch;", "words += (image_w + 31) / 32;", "dense_masks_and_run_lengths_are_those_of_the_bits"
     ),
@@ -294,6 +374,66 @@ MUTANTS: dict[str, Mutant] = {
     "one_run_too_few": Mutant(
         "= sum_before + 1;", "= sum_before;", "dense_masks_and_run_lengths_are_those_of_the_bits"
     ),
+    "first_row_from_the_cell_too_late": Mutant(
+        "(int)(first_cell * scale) - 1, 0)",
+        "(int)(first_cell * scale) + 1, 0)",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "last_row_from_the_cell_too_early": Mutant(
+        "(int)ceilf(end_cell * scale) + 1)",
+        "(int)ceilf(end_cell * scale) - 2)",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "rows_before_the_first": Mutant(
+        "max((int)(first_cell * scale) - 1, 0)",
+        "(int)(first_cell * scale) - 1",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "reach_without_the_crop_being_off": Mutant(
+        "MaskReach reach;\n",
+        "MaskReach reach;\n  window = cells[detection];\n",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "column_after_the_mask_left_out": Mutant(
+        "x <= reach.columns.y;",
+        "x < reach.columns.y - 1;",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "change_from_the_column_before_left_out": Mutant(
+        "if (before >> lane & 1) at_change(position);",
+        "",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "column_before_ends_at_the_first_row": Mutant(
+        "at_change(position);\n    before = 0;",
+        "at_change(position);",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "change_below_the_mask_left_out": Mutant(
+        "int end = min(rows.y + 1, image_h);",
+        "int end = min(rows.y - 1, image_h);",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "last_run_only_where_the_mask_is": Mutant(
+        "if (!can_change(reach, x) && !ends) return;",
+        "if (!can_change(reach, x)) return;",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "reach_of_the_batchs_first_image": Mutant(
+        "size_t detection = (size_t)(first_image + local_image) * MAX_OUT + n;",
+        "size_t detection = (size_t)local_image * MAX_OUT + n;",
+        "images_of_a_batch_can_have_their_own_sizes",
+    ),
+    "rows_in_reach_of_the_image_not_the_square": Mutant(
+        "pixels_over(window.z, window.w, proto_h, canvas.x)",
+        "pixels_over(window.z, window.w, proto_h, image_h)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "columns_in_reach_of_the_image_not_the_square": Mutant(
+        "pixels_over(window.x, window.y, proto_w, canvas.y)",
+        "pixels_over(window.x, window.y, proto_w, image_w)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
     # preprocess
     "channels_not_flipped": Mutant("is_rgb ? c : 2 - c", "c", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"),
     "weight_from_float_coordinates": Mutant(
@@ -311,6 +451,42 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "pitch_of_the_width": Mutant(
         "row.second * row_pitch", "row.second * 3 * image_w", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"
+    ),
+    "padding_colour_flipped": Mutant(
+        "has_bottom && has_right ? (float)bottom[right] : pad[c]",
+        "has_bottom && has_right ? (float)bottom[right] : pad[from]",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "padding_on_the_right_only": Mutant(
+        "has_bottom = !PAD || row.second < image_h",
+        "has_bottom = has_top",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "padding_below_only": Mutant(
+        "has_right = !PAD || column.second < image_w",
+        "has_right = has_left",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "rows_scaled_by_the_image": Mutant(
+        "double scale_y = (double)canvas.x / input_size;",
+        "double scale_y = (double)image_h / input_size;",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "columns_scaled_by_the_image": Mutant(
+        "(double)canvas.y / input_size",
+        "(double)image_w / input_size",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "tap_beside_the_padding_repeated": Mutant(
+        "resize_tap(y, canvas.x, scale_y)",
+        "resize_tap(y, image_h, scale_y)",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "padding_read_beyond_the_image": Mutant(
+        "has_left = !PAD || column.first < image_w",
+        "has_left = true",
+        "a_padded_image_is_preprocessed_as_its_square",
+        sanitized=True,
     ),
 }
 

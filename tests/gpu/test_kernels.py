@@ -10,7 +10,7 @@ import pytest
 
 from tests.emulator.checks import CHECKS
 from tests.emulator.emulator import emulator
-from tests.emulator.expectations import CROSS, HALF, LOGITS, SMALL, WIDE, expect_reference, heads
+from tests.emulator.expectations import CLIPPED, CROSS, HALF, LOGITS, PADDED, SMALL, WIDE, expect_reference, heads
 from tests.emulator.originals import CASES, MODES, expect_original
 from tests.emulator.pipeline import Pipeline
 from tests.gpu.runner import gpu
@@ -40,7 +40,7 @@ def test_every_bit_of_the_originals_cases_is_the_emulators(case: dict[str, Any],
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
-@pytest.mark.parametrize("specialization", [SMALL, WIDE, CROSS, LOGITS, HALF, _REAL], ids=str)
+@pytest.mark.parametrize("specialization", [SMALL, WIDE, CROSS, LOGITS, CLIPPED, PADDED, HALF, _REAL], ids=str)
 def test_every_bit_of_random_heads_is_the_emulators(specialization: Specialization) -> None:
     inputs = heads(1, specialization, priors=3000, batch=2, proto_hw=(35, 33), levels=500, spread=4.0)
     pipelines = [Pipeline(build(specialization), specialization) for build in (gpu, emulator)]

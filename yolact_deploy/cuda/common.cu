@@ -10,6 +10,8 @@
 //   MAX_DETECTIONS  best detections over all classes
 //   CROSS_CLASS     1: one list of candidates, each in its best class, and up to TOP_K detections
 //   CONF_LOGITS     1: conf still needs its softmax
+//   CLIP_BOXES      1: boxes are cut at 0 and 1 before they are compared
+//   PAD             1: an image is the top left of a square, which is what the input, boxes and prototypes are of
 //   LOC_FP16, CONF_FP16, COEFF_FP16, PROTO_FP16, INPUT_FP16   1: that tensor holds float16, else float32
 //
 // In the shapes: B images, P priors, Hp x Wp prototype cells.
@@ -51,6 +53,12 @@ __device__ __forceinline__ void store(float* at, float x) { *at = x; }
 __device__ __forceinline__ void store(half_bits* at, float x) { *at = float_to_half(x); }
 
 __device__ __forceinline__ bool is_nan(float x) { return x != x; }
+
+// (height, width) of what boxes and prototypes are relative to.
+__device__ __forceinline__ int2 canvas_size(int image_h, int image_w) {
+  int side = max(image_h, image_w);
+  return PAD ? make_int2(side, side) : make_int2(image_h, image_w);
+}
 
 // exp of float32, rounded correctly from a double that is off by about 1e-16. Taylor series on |r| <= ln(2)/2, whose first
 // term left out is below 2^-57.

@@ -114,6 +114,9 @@ __device__ __forceinline__ int nth_set_bit(unsigned word, int n) {
   return __ffs(word) - 1;
 }
 
+// NaN stays NaN.
+__device__ __forceinline__ float clip_to_unit(float x) { return x > 1.0f ? 1.0f : x <= 0.0f ? 0.0f : x; }
+
 // SSD's encoding with variances 0.1 and 0.2, in the original's order of operations.
 __device__ __forceinline__ float4 decode_box(const loc_t* loc, const float* prior) {
   float cx = prior[0] + widen(loc[0]) * 0.1f * prior[2];
@@ -121,7 +124,11 @@ __device__ __forceinline__ float4 decode_box(const loc_t* loc, const float* prio
   float w = prior[2] * exp_rounded(widen(loc[2]) * 0.2f);
   float h = prior[3] * exp_rounded(widen(loc[3]) * 0.2f);
   float x1 = cx - w / 2.0f, y1 = cy - h / 2.0f;
+#if CLIP_BOXES
+  return make_float4(clip_to_unit(x1), clip_to_unit(y1), clip_to_unit(w + x1), clip_to_unit(h + y1));
+#else
   return make_float4(x1, y1, w + x1, h + y1);
+#endif
 }
 
 // grid (ceil(P / 32), B), block 256: each block places the candidates of its word behind those of all words before it.

@@ -13,6 +13,7 @@ clearing beforehand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -46,6 +47,7 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
         ("input_size", "int32"),
         ("is_rgb", "int32"),
         *((name, "float32") for name in ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")),
+        *((name, "float32") for name in ("pad_r", "pad_g", "pad_b")),
     ),
     "keep_confident": (*_pointers("conf", "kept_words"), ("num_priors", "int32"), ("conf_threshold", "float32")),
     "gather_candidates": (
@@ -81,9 +83,11 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
     ),
     "unpack_masks": (*_pointers("count", "mask_words", "dense"), *_IMAGE_SIZE, ("first_image", "int32")),
     "rle_columns": (
-        *_pointers("count", "mask_words", "column_runs", "column_last"),
+        *_pointers("count", "cells", "mask_words", "column_runs", "column_last"),
+        *_PROTO_SIZE,
         *_IMAGE_SIZE,
         ("first_image", "int32"),
+        ("crop", "int32"),
     ),
     "rle_offsets": (
         *_pointers("count", "column_runs", "column_last", "run_count"),
@@ -92,9 +96,11 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
     ),
     "rle_starts": _pointers("run_count", "run_start"),
     "rle_runs": (
-        *_pointers("count", "mask_words", "column_runs", "column_last", "run_start", "runs"),
+        *_pointers("count", "cells", "mask_words", "column_runs", "column_last", "run_start", "runs"),
+        *_PROTO_SIZE,
         *_IMAGE_SIZE,
         ("first_image", "int32"),
+        ("crop", "int32"),
         ("capacity", "uint32"),
     ),
 }
@@ -115,7 +121,7 @@ class Buffer:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def preprocess_launch(input_size: int, images: int) -> Launch:
@@ -250,15 +256,15 @@ def _mask_shared_bytes(
     specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], tile_rows: int
 ) -> int:
     """Words and sources of the rows, coefficients, and the cells that a tile can reach."""
-    cells = _cells_reached(tile_rows, proto_hw[0], image_hw[0]) * _cells_reached(
-        MASK_TILE_COLUMNS, proto_hw[1], image_hw[1]
-    )
-    return 40 * tile_rows + 4 * (specialization.num_coeff + cells)
+    canvas_h, canvas_w = specialization.canvas_hw(image_hw)
+    rows = _cells_reached(min(tile_rows, image_hw[0]), proto_hw[0], canvas_h)
+    columns = _cells_reached(min(MASK_TILE_COLUMNS, image_hw[1]), proto_hw[1], canvas_w)
+    return 40 * tile_rows + 4 * (specialization.num_coeff + rows * columns)
 
 
 def _cells_reached(pixels: int, size_in: int, size_out: int) -> int:
     """Upper bound of the cells that `pixels` neighbours read: one at each end, and one for rounding."""
-    return min(size_in, int((min(pixels, size_out) - 1) * size_in / size_out) + 4)
+    return min(size_in, int((pixels - 1) * size_in / size_out) + 4)
 
 
 def _buffer(dtype: type[np.generic], *shape: int) -> Buffer:

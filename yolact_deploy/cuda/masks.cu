@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) prototype_masks(
   soft_masks[detection * plane + cell] = value;
 }
 
-// sigmoid(proto · coefficients), cropped, stretched to the image, > 0.5. Images first_image .. of one size in a launch;
+// sigmoid(proto · coefficients), cropped, stretched to the image (with PAD: to its square, cut there), > 0.5. Images first_image .. of one size in a launch;
 // their masks are counted from 0. grid (ceil(V / 8), ceil(H / tile_rows), M * images), block 256, dynamic shared memory:
 // 40 tile_rows + 4 (K + cells of a tile) bytes
 extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
@@ -105,22 +105,23 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
   int4 window = crop ? cells[detection] : make_int4(0, proto_w, 0, proto_h);
   int left = blockIdx.x * MASK_THREADS, right = min(left + MASK_THREADS, image_w);
   int top = blockIdx.y * tile_rows, bottom = min(top + tile_rows, image_h);
+  int2 canvas = canvas_size(image_h, image_w);
 
   unsigned* words = reinterpret_cast<unsigned*>(dynamic_shared);      // [tile_rows, 8]
   Source* row_sources = reinterpret_cast<Source*>(words + tile_rows * TILE_WORDS);  // [tile_rows]
   float* coefficients = reinterpret_cast<float*>(row_sources + tile_rows);          // [K]
   float* soft = coefficients + NUM_COEFF;                                           // [cells_h, cells_w]
 
-  int cell_left = stretch_source(left, proto_w, image_w).first;
-  int cell_right = min(stretch_source(right - 1, proto_w, image_w).first + 1, proto_w - 1);
-  int cell_top = stretch_source(top, proto_h, image_h).first;
-  int cell_bottom = min(stretch_source(bottom - 1, proto_h, image_h).first + 1, proto_h - 1);
+  int cell_left = stretch_source(left, proto_w, canvas.y).first;
+  int cell_right = min(stretch_source(right - 1, proto_w, canvas.y).first + 1, proto_w - 1);
+  int cell_top = stretch_source(top, proto_h, canvas.x).first;
+  int cell_bottom = min(stretch_source(bottom - 1, proto_h, canvas.x).first + 1, proto_h - 1);
   bool empty = window.x >= window.y || window.z >= window.w || window.x > cell_right || window.y <= cell_left ||
                window.z > cell_bottom || window.w <= cell_top;
   if (!empty) {  // the same for all threads of the block
     for (int k = threadIdx.x; k < NUM_COEFF; k += MASK_THREADS) coefficients[k] = coeff[detection * NUM_COEFF + k];
     for (int y = threadIdx.x; y < bottom - top; y += MASK_THREADS)
-      row_sources[y] = stretch_source(top + y, proto_h, image_h);
+      row_sources[y] = stretch_source(top + y, proto_h, canvas.x);
     __syncthreads();
     int cells_w = cell_right - cell_left + 1, cells = cells_w * (cell_bottom - cell_top + 1);
     const proto_t* image_proto = proto + (size_t)image * proto_h * proto_w * NUM_COEFF;
@@ -129,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
     }
     __syncthreads();
     int x = left + threadIdx.x;
-    Source column = stretch_source(min(x, image_w - 1), proto_w, image_w);
+    Source column = stretch_source(min(x, image_w - 1), proto_w, canvas.y);
     const float* near = soft + column.first - cell_left;
     const float* far = soft + min(column.first + 1, proto_w - 1) - cell_left;
     int last_row = cell_bottom - cell_top, current = -1;

@@ -227,12 +227,17 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
   int found = select_top<MAX_OUT, SELECT_SORT_SIZE, SELECT_THREADS>(key_at, LISTS * MAX_OUT, present, keys, scratch);
   if (threadIdx.x == 0) count[image] = found;
   int height = image_hw[2 * image], width = image_hw[2 * image + 1];
+  int2 canvas = canvas_size(height, width);
   for (int i = threadIdx.x; i < found; i += SELECT_THREADS) {
     int entry = (int)(unsigned)keys[i], list = entry / MAX_OUT;
     int candidate = pool_candidates[(size_t)image * LISTS * MAX_OUT + entry];
     size_t from = (size_t)image * num_priors + candidate, to = (size_t)image * MAX_OUT + i;
     float4 box = candidate_boxes[from];
-    float2 x = ordered_limits(box.x, box.z, width, 0.0f), y = ordered_limits(box.y, box.w, height, 0.0f);
+    float2 x = ordered_limits(box.x, box.z, canvas.y, 0.0f), y = ordered_limits(box.y, box.w, canvas.x, 0.0f);
+#if PAD  // cut at the image's border, but for NaN
+    if (x.y > (float)width) x.y = (float)width;
+    if (y.y > (float)height) y.y = (float)height;
+#endif
     int2 columns = cell_range(box.x, box.z, proto_w), rows = cell_range(box.y, box.w, proto_h);
     priors[i] = prior_idx[to] = candidate_prior[from];
     class_ids[to] = CROSS_CLASS ? candidate_class[from] : list;

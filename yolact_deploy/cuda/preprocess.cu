@@ -1,4 +1,4 @@
-// uint8 images to the network's input: stretched, normalised, planar RGB.
+// uint8 images to the network's input: padded to a square with PAD, stretched, normalised, planar RGB.
 
 #define PREPROCESS_ROWS 4  // output rows per thread: they share the column's coordinates
 
@@ -37,7 +37,8 @@ extern "C" __global__ void __launch_bounds__(256) preprocess(
     long long image_pitch,  // bytes
     int input_size,         // S
     int is_rgb,             // 0: the images' channels are BGR, 1: RGB
-    float mean_r, float mean_g, float mean_b, float std_r, float std_g, float std_b) {
+    float mean_r, float mean_g, float mean_b, float std_r, float std_g, float std_b,
+    float pad_r, float pad_g, float pad_b) {  // only with PAD
   int x = blockIdx.x * 32 + threadIdx.x;
   int first_y = (blockIdx.y * 8 + threadIdx.y) * PREPROCESS_ROWS;
   if (x >= input_size) return;
@@ -46,21 +47,29 @@ extern "C" __global__ void __launch_bounds__(256) preprocess(
   input_t* output = input + blockIdx.z * 3 * plane;
   float mean[3] = {mean_r, mean_g, mean_b};
   float std[3] = {std_r, std_g, std_b};
-  Tap column = resize_tap(x, image_w, (double)image_w / input_size);
-  double scale_y = (double)image_h / input_size;
+  float pad[3] = {pad_r, pad_g, pad_b};
+  int2 canvas = canvas_size(image_h, image_w);
+  Tap column = resize_tap(x, canvas.y, (double)canvas.y / input_size);
+  bool has_left = !PAD || column.first < image_w, has_right = !PAD || column.second < image_w;
+  double scale_y = (double)canvas.x / input_size;
 #pragma unroll
   for (int i = 0; i < PREPROCESS_ROWS; i++) {
     int y = first_y + i;
     if (y >= input_size) return;
-    Tap row = resize_tap(y, image_h, scale_y);
+    Tap row = resize_tap(y, canvas.x, scale_y);
+    bool has_top = !PAD || row.first < image_h, has_bottom = !PAD || row.second < image_h;
     const unsigned char* top = image + row.first * row_pitch;
     const unsigned char* bottom = image + row.second * row_pitch;
 #pragma unroll
     for (int c = 0; c < 3; c++) {
       int from = is_rgb ? c : 2 - c;
       int left = 3 * column.first + from, right = 3 * column.second + from;
-      float upper = lerp_to((float)top[left], (float)top[right], column.weight);
-      float lower = lerp_to((float)bottom[left], (float)bottom[right], column.weight);
+      float top_left = has_top && has_left ? (float)top[left] : pad[c];
+      float top_right = has_top && has_right ? (float)top[right] : pad[c];
+      float bottom_left = has_bottom && has_left ? (float)bottom[left] : pad[c];
+      float bottom_right = has_bottom && has_right ? (float)bottom[right] : pad[c];
+      float upper = lerp_to(top_left, top_right, column.weight);
+      float lower = lerp_to(bottom_left, bottom_right, column.weight);
       float value = (lerp_to(upper, lower, row.weight) - mean[c]) / std[c];
       store(output + c * plane + (size_t)y * input_size + x, value);
     }

@@ -3,16 +3,51 @@
 
 #define RLE_THREADS 256
 
+// Where a mask can be 1: in columns columns.x .. columns.y - 1 and rows rows.x .. rows.y - 1, as far as the image has them.
+struct MaskReach {
+  int2 columns, rows;
+};
+
+// A pixel whose centre is not over the window's cells is no nearer to them than to cells that are 0: at most 0.5. One more at
+// each end, as both the limits here and the interpolation there are rounded.
+__device__ __forceinline__ int2 pixels_over(int first_cell, int end_cell, int size_in, int size_out) {
+  float scale = (float)size_out / (float)size_in;
+  return make_int2(max((int)(first_cell * scale) - 1, 0), (int)ceilf(end_cell * scale) + 1);
+}
+
+// Of the mask that the block is at.
+__device__ __forceinline__ MaskReach mask_reach(
+    const int4* cells, int first_image, int proto_h, int proto_w, int image_h, int image_w, int crop) {
+  int local_image = blockIdx.z, n = blockIdx.y;
+  size_t detection = (size_t)(first_image + local_image) * MAX_OUT + n;
+  int4 window = crop ? cells[detection] : make_int4(0, proto_w, 0, proto_h);
+  int2 canvas = canvas_size(image_h, image_w);
+  MaskReach reach;
+  reach.columns = pixels_over(window.x, window.y, proto_w, canvas.y);
+  reach.rows = pixels_over(window.z, window.w, proto_h, canvas.x);
+  return reach;
+}
+
+// A change in a column, or from the one to its left.
+__device__ __forceinline__ bool can_change(MaskReach reach, int x) {
+  return x >= reach.columns.x && x <= reach.columns.y;
+}
+
 // Walks down the 32 columns of a word, a lane each; calls at_change(position) where a pixel differs from the one before.
 template <class AtChange>
 __device__ __forceinline__ void walk_column(
-    const unsigned* mask, int word, int lane, int image_h, int pitch, AtChange at_change) {
+    const unsigned* mask, int word, int lane, int2 rows, int image_h, int pitch, AtChange at_change) {
   // before the first pixel of a column comes the last one of the column to its left
   const unsigned* last_row = mask + (size_t)(image_h - 1) * pitch;
   unsigned before = last_row[word] << 1 | (word > 0 ? last_row[word - 1] >> 31 : 0u);
   unsigned position = (unsigned)(word * 32 + lane) * image_h;
+  if (rows.x > 0) {
+    if (before >> lane & 1) at_change(position);
+    before = 0;
+  }
+  int end = min(rows.y + 1, image_h);
 #pragma unroll 4
-  for (int y = 0; y < image_h; y++) {
+  for (int y = rows.x; y < end; y++) {
     unsigned bits = mask[(size_t)y * pitch + word];
     if ((bits ^ before) >> lane & 1) at_change(position + y);
     before = bits;
@@ -22,20 +57,26 @@ __device__ __forceinline__ void walk_column(
 // grid (ceil(W / 256), M, images), block 256
 extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_columns(
     const int* __restrict__ count,            // [B], n
+    const int4* __restrict__ cells,           // [B, M], left right top bottom
     const unsigned* __restrict__ mask_words,  // [images, M, H, V]
     unsigned* __restrict__ column_runs,       // out [images, M, W], changes in the column
     unsigned* __restrict__ column_last,       // out [images, M, W], position of the last of them, 0 if none
-    int image_h, int image_w, int first_image) {
+    int proto_h, int proto_w, int image_h, int image_w, int first_image,
+    int crop) {                               // as the masks were assembled
   if (blockIdx.y >= count[first_image + blockIdx.z]) return;
   int x = blockIdx.x * RLE_THREADS + threadIdx.x;
   if (x >= image_w) return;
   size_t mask_index = (size_t)blockIdx.z * MAX_OUT + blockIdx.y;
+  MaskReach reach = mask_reach(cells, first_image, proto_h, proto_w, image_h, image_w, crop);
   int pitch = mask_pitch(image_w);
+  const unsigned* mask = mask_words + mask_index * image_h * pitch;
   unsigned changes = 0, last = 0;
-  walk_column(mask_words + mask_index * image_h * pitch, x / 32, x % 32, image_h, pitch, [&](unsigned position) {
-    changes++;
-    last = position;
-  });
+  if (can_change(reach, x)) {
+    walk_column(mask, x / 32, x % 32, reach.rows, image_h, pitch, [&](unsigned position) {
+      changes++;
+      last = position;
+    });
+  }
   column_runs[mask_index * image_w + x] = changes;
   column_last[mask_index * image_w + x] = last;
 }
@@ -116,25 +157,33 @@ extern "C" __global__ void __launch_bounds__(32) rle_starts(
 // grid (ceil(W / 256), M, images), block 256
 extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_runs(
     const int* __restrict__ count,             // [B], n
+    const int4* __restrict__ cells,            // [B, M], left right top bottom
     const unsigned* __restrict__ mask_words,   // [images, M, H, V]
     const unsigned* __restrict__ column_runs,  // [images, M, W], changes in all columns before
     const unsigned* __restrict__ column_last,  // [images, M, W], position of the last of them
     const unsigned* __restrict__ run_start,    // [images, M + 1]
     unsigned* __restrict__ runs,               // out [images, capacity], lengths; what does not fit is not written
-    int image_h, int image_w, int first_image,
+    int proto_h, int proto_w, int image_h, int image_w, int first_image,
+    int crop,                                  // as the masks were assembled
     unsigned capacity) {
   if (blockIdx.y >= count[first_image + blockIdx.z]) return;
   int x = blockIdx.x * RLE_THREADS + threadIdx.x;
   if (x >= image_w) return;
   size_t mask_index = (size_t)blockIdx.z * MAX_OUT + blockIdx.y;
+  MaskReach reach = mask_reach(cells, first_image, proto_h, proto_w, image_h, image_w, crop);
+  bool ends = x == image_w - 1;  // the last run ends with the mask
+  if (!can_change(reach, x) && !ends) return;
   int pitch = mask_pitch(image_w);
+  const unsigned* mask = mask_words + mask_index * image_h * pitch;
   unsigned at = run_start[(size_t)blockIdx.z * (MAX_OUT + 1) + blockIdx.y] + column_runs[mask_index * image_w + x];
   unsigned last = column_last[mask_index * image_w + x];
   unsigned* image_runs = runs + (size_t)blockIdx.z * capacity;
-  walk_column(mask_words + mask_index * image_h * pitch, x / 32, x % 32, image_h, pitch, [&](unsigned position) {
-    if (at < capacity) image_runs[at] = position - last;
-    at++;
-    last = position;
-  });
-  if (x == image_w - 1 && at < capacity) image_runs[at] = (unsigned)image_w * image_h - last;
+  if (can_change(reach, x)) {
+    walk_column(mask, x / 32, x % 32, reach.rows, image_h, pitch, [&](unsigned position) {
+      if (at < capacity) image_runs[at] = position - last;
+      at++;
+      last = position;
+    });
+  }
+  if (ends && at < capacity) image_runs[at] = (unsigned)image_w * image_h - last;
 }

@@ -26,6 +26,8 @@ class Specialization:
     max_detections: int = 100
     cross_class: bool = False
     conf_logits: bool = False
+    clip_boxes: bool = False  # at the border, before they are compared
+    pad: bool = False  # an image is the top left of a square: see `canvas_hw`
     loc_fp16: bool = False
     conf_fp16: bool = False
     coeff_fp16: bool = False
@@ -54,6 +56,11 @@ class Specialization:
         """M: most detections of an image."""
         return self.top_k if self.cross_class else self.max_detections
 
+    def canvas_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """What boxes and prototypes are relative to: the image, or with `pad` the square that it is padded to."""
+        side = max(image_hw)
+        return (side, side) if self.pad else image_hw
+
     def definitions(self) -> dict[str, int]:
         """Name -> value of every preprocessor definition that the sources need."""
         return {name.upper(): int(value) for name, value in vars(self).items()}
@@ -72,16 +79,6 @@ def specialize(
             'the GPU kernels know "fast" and "cross_class" NMS, found "traditional"; '
             "choose one of them, or detect on the CPU."
         )
-    if spec.preprocess.resize != "stretch":
-        raise SpecError(
-            f'the GPU kernels stretch images to the input, the spec {spec.name} has preprocess.resize "'
-            f'{spec.preprocess.resize}"; run the model with device="cpu".'
-        )
-    if spec.postprocess.clip_boxes:
-        raise SpecError(
-            f"the GPU kernels compare boxes as they are, the spec {spec.name} has postprocess.clip_boxes true; "
-            'run the model with device="cpu", or export with "clip_boxes": false in the spec file.'
-        )
     fp16 = dict(fp16_tensors or {})
     unknown = sorted(set(fp16) - {*HEADS, "image"})
     if unknown:
@@ -93,6 +90,8 @@ def specialize(
         max_detections=spec.postprocess.max_detections,
         cross_class=mode == "cross_class",
         conf_logits=spec.conf_activation == "logits",
+        clip_boxes=spec.postprocess.clip_boxes,
+        pad=spec.preprocess.resize == "pad",
         loc_fp16=fp16.get("loc", False),
         conf_fp16=fp16.get("conf", False),
         coeff_fp16=fp16.get("mask_coeff", False),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporters.configs import published_spec
 from tests.emulator.expectations import opencv_resize
 from tests.goldens import SHAPES_SPEC, golden_image
 from yolact_deploy.cuda.launches import (
@@ -25,6 +26,10 @@ from yolact_deploy.runtime.preprocess import preprocess
 from yolact_deploy.spec import ModelSpec
 
 COCO = Specialization(num_classes=80, num_coeff=32)
+TINY = (
+    64  # images of fewer pixels are resized by OpenCV without fused multiply-adds at some of their columns, which only
+)
+SHORT_COLOUR = (123.5, 116.25, 0.5)  # a colour of few bits does not show, as no sum of it is rounded there
 C_KINDS = {"int": "int32", "unsigned": "uint32", "long long": "int64", "float": "float32"}
 
 
@@ -56,6 +61,15 @@ def test_the_specialization_of_a_model_is_its_spec() -> None:
     )
     assert (found.lists, found.max_out) == (1, 200)
     assert specialize(dataclasses.replace(spec, conf_activation="logits")).conf_logits
+    assert (found.pad, found.clip_boxes) == (False, False)
+    assert specialize(published_spec("yolact_minimal_res50_coco")).pad
+    assert specialize(published_spec("mmdet_yolact_r50")).clip_boxes
+
+
+def test_a_padded_image_is_the_top_left_of_a_square() -> None:
+    padded = dataclasses.replace(COCO, pad=True)
+    assert [padded.canvas_hw(hw) for hw in ((30, 40), (40, 30), (1, 1))] == [(40, 40), (40, 40), (1, 1)]
+    assert COCO.canvas_hw((30, 40)) == (30, 40)
 
 
 @pytest.mark.parametrize(
@@ -94,21 +108,29 @@ def test_bits_are_little_endian_within_rows_padded_to_16_bytes() -> None:
     assert [mask_pitch_words(width) for width in (1, 128, 129, 1920)] == [4, 4, 8, 60]
 
 
-@pytest.mark.parametrize("image_hw", [(1, 1), (30, 40), (480, 640), (550, 550), (1080, 1920), (4000, 5000)])
+@pytest.mark.parametrize("image_hw", [(1, 1), (30, 40), (480, 640), (550, 550), (1080, 1920), (4000, 5000), (2, 4000)])
 @pytest.mark.parametrize("proto_hw", [(138, 138), (16, 16), (1, 700)])
-def test_tiles_fit_in_shared_memory(image_hw: tuple[int, int], proto_hw: tuple[int, int]) -> None:
-    launch = mask_launch(COCO, proto_hw, image_hw, 1)
+@pytest.mark.parametrize("pad", [False, True], ids=["stretch", "pad"])
+def test_tiles_fit_in_shared_memory(image_hw: tuple[int, int], proto_hw: tuple[int, int], pad: bool) -> None:
+    specialization = dataclasses.replace(COCO, pad=pad)
+    launch = mask_launch(specialization, proto_hw, image_hw, 1)
     assert launch.shared_bytes <= 48 * 1024
-    assert launch.grid[1] * mask_tile_rows(COCO, proto_hw, image_hw) >= image_hw[0]
+    assert launch.grid[1] * mask_tile_rows(specialization, proto_hw, image_hw) >= image_hw[0]
     assert launch.grid[0] * 256 >= image_hw[1]
 
 
-def test_the_kernels_resize_is_that_of_the_runtime() -> None:
+@pytest.mark.parametrize(
+    "pad_rgb", [None, (123.68, 116.78, 103.94), SHORT_COLOUR], ids=["stretch", "pad", "pad with a short colour"]
+)
+def test_the_kernels_resize_is_that_of_the_runtime(pad_rgb: tuple[float, float, float] | None) -> None:
     """On x86-64, where OpenCV's wheels compute with IPP; elsewhere the last bits of OpenCV are its platform's."""
     cv2 = pytest.importorskip("cv2")
     if not cv2.ipp.useIPP():
         pytest.skip("this OpenCV does not compute with IPP")
     spec = ModelSpec.from_file(SHAPES_SPEC)
+    if pad_rgb is not None:
+        padded = dataclasses.replace(spec.preprocess, resize="pad", pad_rgb=pad_rgb)
+        spec = dataclasses.replace(spec, preprocess=padded)
     mean, std = np.array(spec.preprocess.mean_rgb, np.float32), np.array(spec.preprocess.std_rgb, np.float32)
     noise = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), dtype=np.uint8)
     for image in (
@@ -119,6 +141,13 @@ def test_the_kernels_resize_is_that_of_the_runtime() -> None:
         noise[:1, :1],
         noise[: 2 * spec.input_size, : 2 * spec.input_size],
     ):
-        resized = opencv_resize(image[..., ::-1], spec.input_size)
+        if pad_rgb not in (None, SHORT_COLOUR) and max(image.shape[:2]) < TINY:
+            continue
+        pixels = image[..., ::-1]
+        if pad_rgb is not None:
+            side = max(image.shape[:2])
+            pixels = np.full((side, side, 3), pad_rgb, np.float32)
+            pixels[: image.shape[0], : image.shape[1]] = image[..., ::-1]
+        resized = opencv_resize(pixels, spec.input_size)
         expected = ((resized - mean) / std).transpose(2, 0, 1)
         np.testing.assert_array_equal(preprocess([image], spec)[0], expected)

@@ -23,6 +23,7 @@ OTHERS = {
     "half": Specialization(
         80, 32, conf_logits=True, loc_fp16=True, conf_fp16=True, coeff_fp16=True, proto_fp16=True, input_fp16=True
     ),
+    "padded": Specialization(80, 32, clip_boxes=True, pad=True),
     "cross_class": Specialization(80, 32, cross_class=True),
     "large": Specialization(365, 64, top_k=1024, max_detections=1024, conf_logits=True),
     "small": Specialization(1, 1, top_k=1, max_detections=1),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.emulator.emulator import emulator
-from tests.emulator.expectations import coco_runs, expect_detections, expect_masks, heads
+from tests.emulator.expectations import CLIPPED, PADDED, coco_runs, expect_detections, expect_masks, heads
 from tests.emulator.pipeline import Pipeline
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.postprocess import detect, softmax
@@ -20,6 +20,8 @@ SPECIALIZATIONS = [
     Specialization(num_classes=5, num_coeff=4, top_k=20, max_detections=12),
     Specialization(num_classes=33, num_coeff=8, top_k=9, cross_class=True),
     Specialization(num_classes=9, num_coeff=5, top_k=40, conf_logits=True),
+    CLIPPED,
+    PADDED,
 ]
 
 
@@ -64,9 +66,10 @@ def test_kernels_are_the_reference(
         nms="cross_class" if specialization.cross_class else "fast",
         top_k=specialization.top_k,
         max_detections=specialization.max_detections,
+        clip_boxes=specialization.clip_boxes,
     )
     for one, raw in zip(found, raws, strict=True):
-        expect_detections(one, raw, image_hw)
+        expect_detections(one, raw, image_hw, pad=specialization.pad)
     masks = expect_masks(pipeline, raws, image_hw, crop=crop)
     dense, runs = pipeline.dense(), pipeline.runs()
     for i, raw in enumerate(raws):

@@ -19,6 +19,11 @@ GROUPS = {
     ),
     "wide": ("the_best_of_many_lists", "masks_are_the_references_at_any_size", "non_finite_prototypes_give_background"),
     "half": ("half_precision_heads_are_widened_exactly", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"),
+    "padded": (
+        "a_padded_image_is_preprocessed_as_its_square",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
     "logits and cross-class": (
         "softmax_is_the_references_to_the_last_bit",
         "cross_class_takes_each_priors_best_class",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporters.configs import OTHER_TRAINERS, published_spec
+from exporters.configs import OTHER_TRAINERS
 from exporters.inference import infer_architecture
 from exporters.spec_choice import choose_spec
 from exporters.trainers.mmdetection import background_first
@@ -19,7 +19,6 @@ from exporters.trainers.recognition import as_original
 from exporters.yolact import Yolact
 from tests import goldens
 from tests.unit.exporters.trainer_states import StateDict, empty, mmdetection, yolact_edge, yolact_minimal
-from yolact_deploy.cuda.specialization import specialize
 from yolact_deploy.errors import CheckpointError, SpecError
 from yolact_deploy.spec import ModelSpec
 
@@ -206,17 +205,6 @@ def test_a_configuration_of_another_trainer_for_the_originals_names_is_doubted()
     notes = " ".join(choose_spec(PATH, found, config="yolact_minimal_res50_coco").notes)
     assert 'fpn.downsample_activation is "relu" in the spec; the configurations of YOLACT have "none"' in notes
     assert "protonet.align_corners is true in the spec" in notes
-
-
-@pytest.mark.parametrize(
-    ("config", "field"),
-    [("yolact_minimal_res50_coco", "preprocess.resize"), ("mmdet_yolact_r50", "postprocess.clip_boxes")],
-)
-def test_the_gpu_kernels_refuse_what_they_do_not_do(config: str, field: str) -> None:
-    with pytest.raises(SpecError, match=field) as caught:
-        specialize(published_spec(config))
-    assert 'device="cpu"' in str(caught.value)
-    assert specialize(published_spec("yolact_edge")).num_classes == 80
 
 
 def test_deformable_layers_of_yolact_edge_get_the_originals_names() -> None:
