@@ -13,6 +13,7 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 GARBAGE = 0xA5
 _GUARD_BYTES = 256
+_PAGE_BYTES = 4096
 _GUARD = 0x5C
 
 
@@ -26,6 +27,7 @@ class Allocation:
     address: int
     nbytes: int
     device: int | None  # None: page-locked memory of the host
+    is_locked: bool = False  # memory of the process, to which locking makes no difference
 
     def check_guards(self) -> None:
         start = self.address - self.storage.ctypes.data
@@ -58,10 +60,20 @@ class EmulatedMemory:
 
     def release(self, address: int, *, pinned: bool) -> None:
         found = self._allocations.pop(address, None)
-        if found is None or (found.device is None) != pinned:
+        if found is None or (found.device is None) != pinned or found.is_locked:
             raise EmulatorMisuseError(f"{address:#x} is freed, but it is no allocation of its kind")
         found.check_guards()
         found.storage[:] = _GUARD
+
+    def lock(self, address: int, nbytes: int) -> None:
+        """Let ordinary memory be known as page-locked."""
+        if address % _PAGE_BYTES:
+            raise EmulatorMisuseError(f"{address:#x} is locked, but no page begins there")
+        self._allocations[address] = Allocation(host_view(address, nbytes), address, nbytes, None, is_locked=True)
+
+    def unlock(self, address: int) -> None:
+        if not self._allocations.pop(address).is_locked:
+            raise EmulatorMisuseError(f"{address:#x} is unlocked, but it was not locked")
 
     def find(self, address: int) -> Allocation | None:
         for each in self._allocations.values():

@@ -58,6 +58,7 @@ class EmulatedDriver:
     ) -> None:
         self.device = GpuDevice(index, "emulated GPU", (9, 0), (13, 0), memory_bytes, 1)
         self.captures_graphs = captures_graphs
+        self.locks_pages = True
         self.launches: Counter[str] = Counter()  # kernels, as they run
         self.graph_launches = 0
         self.copied: Counter[str] = Counter()  # bytes, as they are copied
@@ -132,6 +133,18 @@ class EmulatedDriver:
 
     def free_pinned(self, address: int) -> None:
         self._release(address, pinned=True)
+
+    def lock_pages(self, address: int, nbytes: int) -> None:
+        self._check("cuMemHostRegister", may_capture=False)
+        if not self.locks_pages:
+            raise DeviceError("cuMemHostRegister failed: CUDA_ERROR_NOT_SUPPORTED")
+        self._memory.lock(address, nbytes)
+
+    def unlock_pages(self, address: int) -> None:
+        self._check("cuMemHostUnregister", may_capture=False)
+        for stream in list(self._streams):
+            self._run(stream)
+        self._memory.unlock(address)
 
     def memory_info(self) -> tuple[int, int]:
         return self.device.memory_bytes - self.device_bytes, self.device.memory_bytes

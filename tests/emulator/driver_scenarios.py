@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import mmap
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -87,6 +88,31 @@ def copies_on_pinned_memory_are_seen_after_synchronizing_only() -> None:
         driver.destroy_stream(stream)
         driver.free(device)
         driver.free_pinned(host)
+
+
+def locked_pages_are_copied_to_without_waiting_and_outlive_a_reset() -> None:
+    memory = mmap.mmap(-1, 1 << 16)
+    view = np.frombuffer(memory, np.uint8)
+    address, sent = view.ctypes.data, np.full(64, 7, np.uint8)
+    with gpu() as driver:
+        device, stream = driver.allocate(64, "device"), driver.create_stream()
+        driver.lock_pages(address, 1 << 16)
+        expect_refusal(lambda: driver.lock_pages(address, 1 << 16), "locking pages.*ALREADY_REGISTERED")
+        driver.copy_to_device(device, sent.ctypes.data, 64, stream)
+        driver.synchronize(stream)
+        driver.copy_to_host(address, device, 64, stream)
+        assert (view[:64] == POISON).all()
+        driver.synchronize(stream)
+        assert (view[:64] == 7).all()
+        driver.unlock_pages(address)
+        expect_refusal(lambda: driver.unlock_pages(address), "unlocking pages.*NOT_REGISTERED")
+        driver.lock_pages(address, 1 << 16)
+        standin.reset_device()
+        expect_refusal(lambda: driver.synchronize(stream), "CONTEXT_IS_DESTROYED|INVALID_CONTEXT")
+        driver.unlock_pages(address)
+        driver.destroy_stream(stream)
+        driver.free(device)
+    assert (view[:64] == 7).all()
 
 
 def copies_are_ordered_by_events_between_streams() -> None:
@@ -441,6 +467,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         kernels_give_the_references_detections_and_masks,
         devices_are_what_the_driver_shows,
         copies_on_pinned_memory_are_seen_after_synchronizing_only,
+        locked_pages_are_copied_to_without_waiting_and_outlive_a_reset,
         copies_are_ordered_by_events_between_streams,
         a_forgotten_wait_between_streams_shows,
         a_copy_beyond_an_allocation_is_refused,

@@ -106,6 +106,8 @@ int cuMemAlloc_v2(void** address, size_t bytes) { ENTER; NOT_WHILE_CAPTURING; re
 int cuMemFree_v2(uintptr_t address) { ENTER; NOT_WHILE_CAPTURING; return deallocate(context, address, false); }
 int cuMemHostAlloc(void** address, size_t bytes, unsigned) { ENTER; NOT_WHILE_CAPTURING; return allocate(context, bytes, true, address); }
 int cuMemFreeHost(void* address) { ENTER; NOT_WHILE_CAPTURING; return deallocate(context, (uintptr_t)address, true); }
+int cuMemHostRegister_v2(void* address, size_t bytes, unsigned) { ENTER; NOT_WHILE_CAPTURING; return register_host(context, (uintptr_t)address, bytes); }
+int cuMemHostUnregister(void* address) { ENTER; NOT_WHILE_CAPTURING; return unregister_host(context, (uintptr_t)address); }
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
   ENTER;
   *total = *free = memory_bytes();

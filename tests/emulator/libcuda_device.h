@@ -23,7 +23,8 @@ namespace {
 enum Result {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
   INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600,
-  ILLEGAL_ADDRESS = 700, CONTEXT_IS_DESTROYED = 709, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900,
+  ILLEGAL_ADDRESS = 700, CONTEXT_IS_DESTROYED = 709, ALREADY_REGISTERED = 712, NOT_REGISTERED = 713,
+  LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900,
   CAPTURE_INVALIDATED = 901, CAPTURE_UNJOINED = 904, CAPTURED_EVENT = 907, UNKNOWN = 999,
 };
 struct Description { int code; const char *name, *text; };
@@ -42,6 +43,8 @@ const Description DESCRIPTIONS[] = {
   {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
   {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
   {CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
+  {ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is already mapped"},
+  {NOT_REGISTERED, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "pointer does not correspond to a registered memory region"},
   {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
   {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
   {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
@@ -80,7 +83,7 @@ struct Event {
 };
 struct Module { void* library; };
 struct Function { Module* module; std::string name; };
-struct Memory { size_t bytes; bool pinned; };
+struct Memory { size_t bytes; bool pinned; bool registered = false; };
 struct Context {
   int retained = 0, device = 0;
   bool active = false;  // false after a reset, until it is retained again
@@ -204,6 +207,7 @@ Result allocate(Context& context, size_t bytes, bool pinned, void** result) {
 }
 
 void release(std::map<uintptr_t, Memory>::value_type& entry) {
+  if (entry.second.registered) return;  // its owner's
   const unsigned char* guard = (const unsigned char*)(entry.first + entry.second.bytes);
   for (size_t i = 0; i < GUARD_BYTES; i++)
     if (guard[i] != GUARD) {
@@ -216,9 +220,29 @@ void release(std::map<uintptr_t, Memory>::value_type& entry) {
 
 Result deallocate(Context& context, uintptr_t address, bool pinned) {
   auto found = context.memory.find(address);
-  if (found == context.memory.end() || found->second.pinned != pinned) return INVALID_VALUE;
+  if (found == context.memory.end() || found->second.pinned != pinned || found->second.registered) return INVALID_VALUE;
   if (Result failed = drain_all(context)) return failed;
   release(*found);
+  context.memory.erase(found);
+  return SUCCESS;
+}
+
+Result register_host(Context& context, uintptr_t address, size_t bytes) {
+  size_t used = bytes;
+  for (auto& entry : context.memory) {
+    if (entry.second.pinned) used += entry.second.bytes;
+    if (entry.first < address + bytes && address < entry.first + entry.second.bytes) return ALREADY_REGISTERED;
+  }
+  if (bytes == 0) return INVALID_VALUE;
+  if (used > memory_bytes()) return OUT_OF_MEMORY;
+  context.memory[address] = {bytes, true, true};
+  return SUCCESS;
+}
+
+Result unregister_host(Context& context, uintptr_t address) {
+  auto found = context.memory.find(address);
+  if (found == context.memory.end() || !found->second.registered) return NOT_REGISTERED;
+  if (Result failed = drain_all(context)) return failed;
   context.memory.erase(found);
   return SUCCESS;
 }

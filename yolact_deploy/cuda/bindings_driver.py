@@ -72,6 +72,12 @@ class BindingsDriver:
     def free_pinned(self, address: int) -> None:
         self._release("freeing page-locked memory", self._cuda.cuMemFreeHost, address)
 
+    def lock_pages(self, address: int, nbytes: int) -> None:
+        self._call("locking pages", self._cuda.cuMemHostRegister, address, nbytes, 0)
+
+    def unlock_pages(self, address: int) -> None:
+        self._release("unlocking pages", self._cuda.cuMemHostUnregister, address)
+
     def memory_info(self) -> tuple[int, int]:
         free, total = self._call("asking for free memory", self._cuda.cuMemGetInfo)
         return int(free), int(total)

@@ -5,6 +5,7 @@ Images are ordered so that those of one size lie side by side, as a launch takes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -129,6 +130,7 @@ class Model:
             "input_size": self.spec.input_size,
             **dict(zip(("mean_r", "mean_g", "mean_b"), pixels.mean_rgb, strict=True)),
             **dict(zip(("std_r", "std_g", "std_b"), pixels.std_rgb, strict=True)),
+            **dict(zip(("pad_r", "pad_g", "pad_b"), pixels.pad_rgb or (0.0, 0.0, 0.0), strict=True)),
             "num_priors": self.spec.num_priors,
             "proto_h": self.spec.proto_size,
             "proto_w": self.spec.proto_size,
@@ -221,4 +223,4 @@ def _groups(kinds: Sequence[ImageKind], alike: Callable[[ImageKind], object]) ->
 
 
 def _count(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)

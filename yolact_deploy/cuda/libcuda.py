@@ -106,6 +106,15 @@ def release_primary_context(index: int) -> None:
     load().cuDevicePrimaryCtxRelease_v2(ctypes.c_int(index))
 
 
+def lock_pages(address: int, nbytes: int) -> tuple[int]:
+    """The driver's code."""
+    return (int(load().cuMemHostRegister_v2(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), ctypes.c_uint(0))),)
+
+
+def unlock_pages(address: int) -> tuple[int]:
+    return (int(load().cuMemHostUnregister(ctypes.c_void_p(address))),)
+
+
 def _describe(library: Any, index: int, driver_version: tuple[int, int]) -> GpuDevice:
     device = ctypes.c_int()
     name = ctypes.create_string_buffer(_NAME_BYTES)

@@ -51,8 +51,9 @@ class PycudaDriver:
         self._objects: dict[int, Any] = {}
         self._numbers = itertools.count(1)  # handles of what pycuda gives none
         self._state = join_context(device.index)
+        self._call = caller(device, self._state)
         if self.captures_graphs:
-            self._graphs = GraphCapture(caller(device, self._state))
+            self._graphs = GraphCapture(self._call)
         with self._refusals("opening the GPU"):
             pycuda.driver.init()
             self._context = pycuda.driver.Device(device.index).retain_primary_context()
@@ -106,6 +107,13 @@ class PycudaDriver:
         with self._refusals("freeing page-locked memory"):
             if not self._state.lost:
                 memory.base.free()
+
+    def lock_pages(self, address: int, nbytes: int) -> None:
+        self._call("locking pages", libcuda.lock_pages, address, nbytes)
+
+    def unlock_pages(self, address: int) -> None:
+        if not self._state.lost:
+            self._call("unlocking pages", libcuda.unlock_pages, address)
 
     def memory_info(self) -> tuple[int, int]:
         with self._refusals("asking for free memory"):

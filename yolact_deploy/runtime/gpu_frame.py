@@ -51,13 +51,15 @@ class FramePlan:
     request: Request
     values: Values
     masks: MaskPlan
-    staging: dict[str, int]  # where the sizes and every image of the host are in the block "staging"
-    staging_bytes: int
+    sizes_hw: AnyArray  # int32 [B, 2], of the images
+    staged_sizes_hw: AnyArray  # where they cross from: a view of the block "staging" on the host
+    staged_pixels: tuple[Image | None, ...]  # where those of every image of the host cross from
     results: dict[str, AnyArray]  # where they cross to: views of the block "results" on the host
     context: DeviceContext
     steps: tuple[Step, ...] = ()
     segments: tuple[Segment, ...] = ()
     runs: int = 0
+    mask_bytes: list[int] | None = None  # of the masks that crossed last time; None: not known
 
     def split(self) -> None:
         """Steps to segments. What the network says of itself holds once it has run."""
@@ -100,13 +102,16 @@ def plan_frames(
         "image_hw": buffers.address("staging") + staging["image_hw"],
         "priors": priors,
     }
+    sizes_hw = np.array([kind.image_hw for kind in layout.kinds], np.int32)
+    staged = buffers.pinned_view("staging", staging_bytes)
     plan = FramePlan(
         layout,
         request,
         values,
         masks,
-        staging,
-        staging_bytes,
+        sizes_hw,
+        staged[: sizes_hw.nbytes].view(np.int32).reshape(sizes_hw.shape),
+        tuple(_pixels(staged, staging.get(str(number)), kind.image_hw) for number, kind in enumerate(layout.kinds)),
         _views(buffers.pinned_view("results", result_bytes), results, placed),
         context,
     )
@@ -175,16 +180,18 @@ def _views(block: Image, buffers: Mapping[str, Buffer], offsets: Mapping[str, in
     }
 
 
+def _pixels(block: Image, offset: int | None, image_hw: tuple[int, int]) -> Image | None:
+    if offset is None:
+        return None
+    return block[offset : offset + pixel_bytes(image_hw)].reshape(*image_hw, 3)
+
+
 def write_staging(
     plan: FramePlan,
     images: Sequence[Image | None],  # in the layout's order, None where it is on the device already
-    buffers: Buffers,
 ) -> None:
     """Sizes and pixels to where they cross from."""
-    block = buffers.pinned_view("staging", plan.staging_bytes)
-    sizes = np.array([kind.image_hw for kind in plan.layout.kinds], np.int32)
-    block[: sizes.nbytes] = sizes.reshape(-1).view(np.uint8)
-    for number, image in enumerate(images):
-        if image is not None:
-            offset = plan.staging[str(number)]
-            block[offset : offset + image.size].reshape(image.shape)[...] = image
+    plan.staged_sizes_hw[...] = plan.sizes_hw
+    for staged, image in zip(plan.staged_pixels, images, strict=True):
+        if staged is not None and image is not None:
+            staged[...] = image

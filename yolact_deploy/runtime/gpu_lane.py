@@ -26,7 +26,7 @@ from yolact_deploy.runtime.gpu_frame import (
     write_staging,
 )
 from yolact_deploy.runtime.gpu_graphs import GraphRunner, PlanCache
-from yolact_deploy.runtime.gpu_results import ResultReader
+from yolact_deploy.runtime.gpu_results import Crossing, ResultReader
 from yolact_deploy.runtime.network import DeviceNetwork
 
 
@@ -64,7 +64,7 @@ class Lane:
         self._buffers = Buffers(driver)
         self._plans = PlanCache(driver, self._buffers)
         self._runner = GraphRunner(driver, self._stream, wanted=cuda_graph, note=note)
-        self._reader = ResultReader(driver, model, kernels, self._buffers, self._stream, network.mask_iou)
+        self._reader = ResultReader(driver, model, kernels, self._buffers, self._stream, network.mask_iou, note)
 
     @property
     def is_idle(self) -> bool:
@@ -82,7 +82,8 @@ class Lane:
             for step in first_steps:
                 step.enqueue()
             self._runner.enqueue(plan)
-        self._in_flight = PendingBatch(self, plan, order)
+            sent = self._reader.send_expected(plan)
+        self._in_flight = PendingBatch(self, plan, order, sent)
         return self._in_flight
 
     def timed(self, frames: Sequence[Frame], request: Request) -> tuple[list[Detections], dict[Stage, float]]:
@@ -106,10 +107,10 @@ class Lane:
             plan.runs += 1
             driver.synchronize(stream)
             begin = mark()
-            copies = self._reader.enqueue(plan)
+            crossing, _ = self._reader.send_rest(plan, None)
             spans.append(("device_to_host", begin, mark()))
             driver.synchronize(stream)
-            found = self._reader.build(plan, copies)
+            found = self._reader.build(plan, crossing)
             self._release()
             stages: dict[Stage, float] = {}
             for stage, begin, end in spans:
@@ -127,10 +128,11 @@ class Lane:
         self._in_flight = None
         with self._usable():
             self._driver.synchronize(self._stream)
-            copies = self._reader.enqueue(pending.plan)
-            self._driver.synchronize(self._stream)
             self._release()
-            found = self._reader.build(pending.plan, copies)
+            crossing, waits = self._reader.send_rest(pending.plan, pending.sent)
+            if waits:
+                self._driver.synchronize(self._stream)
+            found = self._reader.build(pending.plan, crossing)
         return _reorder(found, pending.order)
 
     def abandon(self) -> None:
@@ -190,7 +192,7 @@ class Lane:
         order = order_images(kinds)
         layout = BatchLayout(tuple(kinds[i] for i in order))
         plan = self._plans.get(layout, request, lambda: self._plan(layout, request))
-        write_staging(plan, [None if frames[i].on_device else images[i] for i in order], self._buffers)
+        write_staging(plan, [None if frames[i].on_device else images[i] for i in order])
         steps = [
             Step("preprocess", lambda n=n, i=i: self._preprocess(plan, n, images[i]))  # type: ignore[misc]
             for n, i in enumerate(order)
@@ -227,8 +229,8 @@ class Lane:
 class PendingBatch:
     """A batch that the device is at work on."""
 
-    def __init__(self, lane: Lane, plan: FramePlan, order: list[int]) -> None:
-        self.plan, self.order = plan, order
+    def __init__(self, lane: Lane, plan: FramePlan, order: list[int], sent: Crossing | None) -> None:
+        self.plan, self.order, self.sent = plan, order, sent
         self._lane: Lane | None = lane
         self._found: list[Detections] = []
         self._error: BaseException | None = None

@@ -1,0 +1,198 @@
+"""How masks cross to the host: as many as last time with the frame itself, and into memory that their owner keeps."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.emulator.backend import EmulatedGpu
+from tests.emulator.driver import EmulatedDriver
+from tests.unit.cuda.gpu_expectations import PHOTOS, PIXELS, assert_identical
+from yolact_deploy import Detections, Detector
+from yolact_deploy.cuda import lent_blocks
+from yolact_deploy.cuda.frames import MaskForm
+from yolact_deploy.cuda.launches import mask_pitch_words
+from yolact_deploy.cuda.lent_blocks import BlockLender
+from yolact_deploy.runtime.network import HeadTensors
+
+Emulate = Callable[..., EmulatedGpu]
+GROWS_AND_SHRINKS = (3, 60, 0, 1, 200, 200, 2)  # priors that are left in every image
+
+
+class Thinned:
+    """A network whose every image has so many confident priors."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def __call__(self, heads: HeadTensors) -> HeadTensors:
+        for conf in heads.conf:
+            conf[np.argsort(-conf[:, 1:].max(axis=1), kind="stable")[self.left :], 1:] = 0
+        return heads
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every time that a stream was waited for."""
+    waited: list[int] = []
+    synchronize = EmulatedDriver.synchronize
+
+    def count(driver: EmulatedDriver, stream: int) -> None:
+        waited.append(stream)
+        synchronize(driver, stream)
+
+    monkeypatch.setattr(EmulatedDriver, "synchronize", count)
+    return waited
+
+
+@pytest.mark.parametrize(
+    ("batch", "masks"),
+    [(1, "bits"), (1, "dense"), (2, "bits"), (2, "rle")],
+    ids=["bits", "dense", "two-bits", "two-rle"],
+)
+def test_masks_are_those_of_the_cpu_as_their_number_grows_and_shrinks(
+    emulated: Emulate, shapes_onnx: Path, batch: int, masks: MaskForm
+) -> None:
+    thinned = Thinned()
+    emulated(in_stream=True, alter=thinned)
+    detector = Detector(shapes_onnx, device="cuda:0", batch_size=2)
+    images = PIXELS[:batch]
+    kept: list[tuple[list[Detections], list[Detections]]] = []
+    for thinned.left in GROWS_AND_SHRINKS:
+        kept.append((detector(images, masks=masks), by_stages(detector, images)))
+    assert len({len(found[0]) for found, _ in kept}) >= 4
+    detector.close()
+    for found, expected in kept:  # more than are lent
+        for one, other in zip(found, expected, strict=True):
+            assert_identical(one, other)
+
+
+def test_only_a_frame_that_finds_more_than_the_last_is_waited_for_twice(
+    emulated: Emulate, shapes_onnx: Path, waits: list[int]
+) -> None:
+    thinned = Thinned()
+    gpu = emulated(in_stream=True, alter=thinned)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    height, width = PIXELS[0].shape[:2]
+    mask_bytes = height * mask_pitch_words(width) * 4
+    detections = gpu.driver.copied["to_host"]
+    last = 0
+    for thinned.left in GROWS_AND_SHRINKS:
+        waits.clear()
+        before = gpu.driver.copied["to_host"]
+        count = len(detector(PIXELS[0]))
+        crossed = gpu.driver.copied["to_host"] - before
+        detections = detections or crossed - count * mask_bytes
+        assert len(waits) == (2 if count > last else 1)
+        assert crossed == detections + max(count, last) * mask_bytes
+        last = count
+
+
+def test_a_stream_of_images_is_waited_for_once_each(emulated: Emulate, shapes_onnx: Path, waits: list[int]) -> None:
+    emulated(in_stream=True)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    for _ in detector.stream([PIXELS[0]] * 2):
+        pass  # both lanes know what to expect
+    waits.clear()
+    assert sum(1 for _ in detector.stream([PIXELS[0]] * 6)) == 6
+    assert len(waits) == 6
+
+
+def test_where_pages_cannot_be_locked_masks_are_copied(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    gpu = emulated(in_stream=True)
+    gpu.driver.locks_pages = False
+    detector = Detector(shapes_onnx, device="cuda:0")
+    kept = [detector(photo) for photo in PHOTOS * 2]
+    for found, photo in zip(kept, PHOTOS * 2, strict=True):
+        assert_identical(found, on_cpu(photo))
+    (note,) = detector.notes
+    assert "NOT_SUPPORTED" in note
+
+
+def test_masks_outlive_a_context_that_another_library_resets(
+    emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
+) -> None:
+    gpu = emulated(in_stream=True)
+    detector = Detector(shapes_onnx, device="cuda:0")
+    found = detector(PHOTOS[0])
+    gpu.driver.torn_down = True
+    detector.close()
+    del detector
+    assert_identical(found, on_cpu(PHOTOS[0]))
+
+
+def test_a_block_is_lent_again_when_nobody_has_a_view_of_it() -> None:
+    driver = EmulatedDriver()
+    lender = BlockLender(driver, pytest.fail)
+    with driver.current():
+        first = lent(lender, 100)
+        address, view = first.ctypes.data, first[10:20].view(np.uint16)
+        del first
+        assert lent(lender, 100).ctypes.data != address
+        del view
+        gc.collect()
+        assert lent(lender, 100).ctypes.data == address
+        lender.close()
+    assert driver.left_over == {}
+
+
+def test_a_forked_process_keeps_what_was_lent_when_it_was_forked() -> None:
+    driver = EmulatedDriver()
+    lender = BlockLender(driver, pytest.fail)
+    with driver.current():
+        block = lent(lender, 100)
+        block[:] = 7
+        wait, go = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(go)
+            os.read(wait, 1)
+            os._exit(0 if (block == 7).all() else 1)
+        del block
+        for _ in range(lent_blocks.MAX_BLOCKS + 1):
+            lent(lender, 100)[:] = 9
+        os.write(go, b"!")
+        assert os.waitpid(child, 0)[1] == 0
+        os.close(wait)
+        os.close(go)
+        lender.close()
+    assert driver.left_over == {}
+
+
+def test_no_more_is_lent_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = EmulatedDriver()
+    lender = BlockLender(driver, pytest.fail)
+    with driver.current():
+        kept = [lent(lender, 100) for _ in range(lent_blocks.MAX_BLOCKS)]
+        assert lender.lend(100) is None
+        kept.pop()
+        kept.append(lent(lender, 5 << 20))  # in the place of a smaller one
+        assert len(kept[-1]) >= 5 << 20
+        assert lender.lend(100) is None
+        kept.clear()
+        assert lender.lend(lent_blocks.MAX_BYTES + 1) is None
+        monkeypatch.setattr(lent_blocks, "MAX_BYTES", 8 << 20)
+        kept.append(lent(lender, 5 << 20))
+        assert lender.lend(5 << 20) is None
+        kept[-1][:] = 7
+        lender.close()
+    assert driver.left_over == {}
+    assert (kept[-1] == 7).all()
+
+
+def lent(lender: BlockLender, nbytes: int) -> Any:
+    block = lender.lend(nbytes)
+    assert block is not None
+    return block
+
+
+def by_stages(detector: Detector, images: Sequence[Any]) -> list[Detections]:
+    """By the NumPy reference."""
+    raws = [detector.suppress(detector.run_network(detector.preprocess([image])))[0] for image in images]
+    return [detector.assemble(raw, (image.shape[0], image.shape[1])) for raw, image in zip(raws, images, strict=True)]
