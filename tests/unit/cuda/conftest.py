@@ -1,50 +1,11 @@
 from __future__ import annotations
 
-import gc
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.emulator.backend import EmulatedGpu
-from tests.emulator.driver import EmulatedDriver
-from yolact_deploy import Detector
-from yolact_deploy.runtime import gpu_backend
+from tests.emulator.availability import skip_without_compiler
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The kernels run on the CPU where there is a C++ compiler for Linux."""
-    compiler = os.environ.get("CXX", "g++")
-    if sys.platform == "linux" and shutil.which(compiler) is not None:
-        return
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=f"needs Linux and {compiler} to compile the kernels for the CPU"))
-
-
-@pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EmulatedGpu]]:
-    """Puts an EmulatedGpu in the place of cuda:0; at the end nothing may be left on it that its Detectors did not close."""
-    made: list[EmulatedGpu] = []
-
-    def emulate(driver: EmulatedDriver | None = None, **network_options: Any) -> EmulatedGpu:
-        gpu = EmulatedGpu(driver, **network_options)
-        monkeypatch.setattr(gpu_backend, "BACKEND", gpu.backend)
-        made.append(gpu)
-        return gpu
-
-    yield emulate
-    gc.collect()  # Detectors that were not closed are gone by now
-    for gpu in made:
-        assert gpu.driver.torn_down or not gpu.driver.left_over
-        assert all(network.is_closed for network in gpu.networks)
-
-
-@pytest.fixture(scope="session")
-def on_cpu(shapes_onnx: Path) -> Detector:
-    """What the GPU path is compared with."""
-    return Detector(shapes_onnx, device="cpu", threads=1)
+    skip_without_compiler(item for item in items if Path(__file__).parent in item.path.parents)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.emulator import standin
 from tests.goldens import SHAPES_SPEC
-from tests.unit.cuda.gpu_expectations import PHOTOS, assert_identical
+from tests.unit.gpu_path.gpu_expectations import PHOTOS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.cuda.specialization import specialize
 from yolact_deploy.spec import ModelSpec

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.emulator.backend import EmulatedGpu
-from tests.unit.cuda.gpu_expectations import PHOTOS, PIXELS, assert_identical
+from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detections, Detector
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.runtime.network import HeadTensors

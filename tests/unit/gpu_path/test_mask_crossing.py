@@ -13,7 +13,7 @@ import pytest
 
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
-from tests.unit.cuda.gpu_expectations import PHOTOS, PIXELS, assert_identical
+from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detections, Detector
 from yolact_deploy.cuda import lent_blocks
 from yolact_deploy.cuda.frames import MaskForm

@@ -12,7 +12,7 @@ import pytest
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.device_images import ArrayInterface, Dlpack, OnDevice, pitched
 from tests.emulator.driver import EmulatedDriver
-from tests.unit.cuda.gpu_expectations import PIXELS, assert_identical
+from tests.unit.gpu_path.gpu_expectations import PIXELS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.errors import DeviceError, ImageError
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
-from tests.unit.cuda.gpu_expectations import PHOTOS, PIXELS, assert_identical
+from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError

@@ -10,8 +10,8 @@ import pytest
 
 from exporters.onnx_export import export_onnx
 from tests.emulator.backend import EmulatedGpu
-from tests.unit.cuda.gpu_expectations import PIXELS
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
+from tests.unit.gpu_path.gpu_expectations import PIXELS
 from yolact_deploy import Detector
 from yolact_deploy.errors import EngineError
 

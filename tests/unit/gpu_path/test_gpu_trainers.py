@@ -12,7 +12,7 @@ import pytest
 
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.device_images import ArrayInterface, OnDevice, pitched
-from tests.unit.cuda.gpu_expectations import PIXELS, assert_identical
+from tests.unit.gpu_path.gpu_expectations import PIXELS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.cuda.frames import MaskForm
