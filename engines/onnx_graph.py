@@ -97,6 +97,8 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
         model = onnx.load_model_from_string(data)
     except Exception as exc:  # protobuf's own error type, which moved between its versions
         hint = f" Export it first: yolact-deploy export {file} -o {file.stem}.onnx" if file.suffix in _WEIGHTS else ""
+        if file.suffix in _PLANS:
+            hint = " It is named as a plan is: give the ONNX it was built from."
         raise ArtifactError(f"{file} is not an ONNX model, or is damaged ({_first_line(exc)}).{hint}") from exc
     if not model.graph.node:
         found = "it is empty" if not data else "it holds no graph"
@@ -111,6 +113,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
 
 
 _WEIGHTS = (".pth", ".pt", ".ckpt")
+_PLANS = (".engine", ".plan")
 _IO_DTYPES = ("float32", "float16")  # float16 by `quantize --io-precision fp16`
 
 

@@ -112,7 +112,7 @@ def _open_plan(path: Path, device: str) -> Side:
     try:
         detector = Detector(path, device=device)
     except EngineError as exc:
-        raise EngineError(
+        raise type(exc)(  # of the same exit code
             f"{exc} For a comparison that ONNX is as good: what it computes in {sidecar.precision} was decided there."
         ) from exc
     return _of_detector(detector, "plan", sidecar.precision)

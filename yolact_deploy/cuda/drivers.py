@@ -68,7 +68,7 @@ def _device(index: int) -> GpuDevice:
     if not devices:
         raise DeviceError(
             "the NVIDIA driver shows no GPU to this process. See whether nvidia-smi lists one and CUDA_VISIBLE_DEVICES does "
-            'not hide it, or use device="cpu".'
+            "not hide it, or run an ONNX on the CPU."
         )
     if not 0 <= index < len(devices):
         listed = ", ".join(f"cuda:{device.index} ({device.name})" for device in devices)

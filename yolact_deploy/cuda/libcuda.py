@@ -31,7 +31,7 @@ def load() -> Any:
     except OSError as exc:
         raise DeviceError(
             f"no NVIDIA driver: {LIBRARY_NAME} can't be loaded ({exc}). Install the driver (in a container, start it with "
-            '--gpus all), or use device="cpu".'
+            "--gpus all), or run an ONNX on the CPU."
         ) from exc
 
 

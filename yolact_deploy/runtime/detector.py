@@ -188,9 +188,12 @@ class Detector:
         Up to `prefetch` images are asked for and read ahead of time, in a thread; with 0 there is no thread. A GPU works
         on one batch while the next is handed to it. An exception of `images`, or of an image that can't be used, is raised
         after the detections of all images before it. The Detector can be used as usual while the iterator is, and after it
-        is closed half-way.
+        is closed half-way. Raises ImageError at once for a single image.
         """
         _check_form(masks)
+        is_array = isinstance(images, np.ndarray) or is_device_array(images)
+        if isinstance(images, (str, os.PathLike)) or (is_array and getattr(images, "ndim", 3) == 3):
+            raise ImageError("stream() takes an iterable of images, found a single one: call the Detector with it.")
         return stream_detections(
             self._pipeline,
             images,

@@ -112,7 +112,7 @@ def choose_providers(ort: Any, device: str) -> list[Any]:
     has_cuda = CUDA_PROVIDER in ort.get_available_providers()
     if kind == "cuda" and not has_cuda:
         raise DeviceError(
-            f"device {device!r} was asked for, but this onnxruntime has no CUDA provider "
+            f"running an ONNX model on a GPU takes onnxruntime's CUDA provider, which this onnxruntime has not "
             f"(it has {', '.join(ort.get_available_providers())}).\n"
             '  pip uninstall onnxruntime; pip install "yolact-deploy[gpu]"'
         )

@@ -116,6 +116,12 @@ def test_an_error_of_the_source_comes_after_the_results_before_it(
     assert_identical(detector(PIXELS[3]), expected[3])
 
 
+def test_a_single_image_is_no_stream_of_rows(detector: Detector, tmp_path: Path) -> None:
+    for single in (np.zeros((4, 5, 3), np.uint8), "photo.jpg", tmp_path):
+        with pytest.raises(ImageError, match="single one: call the Detector"):
+            detector.stream(single)  # type: ignore[arg-type]
+
+
 def test_a_bad_image_is_an_error_at_its_place(detector: Detector, expected: list[Detections], tmp_path: Path) -> None:
     results = detector.stream([PHOTOS[0], tmp_path / "none.jpg", PHOTOS[1]])
     assert_identical(next(results), expected[0])
@@ -163,3 +169,13 @@ def test_reading_ahead_asks_for_no_more_than_it_may() -> None:
     assert not asked.acquire(timeout=0.05)  # one handed over, three waiting
     assert count == 4
     ahead.close()
+
+
+def test_a_stream_that_outlives_its_gpu_detector_enqueues_nothing_more(emulated: Emulate, shapes_onnx: Path) -> None:
+    gpu = emulated(in_stream=True)
+    with Detector(shapes_onnx, device="cuda:0") as detector:
+        results = detector.stream(PIXELS * 2, prefetch=4)
+        next(results)
+    with pytest.raises(EngineError, match=r"closed|discarded"):
+        list(results)
+    assert gpu.driver.left_over == {}
