@@ -54,6 +54,7 @@ class TorchNetwork:
 
     def close(self) -> None:
         self.model = None
+        torch.cuda.empty_cache()  # else its memory would count as used by what is opened next
 
 
 class TorchContext:

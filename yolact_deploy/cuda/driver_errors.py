@@ -19,6 +19,10 @@ _STICKY = (
 )
 _NO_IMAGE = "The kernels were compiled for another GPU or for a newer driver; update the NVIDIA driver."
 _HINTS: dict[int, str] = {
+    3: (  # not initialized: what the driver says in the child of a fork
+        "CUDA does not survive a fork: open the Detector in the process that uses it, started by multiprocessing's "
+        '"spawn" or "forkserver".'
+    ),
     4: _LOST,
     201: _LOST,
     709: _LOST,

@@ -18,7 +18,7 @@ from yolact_deploy.cuda.frames import MaskForm, Model
 from yolact_deploy.cuda.kernels import Kernels
 from yolact_deploy.cuda.specialization import HEADS, Specialization, specialize
 from yolact_deploy.detections import Detections
-from yolact_deploy.errors import DeviceError
+from yolact_deploy.errors import DeviceError, EngineError
 from yolact_deploy.runtime.gpu_frame import STAGES, Request
 from yolact_deploy.runtime.gpu_heads import HeadsOnHost
 from yolact_deploy.runtime.gpu_lane import Frame, Lane, PendingBatch
@@ -132,6 +132,8 @@ class GpuPipeline:
 
     def _lane(self) -> Lane:
         """One that is idle. The second is made when the first is busy for the first time."""
+        if self._is_closed:  # by now the lanes' streams are destroyed, which the driver would not notice
+            raise EngineError("this Detector was closed, so it takes no more images. Open another one.")
         for lane in self._lanes:
             if lane.is_idle:
                 return lane
