@@ -41,7 +41,7 @@ test-install: $(VENV)/installed
 
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.figures.cpu
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

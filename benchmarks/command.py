@@ -9,18 +9,21 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from benchmarks.baseline import (
+from benchmarks.gate import (
+    ATTEMPTS,
+    Judgement,
     check_same_machine,
     check_same_work,
+    confirmed,
+    judge_report,
     match_runs,
     parse_fraction,
     present_artifact,
     read_baseline,
 )
-from benchmarks.gate import ATTEMPTS, Judgement, confirmed, judge_report
-from benchmarks.inputs import bench_images
 from benchmarks.latency import bench
 from benchmarks.machine import environment
+from benchmarks.subjects import bench_images
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.errors import BenchmarkError, EngineError
@@ -159,7 +162,7 @@ def _extras(
 def _streams(
     report: dict[str, Any], detectors: list[Detector], images: list[Image], request: BenchRequest, progress: Progress
 ) -> None:
-    from benchmarks.throughput import stream_throughput
+    from benchmarks.scenarios import stream_throughput
 
     for run, detector in zip(report["runs"], detectors, strict=False):  # the baselines' come last
         run["stream"] = stream_throughput(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.device_parts import BareNetwork, NewContext, bare_network, open_driver, open_network
+from benchmarks.device import BareNetwork, NewContext, bare_network, open_driver, open_network
 from benchmarks.peers import (
     AFTER,
     NETWORK,
@@ -29,14 +29,15 @@ from benchmarks.peers import (
 )
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError, MissingDependencyError
 from yolact_deploy.optional import require
-from yolact_deploy.runtime.gpu_backend import ONNX_SUFFIX
-from yolact_deploy.runtime.network import DeviceContext
-from yolact_deploy.runtime.onnx_cuda_network import BoundContext
-from yolact_deploy.runtime.onnx_network import CPU_PROVIDER, CUDA_PROVIDER, choose_providers
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.gpu.pipeline import ONNX_SUFFIX
+from yolact_deploy.runtime.onnxruntime.cuda import BoundContext
+from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, CUDA_PROVIDER, choose_providers
+from yolact_deploy.runtime.protocols import DeviceContext
 
 _NS_PER_MS = 1e6
 
@@ -170,7 +171,7 @@ def _torch_peers(
     pixels = preprocess([image], spec)
     heads = detector.run_network(pixels)
     loc, conf, mask_coeff, proto = (torch.from_numpy(np.ascontiguousarray(head[0])).to(side.device) for head in heads)
-    priors = torch.from_numpy(spec.make_priors().copy()).to(side.device)
+    priors = torch.from_numpy(make_priors(spec).copy()).to(side.device)
 
     def on_stream(run: Callable[[], object]) -> Callable[[], object]:
         def enqueue() -> object:

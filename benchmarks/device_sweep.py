@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from benchmarks.device_parts import open_driver, open_network, open_pipeline
-from benchmarks.device_rounds import DeviceSamples
-from benchmarks.inputs import made_up_image
-from benchmarks.planted_network import PlantedNetwork
+from benchmarks.device import DeviceSamples, open_driver, open_network, open_pipeline
+from benchmarks.device_timer import Memory
 from benchmarks.statistics import percentiles
+from benchmarks.subjects import made_up_image
 from benchmarks.sweep import DETECTIONS, IMAGE_SIZES_HW, planted_scores, repeat
 from yolact_deploy import Detector
-from yolact_deploy.arrays import Image
+from yolact_deploy.arrays import AnyArray, FloatArray, Image
+from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError
+from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork
+from yolact_deploy.spec import ModelSpec
 
 _LEAST_SCORE = 0.25  # below all that is planted, above all that is not
 _NETWORK = "network"
@@ -54,7 +59,7 @@ def batch_points_on_gpu(
 def work_points_on_gpu(detector: Detector, report: dict[str, Any], done: Callable[[], None]) -> None:
     """Adds to `report` ("work"). The objects are planted on the device, behind the network, which runs as ever."""
     driver, spec = open_driver(detector), detector.spec
-    priors, classes = spec.make_priors(), len(spec.class_names)
+    priors, classes = make_priors(spec), len(spec.class_names)
     network = PlantedNetwork(open_network(detector, driver), driver)
     with open_pipeline(detector, driver, network) as calls:
         for image_hw in IMAGE_SIZES_HW:
@@ -79,3 +84,87 @@ def work_points_on_gpu(detector: Detector, report: dict[str, Any], done: Callabl
 
 def _repeat(samples: DeviceSamples, inputs: Callable[[], list[Image]], score_threshold: float) -> None:
     repeat(lambda timed: (samples.time if timed else samples.run)(inputs(), score_threshold))
+
+
+_LEAST = 1e-6  # a probability whose logarithm half precision holds
+
+
+class PlantedNetwork:
+    """A DeviceNetwork that runs another one, which it owns, and then overwrites `loc` and `conf` of a single image on the
+    device: what follows sees what was planted last."""
+
+    def __init__(self, network: DeviceNetwork, driver: Driver) -> None:
+        self._network, self._driver = network, driver
+        self._memory = Memory(driver)
+        self.sources: dict[str, tuple[int, int]] = {}  # address, bytes
+        shapes = network.spec.output_shapes()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            with driver.current():
+                for name in ("loc", "conf"):
+                    nbytes = int(np.prod(shapes[name])) * network.dtypes[name].itemsize
+                    self.sources[name] = self._memory.device(nbytes, f"planted {name}"), nbytes
+            undo.pop_all()
+
+    def plant(
+        self,
+        loc: FloatArray,  # [1, P, 4]
+        conf: FloatArray,  # [1, P, 1 + C], probabilities
+    ) -> None:
+        """For the runs from now on; nothing may be running."""
+        if self.spec.conf_activation != "softmax":
+            conf = np.log(np.maximum(conf, _LEAST))
+        with self._driver.current(), Memory(self._driver) as memory:
+            stream = memory.stream()
+            for name, head in (("loc", loc), ("conf", conf)):
+                content: AnyArray = np.ascontiguousarray(head, dtype=self.dtypes[name])
+                address, nbytes = self.sources[name]
+                self._driver.copy_to_device(address, content.ctypes.data, nbytes, stream)
+                self._driver.synchronize(stream)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._network.spec
+
+    @property
+    def description(self) -> str:
+        return f"{self._network.description}, with planted objects"
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
+        return self._network.dtypes
+
+    @property
+    def max_batch(self) -> int | None:
+        return 1
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None:
+        return self._network.mask_iou
+
+    def new_context(self, stream: int) -> PlantedContext:
+        return PlantedContext(self._network.new_context(stream), self._driver, self.sources, stream)
+
+    def close(self) -> None:
+        with self._driver.current():
+            self._memory.close()
+        self._network.close()
+
+
+class PlantedContext:
+    def __init__(
+        self, context: DeviceContext, driver: Driver, sources: Mapping[str, tuple[int, int]], stream: int
+    ) -> None:
+        self._context, self._driver, self._sources, self._stream = context, driver, sources, stream
+
+    @property
+    def capturable(self) -> bool:
+        return self._context.capturable
+
+    def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:
+        self._context.enqueue(addresses, batch)
+        for name, (source, nbytes) in self._sources.items():
+            self._driver.copy_on_device(addresses[name], source, nbytes, self._stream)
+
+    def close(self) -> None:
+        self._context.close()

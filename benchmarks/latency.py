@@ -7,14 +7,11 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
-from benchmarks.artifacts import describe
-from benchmarks.conditions import common, conditions
-from benchmarks.device_parts import open_driver
-from benchmarks.device_rounds import empty_stage_ms, samples_of
-from benchmarks.machine import Watch, environment, machine_notes, usable_cores
-from benchmarks.memory import peak_memory
+from benchmarks.device import empty_stage_ms, open_driver, samples_of
+from benchmarks.machine import Watch, environment, machine_notes, peak_memory, usable_cores
 from benchmarks.rounds import Limit, Samples, Yardstick, harness_overhead_ns, run_rounds, warm_up
 from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles, variation
+from benchmarks.subjects import common, conditions, describe
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 
@@ -116,7 +113,7 @@ def _memory(run: Samples, images: list[Image], score_threshold: float) -> dict[s
     peak = peak_memory(lambda: run.run(images, score_threshold))
     if not run.detector.on_gpu:
         return peak
-    from benchmarks.device_memory import device_memory
+    from benchmarks.device import device_memory
 
     return {**peak, **device_memory(run.detector, images, score_threshold)}
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
+import statistics
+import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layer_profiles import LayerTime, onnx_layer_times, plan_layer_times
+from benchmarks.device import bare_network, open_driver, open_network
+from benchmarks.subjects import network_on_gpu
 from yolact_deploy import Detector
-from yolact_deploy.arrays import Image
+from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.errors import BenchmarkError
+from yolact_deploy.optional import require
+from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.detector import PLAN_SUFFIXES
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
+from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 _RUNS = 20
 _UNNAMED = "(added by the engine)"
@@ -79,3 +90,148 @@ def _group(module: str) -> str:
     if parts[0] == _BACKBONE:
         return ".".join(parts[:_STAGE_PARTS]) if len(parts) >= _STAGE_PARTS else _STEM
     return parts[0] or _UNNAMED
+
+
+WARMUP = 5
+_SUFFIX = "_kernel_time"  # of a node in onnxruntime's profile
+_ENDS = re.compile(r"\.{3}")  # between the first and the last node of a "ForeignNode"
+_NODE = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")  # "fpn.lat_layers.0/Conv", "/fpn/lat_layers.0/Conv"
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    name: str
+    operator: str  # "" where the engine does not say
+    modules: tuple[str, ...]  # of the ONNX nodes in it, in its order; several once they are fused
+    ms: float  # median of the runs
+
+
+def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None, runs: int) -> list[LayerTime]:
+    """In a session of its own, on the CPU or on the Detector's GPU. Raises BenchmarkError where onnxruntime does not count on
+    the GPU."""
+    ort = require("onnxruntime", extra="cpu", purpose="times per layer")
+    path = Path(detector.artifact)
+    on_gpu = network_on_gpu(detector)
+    options = session_options(ort, threads)
+    options.enable_profiling = True
+    providers = choose_providers(ort, _cuda_device(detector)) if on_gpu else [CPU_PROVIDER]
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), options, providers=providers)
+        feed = session.get_inputs()[0]
+        image = batch.astype("float16" if feed.type == "tensor(float16)" else "float32", copy=False)
+        for _ in range(WARMUP + runs):
+            session.run(None, {feed.name: image})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    if not on_gpu:
+        return node_times(events, runs)
+    if not any(event.get("cat") == "Kernel" for event in events):
+        raise BenchmarkError(
+            f"{path}: this onnxruntime ({ort.__version__}) counts per node only how long it takes to launch it on the GPU, not "
+            "how long it runs: that takes one built with --enable_cuda_profiling. A plan of TensorRT tells (yolact-deploy "
+            "build-engine), and the CPU does (--device cpu)."
+        )
+    return kernel_times(events, runs)
+
+
+def node_times(events: Iterable[dict[str, Any]], runs: int) -> list[LayerTime]:
+    """Of nodes on the CPU: medians over the last `runs` runs, in the order of execution."""
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if _is_node(event):
+            times[_node_of(event)].append(event["dur"])
+    return _medians(times, runs)
+
+
+def kernel_times(events: Iterable[dict[str, Any]], runs: int) -> list[LayerTime]:
+    """Of nodes on a GPU: the sum of the kernels that follow each in the profile and name its operator (onnxruntime #8406 and
+    #9567), as `node_times`."""
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    operator = ""  # of the node last seen
+    running: list[float] = []  # its times
+    for event in events:
+        if _is_node(event):
+            _, operator = node = _node_of(event)
+            running = times[node]
+            running.append(0.0)
+        elif event.get("cat") == "Kernel" and running and event["args"].get("op_name") == operator:
+            running[-1] += event["dur"]
+    return _medians(times, runs)
+
+
+def plan_layer_times(detector: Detector, batch: int, runs: int) -> list[LayerTime]:
+    """By TensorRT's profiler, in a second copy of the plan; layers are mapped to modules by what the builder stored beside the
+    plan, else by the ONNX nodes in their names."""
+    driver = open_driver(detector)
+    network = open_network(detector, driver)
+    if not isinstance(network, PlanNetwork):
+        raise BenchmarkError(
+            f"{detector.artifact}: times per layer are read from TensorRT, which does not run it here."
+        )
+    measured: list[dict[str, float]] = [{}]  # of each run
+
+    def report(name: str, ms: float) -> None:
+        measured[-1][name] = measured[-1].get(name, 0.0) + ms
+
+    def new_context(stream: int) -> Any:
+        context = network.new_context(stream)
+        context.profile(report)
+        return context
+
+    with bare_network(driver, network, batch, new_context) as bare:
+        for _ in range(WARMUP + runs):
+            measured.append({})
+            bare.enqueue()
+            driver.synchronize(bare.stream)
+    if not measured[-1]:
+        raise BenchmarkError(f"{detector.artifact}: {network.description} told its profiler of no layer.")
+    stored = _stored_modules(detector.artifact, network.sidecar.plan_sha256)
+    return [
+        LayerTime(
+            name,
+            "",
+            stored.get(name) or modules_in(name),
+            statistics.median([run.get(name, 0.0) for run in measured[-runs:]]),
+        )
+        for name in measured[-1]
+    ]
+
+
+def modules_in(layer_name: str) -> tuple[str, ...]:
+    """Modules of the ONNX nodes that TensorRT names a layer by: "a/Conv + a/Relu", "PWN(a/Tanh)", "Reformatting CopyNode for
+    Input Tensor 0 to a/Conv", "{ForeignNode[a/Conv...b/Relu]}"."""
+    nodes = _NODE.findall(_ENDS.sub(" ", layer_name))
+    return tuple(dict.fromkeys(module_of(node) for node in nodes))
+
+
+def _stored_modules(plan: Path, plan_sha256: str) -> dict[str, tuple[str, ...]]:
+    """Layer -> modules, of the file of layers that `build-engine` leaves beside a plan (docs/artifacts.md); empty without one
+    that is the plan's."""
+    path = plan.with_name(f"{plan.name}.layers.json")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["plan_sha256"] != plan_sha256:
+            return {}
+        return {layer["name"]: tuple(layer["modules"]) for layer in stored["layers"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _cuda_device(detector: Detector) -> str:
+    device: str = detector.arguments["device"]
+    return device if device.startswith("cuda") else "cuda"
+
+
+def _is_node(event: dict[str, Any]) -> bool:
+    return event.get("cat") == "Node" and event["name"].endswith(_SUFFIX)
+
+
+def _node_of(event: dict[str, Any]) -> tuple[str, str]:
+    return event["name"].removesuffix(_SUFFIX), event["args"].get("op_name", "")
+
+
+def _medians(times: dict[tuple[str, str], list[float]], runs: int) -> list[LayerTime]:
+    return [
+        LayerTime(name, operator, (module_of(name),), statistics.median(durations[-runs:]) / 1e3)
+        for (name, operator), durations in times.items()
+    ]

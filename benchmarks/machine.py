@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
 import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.nvml import gpu_notes, read_gpus
-from yolact_deploy.cuda.drivers import visible_devices
+from yolact_deploy.cuda.drivers.opening import visible_devices
 
 _PACKAGES = (
     "yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "pycuda",
@@ -153,3 +157,115 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+# nvmlClocksEventReason* bits of nvml.h that cost speed
+_REASONS = {0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
+_SM_CLOCK = 1  # NVML_CLOCK_SM
+_GPU_TEMPERATURE = 0  # NVML_TEMPERATURE_GPU
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    name: str
+    driver: str
+    sm_clock_mhz: int | None
+    temperature_c: int | None
+    power_w: float | None
+    memory_used_bytes: int | None
+    slowed_by: tuple[str, ...]
+    other_processes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "slowed_by": list(self.slowed_by)}
+
+
+def read_gpus() -> list[GpuReading]:
+    """One reading per GPU; a value that a GPU does not tell is None."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # no package, or its NVMLError: no driver, no GPU, no permission
+        return []
+    try:
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        return [_read(nvml, handle, driver) for handle in handles]
+    except nvml.NVMLError:
+        return []
+    finally:
+        nvml.nvmlShutdown()
+
+
+def gpu_notes(before: Sequence[GpuReading], after: Sequence[GpuReading]) -> list[str]:
+    """What slowed a GPU down at either end, and who else was on it."""
+    notes = []
+    for index, pair in enumerate(zip(before, after, strict=False)):
+        slowed = sorted({reason for reading in pair for reason in reading.slowed_by})
+        if slowed:
+            notes.append(f"GPU {index} ({pair[1].name}) was slowed by {', '.join(slowed)}.")
+        others = max(reading.other_processes or 0 for reading in pair)
+        if others:
+            notes.append(f"GPU {index} ({pair[1].name}) was shared with {others} other processes.")
+    return notes
+
+
+def _read(nvml: Any, handle: Any, driver: str) -> GpuReading:
+    def ask(name: str, *arguments: Any) -> Any:
+        try:
+            return getattr(nvml, name)(handle, *arguments)
+        except (nvml.NVMLError, AttributeError):
+            return None
+
+    power_mw, memory = ask("nvmlDeviceGetPowerUsage"), ask("nvmlDeviceGetMemoryInfo")
+    reasons, processes = ask("nvmlDeviceGetCurrentClocksThrottleReasons"), ask("nvmlDeviceGetComputeRunningProcesses")
+    return GpuReading(
+        name=_text(ask("nvmlDeviceGetName") or "unknown"),
+        driver=driver,
+        sm_clock_mhz=ask("nvmlDeviceGetClockInfo", _SM_CLOCK),
+        temperature_c=ask("nvmlDeviceGetTemperature", _GPU_TEMPERATURE),
+        power_w=None if power_mw is None else power_mw / 1000,
+        memory_used_bytes=None if memory is None else memory.used,
+        slowed_by=tuple(name for bit, name in _REASONS.items() if (reasons or 0) & bit),
+        other_processes=None if processes is None else sum(process.pid != os.getpid() for process in processes),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+_KIB = 1024
+_RESET_PEAK = "5"  # clear_refs, proc(5)
+
+
+def peak_memory(work: Callable[[], object]) -> dict[str, Any]:
+    """{"host_bytes", "method"}: the most memory resident while `work` ran, all else in the process included.
+
+    Where the kernel's high-water mark can't be reset (not Linux, or not allowed), it is the peak since the process began.
+    """
+    reset = _reset_peak()
+    work()
+    resident = _peak_bytes()
+    if resident is None:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"host_bytes": peak * (1 if sys.platform == "darwin" else _KIB), "method": "since start"}
+    return {"host_bytes": resident, "method": "while running" if reset else "since start"}
+
+
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_bytes() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * _KIB for line in lines if line.startswith("VmHWM")), None)

@@ -18,11 +18,12 @@ from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.optional import require, require_export
-from yolact_deploy.runtime.network import OUTPUT_NAMES
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.spec import ModelSpec, PostprocessSpec
 
 if TYPE_CHECKING:
-    from exporters.yolact import Yolact
+    from exporters.network.yolact import Yolact
 
 SETTLE_SECONDS = 0.25  # untimed work before each time: the last one's thread pool may spin on for 0.2 s (OpenMP)
 _ITERATIONS = 8
@@ -146,7 +147,7 @@ def on_host_clock(run: Work) -> Timer:
 def build_torch_model(checkpoint: Path, spec: ModelSpec) -> Yolact:
     """The network in PyTorch. Raises CheckpointError, MissingDependencyError."""
     require_export("timing a checkpoint")
-    from exporters.checkpoint import build_model, load_checkpoint
+    from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         spec_file = Path(folder) / "spec.json"  # what the artifact was exported with, so that nobody is asked again
@@ -219,7 +220,7 @@ def _torch_peers(
     image_hw = (image.shape[0], image.shape[1])
     heads = detector.run_network(detector.preprocess([image]))
     loc, conf, mask_coeff, proto = (torch.from_numpy(head[0]) for head in heads)
-    priors = torch.from_numpy(spec.make_priors().copy())
+    priors = torch.from_numpy(make_priors(spec).copy())
 
     def original_detect() -> object:
         with torch.inference_mode():

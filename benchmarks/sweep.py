@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.artifacts import batch_limits
-from benchmarks.inputs import made_up_image
 from benchmarks.rounds import Samples
 from benchmarks.statistics import percentiles
+from benchmarks.subjects import batch_limits, made_up_image
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.errors import EngineError
-from yolact_deploy.postprocess import detect
+from yolact_deploy.reference.postprocess import detect
+from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.detector import PLAN_SUFFIXES
-from yolact_deploy.runtime.network import HeadTensors
+from yolact_deploy.runtime.protocols import HeadTensors
 
 BATCHES = (1, 2, 4, 8)
 DETECTIONS = (1, 10, 100)
@@ -77,7 +77,7 @@ def sweep(
     for image_hw in IMAGE_SIZES_HW:
         for count in DETECTIONS:
             report["work"].append(
-                _work_point(detector, planted(heads, detector.spec.make_priors(), count), image_hw, count)
+                _work_point(detector, planted(heads, make_priors(detector.spec), count), image_hw, count)
             )
             done()
     return report
@@ -165,7 +165,7 @@ def _work_point(detector: Detector, heads: HeadTensors, image_hw: tuple[int, int
         marks = [perf_counter_ns()]
         batch = detector.preprocess([image])
         marks.append(perf_counter_ns())
-        raws = detect(*heads, spec.make_priors(), input_size=spec.input_size, **options)
+        raws = detect(*heads, make_priors(spec), input_size=spec.input_size, **options)
         marks.append(perf_counter_ns())
         masks = detector.assemble(raws[0], image_hw).masks
         marks.append(perf_counter_ns())

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exporters.yolact import Yolact
+from exporters.network.yolact import Yolact
 from yolact_deploy.arrays import Image
 
 

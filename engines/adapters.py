@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from engines.messages import LogRecord
-from yolact_deploy.cuda.drivers import visible_devices
+from yolact_deploy.artifacts.sidecar import RuntimeName
+from yolact_deploy.cuda.drivers.opening import visible_devices
 from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, OutputError
 from yolact_deploy.files import atomic_path
-from yolact_deploy.sidecar import RuntimeName
 
 _OLDEST_TENSORRT = (10, 0)
 _BAD_TENSORRT = {(10, 2, 0): "10.2.0 is known to build wrong plans; install another version"}

@@ -15,17 +15,13 @@ from typing import Any
 
 from engines.adapters import Adapter, choose_runtime
 from engines.end_to_end import Hw, Shape, check_graph_io, input_shapes
-from engines.layers import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
-from engines.lint import lint_onnx
-from engines.messages import LogRecord, build_errors, build_log, parser_errors
+from engines.inspection import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
+from engines.lint.linter import lint_onnx
+from engines.messages import BuildControl, LogRecord, Progress, build_errors, build_log, parser_errors, progress_monitor
 from engines.onnx_graph import INPUT_NAME, OnnxGraph, read_onnx
-from engines.progress import BuildControl, Progress, progress_monitor
 from yolact_deploy import __version__
-from yolact_deploy.end_to_end import is_end_to_end
-from yolact_deploy.errors import BuildRequestError, EngineError, SpecError
-from yolact_deploy.files import atomic_path, check_writable
-from yolact_deploy.runtime.mask_iou_session import extract_mask_iou
-from yolact_deploy.sidecar import (
+from yolact_deploy.artifacts.end_to_end import is_end_to_end
+from yolact_deploy.artifacts.sidecar import (
     BatchRange,
     CompanionFile,
     IoTensor,
@@ -34,6 +30,9 @@ from yolact_deploy.sidecar import (
     sidecar_path,
     write_sidecar,
 )
+from yolact_deploy.errors import BuildRequestError, EngineError, SpecError
+from yolact_deploy.files import atomic_path, check_writable
+from yolact_deploy.runtime.onnxruntime.network import extract_mask_iou
 from yolact_deploy.spec import ModelSpec
 
 _PRECISIONS = ("fp32", "fp16", "int8")

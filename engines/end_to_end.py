@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.onnx_graph import OnnxGraph, check_io
-from yolact_deploy.end_to_end import io_problem, is_end_to_end
+from yolact_deploy.artifacts.end_to_end import io_problem, is_end_to_end
+from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor
 from yolact_deploy.errors import BuildRequestError, SpecError
-from yolact_deploy.sidecar import BatchRange, IoTensor
 from yolact_deploy.spec import ModelSpec
 
 Hw = tuple[int, int]

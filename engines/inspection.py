@@ -1,18 +1,165 @@
-"""What a plan or an ONNX file holds, as JSON-able dictionaries for `yolact-deploy inspect`."""
+"""What a plan or an ONNX file holds, for `yolact-deploy inspect`; the layers of a plan are kept beside it:
+`model.engine` -> `model.engine.layers.json`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from engines.layers import Layers, read_layers
 from engines.onnx_graph import OnnxGraph, read_onnx
+from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.sidecar import verify_plan
 from yolact_deploy.errors import SpecError
-from yolact_deploy.sidecar import verify_plan
+from yolact_deploy.files import write_text
 from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
-from yolact_deploy.spec_json import encode
+from yolact_deploy.spec_json import decode, encode
+
+LAYERS_SCHEMA_VERSION = 1
+
+# The parser writes "[ONNX Layer: NODE]" into a layer's metadata, several of them once layers are fused.
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+
+# TensorRT's names for its types -> NumPy's
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+# The engine inspector's spelling, inside a "Format/Datatype" like "Row major linear FP16 format"
+_INSPECTOR_DTYPES = {"FP32": "float32", "Float": "float32", "FP16": "float16", "Half": "float16", "Int8": "int8"}
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    name: str
+    dtype: str  # NumPy's name where it has one
+    shape: tuple[int, ...]  # -1 where the size is chosen at run time
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    kind: str
+    modules: tuple[str, ...]  # of the ONNX nodes it was made from; several once they are fused
+    outputs: tuple[LayerOutput, ...]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`source` is "engine" for the fused layers that run, "network" for the typed layers they are made from."""
+
+    source: Literal["engine", "network"]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class _LayersFile:
+    schema_version: int
+    plan_sha256: str
+    source: Literal["engine", "network"]
+    layers: tuple[Layer, ...]
+
+
+def layers_path(plan: str | os.PathLike[str]) -> Path:
+    path = Path(plan)
+    return path.with_name(f"{path.name}.layers.json")
+
+
+def dtype_name(dtype: Any) -> str:
+    """NumPy's name of a TensorRT data type, or TensorRT's own in lower case where NumPy has none."""
+    name: str = dtype.name
+    return _DTYPES.get(name, name.lower())
+
+
+def network_layers(
+    network: Any,
+    modules: Mapping[str, str],  # ONNX node name -> module path
+) -> Layers:
+    """The layers of a typed network before fusion.
+
+    In a strongly typed network the types are what the plan computes in; which layers share a kernel is decided later.
+    """
+    layers = []
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        tensors = [layer.get_output(i) for i in range(layer.num_outputs)]
+        outputs = tuple(LayerOutput(t.name, dtype_name(t.dtype), tuple(t.shape)) for t in tensors if t is not None)
+        layers.append(
+            Layer(layer.name, layer.type.name.lower(), _modules(layer.metadata, layer.name, modules), outputs)
+        )
+    return Layers("network", tuple(layers))
+
+
+def engine_layers(trt: Any, logger: Any, plan: bytes, modules: Mapping[str, str]) -> Layers | None:
+    """The fused layers of a plan, as TensorRT's engine inspector tells them; None where the plan can't be opened."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return parse_inspector(information, modules)
+
+
+def parse_inspector(information: str, modules: Mapping[str, str]) -> Layers | None:
+    """The inspector's JSON as layers; None where it has no detailed ones."""
+    try:
+        found = json.loads(information)["Layers"]
+        layers = tuple(
+            Layer(
+                name=layer["Name"],
+                kind=str(layer.get("LayerType", "")).lower(),
+                modules=_modules(layer.get("Metadata", ""), layer["Name"], modules),
+                outputs=tuple(
+                    LayerOutput(
+                        t["Name"], _inspector_dtype(t.get("Format/Datatype", "")), tuple(t.get("Dimensions", ()))
+                    )
+                    for t in layer.get("Outputs", ())
+                ),
+            )
+            for layer in found
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Layers("engine", layers) if layers else None
+
+
+def write_layers(target: str | os.PathLike[str], layers: Layers, plan_sha256: str) -> None:
+    stored = _LayersFile(LAYERS_SCHEMA_VERSION, plan_sha256, layers.source, layers.layers)
+    write_text(target, json.dumps(encode(stored)) + "\n")
+
+
+def read_layers(plan: str | os.PathLike[str], plan_sha256: str) -> Layers | None:
+    """The layers stored beside a plan; None when there are none, or they can't be read, or are another plan's."""
+    try:
+        value = json.loads(layers_path(plan).read_text(encoding="utf-8"))
+        stored = decode(_LayersFile, value, "layers")
+    except (OSError, ValueError, SpecError):
+        return None
+    if stored.schema_version != LAYERS_SCHEMA_VERSION or stored.plan_sha256 != plan_sha256:
+        return None
+    return Layers(stored.source, stored.layers)
+
+
+def _modules(metadata: str | None, name: str, modules: Mapping[str, str]) -> tuple[str, ...]:
+    """The modules of the ONNX nodes a layer came from; none for layers that the parser added."""
+    nodes = _ONNX_LAYER.findall(metadata or "") or ([name] if name in modules else [])
+    return tuple(dict.fromkeys(modules.get(node, module_of(node)) for node in nodes))
+
+
+def _inspector_dtype(text: str) -> str:
+    return next((dtype for key, dtype in _INSPECTOR_DTYPES.items() if key in text), text)
+
 
 _LARGE_METADATA = (SPEC_METADATA_KEY, MASK_IOU_METADATA_KEY)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.sidecar import IoTensor, Precision
 from yolact_deploy.errors import ArtifactError, SpecError
-from yolact_deploy.node_names import module_of
 from yolact_deploy.optional import require
-from yolact_deploy.sidecar import IoTensor, Precision
 from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:

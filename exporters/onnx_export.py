@@ -20,11 +20,11 @@ import onnx
 import torch
 from torch import nn
 
-from exporters.deformable import NATIVE_OPSET, DcnForm, exportable
+from exporters.network.deformable import NATIVE_OPSET, DcnForm, exportable
 from yolact_deploy import __version__
 from yolact_deploy.errors import ExportError
 from yolact_deploy.files import atomic_path
-from yolact_deploy.runtime.network import OUTPUT_NAMES
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.spec import (
     MASK_IOU_METADATA_KEY,
     MAX_BATCH_METADATA_KEY,

@@ -12,15 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from yolact_deploy.detections import Detections as Detections
     from yolact_deploy.errors import YolactDeployError as YolactDeployError
+    from yolact_deploy.reference.detections import Detections as Detections
     from yolact_deploy.runtime.detector import Detector as Detector
     from yolact_deploy.spec import ModelSpec as ModelSpec
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Detections": "yolact_deploy.detections",
+    "Detections": "yolact_deploy.reference.detections",
     "Detector": "yolact_deploy.runtime.detector",
     "ModelSpec": "yolact_deploy.spec",
     "YolactDeployError": "yolact_deploy.errors",

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.arrays import Image
-from yolact_deploy.detections import Detections
 from yolact_deploy.errors import ImageError, OutputError
-from yolact_deploy.overlays import draw, write_image
+from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.images import VIDEO_SUFFIXES, read_image
+from yolact_deploy.reports.overlays import annotate_video, draw, write_image
 from yolact_deploy.runtime.detector import Detector
-from yolact_deploy.runtime.images import VIDEO_SUFFIXES, read_image
-from yolact_deploy.videos import annotate_video
 
 _KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # an overlay of another format is written as PNG
 

@@ -138,7 +138,7 @@ def _are_finite(values: list[Any]) -> bool:
 
 def _fills(counts: Any, image_hw: list[int]) -> bool:
     """Whether run lengths, as numbers or packed by pycocotools, are valid ones of an image."""
-    from yolact_deploy.rle import run_lengths
+    from yolact_deploy.reference.masks import run_lengths
 
     if isinstance(counts, str):
         try:

@@ -14,7 +14,7 @@ from yolact_deploy.errors import SpecError
 from yolact_deploy.spec_json import SINCE, decode, encode, lowest_schema_version
 
 if TYPE_CHECKING:
-    from yolact_deploy.arrays import FloatArray
+    pass
 
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
 _OLDEST_SCHEMA_VERSION = 1
@@ -311,12 +311,6 @@ class ModelSpec:
             "mask_coeff": (self.num_priors, self.num_prototypes),
             "proto": (self.proto_size, self.proto_size, self.num_prototypes),
         }
-
-    def make_priors(self) -> FloatArray:
-        """float32 [P, 4], (cx, cy, w, h) relative to the image."""
-        from yolact_deploy.priors import make_priors
-
-        return make_priors(self)
 
     def to_dict(self) -> dict[str, Any]:
         version = lowest_schema_version(self)

@@ -8,11 +8,11 @@ from typing import Any
 
 from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
-from yolact_deploy.cuda.driver import Driver
-from yolact_deploy.cuda.kernels import Kernels
+from yolact_deploy.cuda.compile import Kernels
+from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.errors import DeviceError
-from yolact_deploy.runtime.gpu_backend import GpuBackend
+from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 
 
 class EmulatedGpu:

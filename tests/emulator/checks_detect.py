@@ -23,7 +23,7 @@ from tests.emulator.expectations import (
 )
 from tests.emulator.pipeline import Pipeline
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.postprocess import decode
+from yolact_deploy.reference.postprocess import decode
 
 
 def confidence_exactly_at_the_threshold_is_dropped(build: Build) -> None:

@@ -18,8 +18,8 @@ from tests.emulator.expectations import (
 from tests.emulator.pipeline import Pipeline, garbage
 from yolact_deploy.cuda.launches import Buffer
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.masks import assemble, prototype_masks
-from yolact_deploy.postprocess import detect
+from yolact_deploy.reference.masks import assemble, prototype_masks
+from yolact_deploy.reference.postprocess import detect
 
 
 def masks_are_the_references_at_any_size(build: Build) -> None:

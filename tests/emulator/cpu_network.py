@@ -12,10 +12,10 @@ import numpy as np
 
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy.arrays import AnyArray
-from yolact_deploy.cuda.driver import Driver
-from yolact_deploy.mask_iou import MaskIouModel
-from yolact_deploy.runtime.network import OUTPUT_NAMES, HeadTensors
-from yolact_deploy.runtime.onnx_network import OnnxNetwork
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 RunHeads = Callable[[AnyArray], HeadTensors]

@@ -19,8 +19,8 @@ import numpy as np
 
 from tests.emulator.device_memory import Bytes, EmulatedMemory, EmulatorMisuseError, host_view
 from tests.emulator.emulator import emulator
-from yolact_deploy.cuda.driver import Argument, GpuDevice
-from yolact_deploy.cuda.kernels import Kernels
+from yolact_deploy.cuda.compile import Kernels
+from yolact_deploy.cuda.drivers.interface import Argument, GpuDevice
 from yolact_deploy.cuda.launches import ARGUMENTS, Launch
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.errors import DeviceError, DeviceMemoryError
@@ -45,7 +45,7 @@ class _Event:
 
 
 class EmulatedDriver:
-    """`yolact_deploy.cuda.driver.Driver` without a GPU. `memory_bytes` bounds device memory."""
+    """`yolact_deploy.cuda.drivers.interface.Driver` without a GPU. `memory_bytes` bounds device memory."""
 
     name = "emulated driver"
 
@@ -75,7 +75,7 @@ class EmulatedDriver:
         self._is_current = 0
 
     def load_kernels(self, specialization: Specialization) -> Kernels:
-        """As `yolact_deploy.cuda.kernels.load_kernels`, with the specialization as the "cubin"."""
+        """As `yolact_deploy.cuda.compile.load_kernels`, with the specialization as the "cubin"."""
         with self.current():
             return Kernels(self, specialization, pickle.dumps(specialization))
 

@@ -26,10 +26,10 @@ from tests.emulator.emulator import Array
 from tests.emulator.expectations import SMALL, expect_masks, expect_reference, heads
 from tests.emulator.pipeline import Pipeline
 from tests.gpu.runner import GpuRunner
-from yolact_deploy.cuda import libcuda
-from yolact_deploy.cuda.driver import Driver
-from yolact_deploy.cuda.drivers import open_driver, visible_devices
-from yolact_deploy.cuda.kernels import load_kernels
+from yolact_deploy.cuda.compile import load_kernels
+from yolact_deploy.cuda.drivers import libcuda
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.drivers.opening import open_driver, visible_devices
 from yolact_deploy.cuda.launches import Launch
 from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, YolactDeployError
 

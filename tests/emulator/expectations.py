@@ -15,9 +15,9 @@ from pycocotools import mask as coco_mask
 from tests.emulator.pipeline import Found, Pipeline, Runner
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.detections import RawDetections
-from yolact_deploy.masks import assemble
-from yolact_deploy.postprocess import assemble_masks, detect, softmax
+from yolact_deploy.reference.detections import RawDetections
+from yolact_deploy.reference.masks import assemble
+from yolact_deploy.reference.postprocess import assemble_masks, detect, softmax
 
 Array = npt.NDArray[Any]
 Build: TypeAlias = Callable[..., Runner]  # (specialization, build="plain")

@@ -11,8 +11,8 @@ from tests.emulator.expectations import Build, expect_detections
 from tests.emulator.pipeline import Pipeline
 from tests.goldens import GOLDEN, postgen
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.masks import CROP_PADDING, ordered_limits
-from yolact_deploy.postprocess import detect
+from yolact_deploy.reference.masks import CROP_PADDING, ordered_limits
+from yolact_deploy.reference.postprocess import detect
 from yolact_deploy.spec import NmsMode
 
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "post/cases.json").read_text())

@@ -21,10 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.emulator import compiled, linked_library
-from yolact_deploy.cuda.compiler import cache_key
-from yolact_deploy.cuda.cubin_cache import CACHE_VARIABLE, put
-from yolact_deploy.cuda.drivers import DRIVER_VARIABLE
-from yolact_deploy.cuda.nvrtc import choose_nvrtc
+from yolact_deploy.cuda.cache import CACHE_VARIABLE, put
+from yolact_deploy.cuda.compile import cache_key, choose_nvrtc
+from yolact_deploy.cuda.drivers.opening import DRIVER_VARIABLE
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
 
 KINDS = ("memory", "pinned", "stream", "event", "module", "graph", "context")

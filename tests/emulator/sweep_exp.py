@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.emulator.emulator import Array, compiled
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
-from yolact_deploy.ieee import exp
+from yolact_deploy.reference.ieee import exp
 
 _EXP_OF_MANY = """
 extern "C" void exp_of_many(const float* x, float* y, long long n) {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from yolact_deploy.cuda.driver import Driver
-from yolact_deploy.cuda.drivers import open_driver
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.drivers.opening import open_driver
 from yolact_deploy.errors import YolactDeployError
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.cuda.driver import Driver
-from yolact_deploy.cuda.drivers import open_driver
-from yolact_deploy.cuda.kernels import Kernels, load_kernels
+from yolact_deploy.cuda.compile import Kernels, load_kernels
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.drivers.opening import open_driver
 from yolact_deploy.cuda.launches import ARGUMENTS, Launch
 from yolact_deploy.cuda.specialization import Specialization
 

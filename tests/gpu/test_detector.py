@@ -13,11 +13,11 @@ from tests.emulator.cpu_network import CpuNetwork
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.cuda.driver import Driver
-from yolact_deploy.cuda.kernels import load_kernels
-from yolact_deploy.runtime.gpu_pipeline import GpuPipeline
-from yolact_deploy.runtime.images import read_image
-from yolact_deploy.runtime.network import DeviceNetwork
+from yolact_deploy.cuda.compile import load_kernels
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.reference.images import read_image
+from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
+from yolact_deploy.runtime.protocols import DeviceNetwork
 
 _SCORE_ERROR = 2e-3  # other convolutions, other orders of addition
 _SURE = 0.3
@@ -83,8 +83,8 @@ def test_pytorchs_network_finds_what_the_cpu_finds(
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
-    from benchmarks.torch_network import TorchNetwork
-    from exporters.checkpoint import build_model, load_checkpoint
+    from benchmarks.figures.networks import TorchNetwork
+    from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 
     torch.backends.cudnn.allow_tf32 = False
     model = build_model(load_checkpoint(SHAPES_CHECKPOINT, spec_file=SHAPES / "spec.json"))

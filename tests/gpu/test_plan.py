@@ -11,9 +11,9 @@ from engines.adapters import choose_runtime
 from engines.builder import build_engine
 from tests.goldens import SHAPES
 from yolact_deploy import Detector
-from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError, YolactDeployError
-from yolact_deploy.runtime.images import read_image
+from yolact_deploy.reference.images import read_image
 
 _SCORE_ERROR = 2e-3
 

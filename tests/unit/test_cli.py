@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from yolact_deploy.cli import app
-from yolact_deploy.runtime.images import read_image
+from yolact_deploy.reference.images import read_image
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 
@@ -271,7 +271,7 @@ def test_a_bug_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("yolact_deploy.doctor.examine", broken)
+    monkeypatch.setattr("yolact_deploy.cli.doctor.examine", broken)
     result = run("doctor")
     assert result.exit_code == 1
     assert "ZeroDivisionError: boom" in result.stderr

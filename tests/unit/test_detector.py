@@ -13,6 +13,7 @@ import pytest
 from exporters.pipeline import export_checkpoint
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from yolact_deploy import Detections, Detector
+from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, sidecar_path, write_sidecar
 from yolact_deploy.errors import (
     ArtifactError,
     DeviceError,
@@ -22,9 +23,8 @@ from yolact_deploy.errors import (
     PlanMismatchError,
     SpecError,
 )
-from yolact_deploy.runtime import gpu_backend
-from yolact_deploy.runtime.images import read_image
-from yolact_deploy.sidecar import BatchRange, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.reference.images import read_image
+from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.spec import SPEC_METADATA_KEY, ModelSpec
 
 PHOTOS = [SHAPES / "val" / f"val_public_000{i}.jpg" for i in range(4)]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from yolact_deploy import doctor
-from yolact_deploy.cuda.driver import GpuDevice
+from yolact_deploy.cli import doctor
+from yolact_deploy.cuda.drivers.interface import GpuDevice
 
 H200 = GpuDevice(0, "NVIDIA H200", (9, 0), driver_version=(13, 0), memory_bytes=141 << 30, multiprocessors=132)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.goldens import SHAPES, SHAPES_SPEC
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.evaluation import category_doubts, coco_ap, load_annotations
-from yolact_deploy.rle import run_lengths
+from yolact_deploy.reference.masks import run_lengths
 from yolact_deploy.spec import ModelSpec
 
 ANNOTATION: dict[str, Any] = {

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from exporters.configs import PUBLISHED
+from exporters.checkpoints.configs import PUBLISHED
 from tests.goldens import GOLDEN, SHAPES
 from yolact_deploy.errors import ImageError
-from yolact_deploy.runtime.images import check_image, list_images, read_image
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.reference.images import check_image, list_images, read_image
+from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.spec import ModelSpec
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.inputs import bench_images, made_up_image
 from benchmarks.latency import bench, without_samples
 from benchmarks.rounds import STAGES, Limit
+from benchmarks.subjects import bench_images, made_up_image
 from tests.goldens import SHAPES
 from tests.unit.benchmarks.recorder import Recorder
 from yolact_deploy import Detector

@@ -7,8 +7,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from yolact_deploy.arrays import BoolArray
-from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.mask_sources import DenseMasks, MaskSource, PackedMasks, RunMasks
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, PackedMasks, RunMasks
 
 HEIGHT, WIDTH = 37, 141
 

@@ -8,10 +8,10 @@ from pycocotools import mask as coco_mask
 
 from tests.goldens import f32
 from yolact_deploy.arrays import BoolArray, FloatArray
-from yolact_deploy.detections import RawDetections
-from yolact_deploy.ieee import sigmoid
-from yolact_deploy.masks import assemble
-from yolact_deploy.postprocess import assemble_masks, pixel_boxes
+from yolact_deploy.reference.detections import RawDetections
+from yolact_deploy.reference.ieee import sigmoid
+from yolact_deploy.reference.masks import assemble
+from yolact_deploy.reference.postprocess import assemble_masks, pixel_boxes
 
 
 def whole_plane_masks(

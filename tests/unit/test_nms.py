@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.goldens import f32
 from yolact_deploy.arrays import AnyArray, FloatArray
-from yolact_deploy.nms import cross_class_fast_nms, fast_nms, traditional_nms
-from yolact_deploy.postprocess import decode, detect
+from yolact_deploy.reference.nms import cross_class_fast_nms, fast_nms, traditional_nms
+from yolact_deploy.reference.postprocess import decode, detect
 
 HALF_OVERLAP = np.array([[0, 0, 1, 1], [0, 0, 0.5, 1]], np.float32)  # IoU exactly 0.5
 

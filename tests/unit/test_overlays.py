@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.goldens import Array
-from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.overlays import draw
-from yolact_deploy.postprocess import assemble_masks
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.postprocess import assemble_masks
+from yolact_deploy.reports.overlays import draw
 
 pytest.importorskip("supervision", reason="needs supervision to draw")
 
@@ -69,5 +69,5 @@ def test_boxes_without_area_are_not_drawn() -> None:
 
 
 def test_drawing_never_holds_all_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolact_deploy.masks.assemble", None)
+    monkeypatch.setattr("yolact_deploy.reference.masks.assemble", None)
     assert _changed(draw(_gray(100, 100), _detections([[0.2, 0.2, 0.8, 0.8]] * 3, [0, 1, 2], (100, 100)))).any()

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from yolact_deploy.errors import OutputError, PlanMismatchError, SpecError
-from yolact_deploy.sidecar import (
+from yolact_deploy.artifacts.sidecar import (
     BatchRange,
     IoTensor,
     Sidecar,
@@ -19,6 +18,7 @@ from yolact_deploy.sidecar import (
     verify_plan,
     write_sidecar,
 )
+from yolact_deploy.errors import OutputError, PlanMismatchError, SpecError
 from yolact_deploy.spec import BackboneSpec, ModelSpec, PriorsSpec
 
 PLAN = b"plan" * 100

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from yolact_deploy.artifacts.end_to_end import TRADITIONAL_IS_A_LOOP
 from yolact_deploy.cli.options import ChannelOrder, IoPrecision, Nms
-from yolact_deploy.end_to_end import TRADITIONAL_IS_A_LOOP
 from yolact_deploy.errors import BuildRequestError, SpecError
 
 
@@ -33,8 +33,8 @@ def make_end_to_end(
     parity_images: Path | None,
 ) -> dict[str, Any]:
     """The last step of `export --end-to-end`, as its report."""
-    from exporters.end_to_end import export_end_to_end
-    from yolact_deploy.runtime.images import list_images, read_image
+    from exporters.end_to_end.export import export_end_to_end
+    from yolact_deploy.reference.images import list_images, read_image
 
     paths = list_images([parity_images]) if parity_images else []
     result = export_end_to_end(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.cli.options import (
     AnnotationsOption,
     ConfigOption,
@@ -16,11 +17,10 @@ from yolact_deploy.cli.options import (
     JsonOption,
     SpecOption,
 )
-from yolact_deploy.console import print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.optional import require_export
 
 if TYPE_CHECKING:
-    from yolact_deploy.cuda.driver import GpuDevice
+    from yolact_deploy.cuda.drivers.interface import GpuDevice
 
 
 @reports_errors
@@ -39,12 +39,12 @@ def compare(
 ) -> None:
     """Compare two artifacts on real images: tensors, detections, masks, AP."""
     require_export("comparing artifacts")
-    from exporters.compare import DEFAULT_EXAMPLES
-    from exporters.compare import compare as run_compare
-    from exporters.compare_html import write_html
+    from exporters.comparison.compare import DEFAULT_EXAMPLES
+    from exporters.comparison.compare import compare as run_compare
+    from exporters.comparison.page import write_html
     from yolact_deploy.files import check_writable
-    from yolact_deploy.overlays import check_can_draw
-    from yolact_deploy.precision_tables import compare_tables
+    from yolact_deploy.reports.overlays import check_can_draw
+    from yolact_deploy.reports.precision import compare_tables
 
     if html is not None:
         check_writable(html)
@@ -81,7 +81,7 @@ def inspect(
     debug: DebugOption = False,
 ) -> None:
     """Tell what an artifact is: spec, inputs and outputs, precision, targets."""
-    from yolact_deploy.reports import inspect_tables
+    from yolact_deploy.reports.tables import inspect_tables
 
     if lint:
         _lint(artifact, json_output)
@@ -108,10 +108,10 @@ def doctor(
 ) -> None:
     """Tell what is installed, what can run here, and what to install."""
     from engines.adapters import available_runtimes
-    from yolact_deploy.cuda.drivers import visible_devices
-    from yolact_deploy.doctor import examine
+    from yolact_deploy.cli.doctor import examine
+    from yolact_deploy.cuda.drivers.opening import visible_devices
     from yolact_deploy.errors import BuildRequestError
-    from yolact_deploy.reports import doctor_tables
+    from yolact_deploy.reports.tables import doctor_tables
 
     if not warm and (artifact is not None or target):
         raise BuildRequestError("an artifact and --target tell what to compile: add --warm.")
@@ -129,7 +129,7 @@ def doctor(
 
 def _warm(artifact: Path | None, target: Sequence[str] | None, gpus: Sequence[GpuDevice]) -> list[dict[str, Any]]:
     from engines.adapters import parse_targets
-    from yolact_deploy.doctor import warm_kernels
+    from yolact_deploy.cli.doctor import warm_kernels
 
     with progress_bar() as progress:
         warmed = warm_kernels(
@@ -168,18 +168,18 @@ def _inspect(artifact: Path) -> dict[str, Any]:
 
         return inspect_plan(artifact)
     if suffix == ".json":
-        from exporters.spec_files import load_spec
+        from exporters.checkpoints.spec_choice import load_spec
 
         return {"kind": "spec", "path": str(artifact), "spec": load_spec(artifact).to_dict()}
     require_export("reading a checkpoint")
-    from exporters.inspection import inspect_checkpoint
+    from exporters.checkpoints.evidence import inspect_checkpoint
 
     return inspect_checkpoint(artifact)
 
 
 def _lint(artifact: Path, json_output: bool) -> None:
-    from engines.lint import lint_onnx
-    from yolact_deploy.precision_tables import lint_table
+    from engines.lint.linter import lint_onnx
+    from yolact_deploy.reports.precision import lint_table
 
     report = lint_onnx(artifact)
     if json_output:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from yolact_deploy.cli.console import Progress, print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.cli.end_to_end import check_end_to_end_request, image_range, make_end_to_end
 from yolact_deploy.cli.options import (
     AnnotationsOption,
@@ -35,7 +36,6 @@ from yolact_deploy.cli.options import (
     SensitivityOption,
     SpecOption,
 )
-from yolact_deploy.console import Progress, print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.optional import require_export
 
 _INT8_OPSET = 19  # the first whose QuantizeLinear takes half scales
@@ -81,8 +81,8 @@ def export(
     require_export("exporting a checkpoint")
     from exporters.pipeline import export_checkpoint
     from yolact_deploy.files import check_writable, refuse_overwriting
-    from yolact_deploy.reports import end_to_end_table, export_table
-    from yolact_deploy.runtime.images import list_images
+    from yolact_deploy.reference.images import list_images
+    from yolact_deploy.reports.tables import end_to_end_table, export_table
 
     check_writable(output)
     refuse_overwriting(output, checkpoint)
@@ -206,7 +206,7 @@ def build_engine(
     from engines.adapters import parse_targets
     from engines.builder import build_engine as build
     from yolact_deploy.files import check_writable
-    from yolact_deploy.reports import build_table
+    from yolact_deploy.reports.tables import build_table
 
     batch_range, targets = _batch_range(batch), parse_targets([target]) if target else ()
     images = image_range(image_size) if image_size else None
@@ -237,8 +237,8 @@ def build_engine(
 def _lower_precision(
     fp32: Path, output: Path, precision: LowPrecision, progress: Progress, *, calib: Path | None, **options: Any
 ) -> dict[str, Any]:
-    from exporters.precision import apply_precision
-    from yolact_deploy.runtime.images import list_images
+    from exporters.precision.run import apply_precision
+    from yolact_deploy.reference.images import list_images
 
     images = list_images([calib]) if calib else ()
     result = apply_precision(
@@ -248,7 +248,7 @@ def _lower_precision(
 
 
 def _print_precision(report: dict[str, Any]) -> None:
-    from yolact_deploy.precision_tables import precision_tables
+    from yolact_deploy.reports.precision import precision_tables
 
     for warning in report["warnings"]:
         say(f"warning: {warning}")
@@ -260,7 +260,7 @@ def _check_precision_request(precision: Precision, opset: int, given: dict[str, 
     """Refuse before the export what would fail or have no effect after it."""
     from yolact_deploy.errors import CalibrationError
     from yolact_deploy.evaluation import load_annotations
-    from yolact_deploy.runtime.images import list_images
+    from yolact_deploy.reference.images import list_images
 
     idle = [option for option, value in given.items() if value is not None]
     if precision is Precision.fp32 and idle:

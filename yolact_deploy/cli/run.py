@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from yolact_deploy.cli.console import INTERRUPTED, print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.cli.options import (
     ArtifactArgument,
     DebugOption,
@@ -16,7 +17,6 @@ from yolact_deploy.cli.options import (
     NmsOption,
     ThreadsOption,
 )
-from yolact_deploy.console import INTERRUPTED, print_json, print_table, progress_bar, reports_errors, say
 
 
 class Scenario(str, Enum):
@@ -43,10 +43,10 @@ def detect(
     """Detect in images, folders and videos; draw overlays, write COCO JSON."""
     from yolact_deploy.detect_files import DetectOptions, detect_files
     from yolact_deploy.files import check_writable, write_json
-    from yolact_deploy.overlays import check_can_draw
-    from yolact_deploy.reports import detect_table
+    from yolact_deploy.reference.images import list_images
+    from yolact_deploy.reports.overlays import check_can_draw
+    from yolact_deploy.reports.tables import detect_table
     from yolact_deploy.runtime.detector import Detector
-    from yolact_deploy.runtime.images import list_images
 
     files = list_images(images, videos=True)
     if overlays:
@@ -85,7 +85,7 @@ def evaluate_ap(
 ) -> None:
     """Measure COCO box and mask AP."""
     from yolact_deploy.evaluation import evaluate
-    from yolact_deploy.reports import eval_table
+    from yolact_deploy.reports.tables import eval_table
     from yolact_deploy.runtime.detector import Detector
 
     detector = Detector(artifact, device=device, threads=threads, nms=nms.value if nms else None)
@@ -136,8 +136,8 @@ def bench(
     from benchmarks.command import BenchRequest, measure, regressed
     from benchmarks.latency import without_samples
     from benchmarks.report_html import write_report
-    from yolact_deploy.bench_tables import bench_tables
     from yolact_deploy.files import check_writable
+    from yolact_deploy.reports.bench import bench_tables
 
     if report_file is not None:
         check_writable(report_file)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import DeviceError, ImageError
 
 _LEGACY_STREAM = 1  # what DLPack and the array interface call the default stream; the driver takes it for a handle too

@@ -102,7 +102,7 @@ def specialize(
 
 def kernel_source() -> str:
     """The one unit of CUDA source, without includes; #line directives name the files it came from."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "kernels"
     return "".join(f'#line 1 "{name}"\n{(folder / name).read_text(encoding="utf-8")}' for name in SOURCES)
 
 

@@ -12,14 +12,13 @@ import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.cuda.device_arrays import is_device_array
-from yolact_deploy.cuda.frames import MaskForm
-from yolact_deploy.detections import Detections, RawDetections
+from yolact_deploy.cuda.program import MaskForm
 from yolact_deploy.errors import EngineError, ImageError
-from yolact_deploy.runtime.images import ChannelOrder
-from yolact_deploy.runtime.network import HeadTensors
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.runtime.opening import PLAN_SUFFIXES as PLAN_SUFFIXES
 from yolact_deploy.runtime.opening import open_pipeline
-from yolact_deploy.runtime.pipeline import Pipeline
+from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
 from yolact_deploy.runtime.streaming import stream_detections
 from yolact_deploy.spec import ModelSpec, NmsMode
 

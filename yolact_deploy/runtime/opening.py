@@ -12,8 +12,8 @@ from yolact_deploy.errors import (
     MissingDependencyError,
     SpecError,
 )
-from yolact_deploy.runtime.host_pipeline import HostPipeline
-from yolact_deploy.runtime.pipeline import Pipeline
+from yolact_deploy.runtime.host import HostPipeline
+from yolact_deploy.runtime.protocols import Pipeline
 from yolact_deploy.spec import NmsMode
 
 PLAN_SUFFIXES = (".engine", ".plan")
@@ -33,15 +33,15 @@ def open_pipeline(
             f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx" if suffix in _WEIGHTS else ""
         )
         raise ArtifactError(f"{artifact} is neither .onnx nor {' or '.join(PLAN_SUFFIXES)}: it can't be run.{hint}")
-    from yolact_deploy.runtime.end_to_end_network import is_end_to_end_file
+    from yolact_deploy.runtime.onnxruntime.end_to_end import is_end_to_end_file
 
     if is_end_to_end_file(artifact):
-        from yolact_deploy.runtime.end_to_end_pipeline import EndToEndPipeline
+        from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndPipeline
 
         return EndToEndPipeline(artifact, device=device, threads=threads, nms=nms)
     if kind == "cpu" or not artifact.is_file():
         return _open_on_cpu(artifact, threads, nms)
-    from yolact_deploy.runtime.gpu_backend import open_gpu_pipeline
+    from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 
     if kind == "cuda":
         return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
@@ -61,7 +61,7 @@ def _parse_device(device: str) -> tuple[str, int]:
 def _open_plan(
     artifact: Path, kind: str, index: int, threads: int | None, nms: NmsMode | None, cuda_graph: bool
 ) -> Pipeline:
-    from yolact_deploy.sidecar import verify_plan
+    from yolact_deploy.artifacts.sidecar import verify_plan
 
     sidecar = verify_plan(artifact)  # a plan that is damaged is said to be, also where it could not be run
     if kind == "cpu":
@@ -69,7 +69,7 @@ def _open_plan(
             f"{artifact} is a {sidecar.runtime} plan, and plans run on GPUs only. "
             f'Give device="cuda:0", or run the ONNX it was built from ({sidecar.onnx_name}).'
         )
-    from yolact_deploy.runtime.gpu_backend import open_gpu_pipeline
+    from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 
     try:
         return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
@@ -85,7 +85,7 @@ def _open_plan(
 def _open_on_cpu(
     artifact: Path, threads: int | None, nms: NmsMode | None, *, note: str | None = None, told: bool = False
 ) -> HostPipeline:
-    from yolact_deploy.runtime.onnx_network import OnnxNetwork
+    from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 
     return HostPipeline(
         OnnxNetwork(artifact, device="cpu", threads=threads),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.baseline import (
+from benchmarks.gate import (
     check_same_machine,
     check_same_work,
     match_runs,

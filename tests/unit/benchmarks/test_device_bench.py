@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.device_rounds import DEVICE_STAGES, DeviceSamples, empty_stage_ms
+from benchmarks.device import DEVICE_STAGES, DeviceSamples, empty_stage_ms
+from benchmarks.device_sweep import PlantedNetwork
 from benchmarks.latency import bench
-from benchmarks.planted_network import PlantedNetwork
 from benchmarks.scenarios import _Answerer
 from benchmarks.sweep import planted_scores, sweep
 from tests.emulator.backend import EmulatedGpu
@@ -24,7 +24,8 @@ from tests.emulator.driver import EmulatedDriver
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.cli import app
-from yolact_deploy.postprocess import softmax
+from yolact_deploy.reference.postprocess import softmax
+from yolact_deploy.reference.priors import make_priors
 
 Emulate = Callable[..., EmulatedGpu]
 ALL_STAGES = list(DEVICE_STAGES[:-1])
@@ -214,7 +215,7 @@ def test_planted_heads_reach_the_kernels_in_the_networks_form(shapes_onnx: Path,
     driver = EmulatedDriver()
     network = PlantedNetwork(CpuNetwork(shapes_onnx, driver, half=half), driver)
     object.__setattr__(network.spec, "conf_activation", activation)
-    loc, conf = planted_scores(network.spec.make_priors(), len(network.spec.class_names), 10)
+    loc, conf = planted_scores(make_priors(network.spec), len(network.spec.class_names), 10)
     network.plant(loc, conf)
     address, nbytes = network.sources["conf"]
     stored = driver.view(address, nbytes).view(np.float16 if half else np.float32).reshape(conf.shape)

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import layer_profiles
-from benchmarks.artifacts import batch_limits, describe
-from benchmarks.layer_profiles import kernel_times, modules_in
-from benchmarks.layers import layer_times
+from benchmarks import layers as layer_profiles
+from benchmarks.layers import kernel_times, layer_times, modules_in
+from benchmarks.subjects import batch_limits, describe
 from tests.emulator.backend import EmulatedGpu
 from tests.unit.runtime.conftest import Bench, MakeBench
 from yolact_deploy import Detector
 from yolact_deploy.errors import BenchmarkError
-from yolact_deploy.runtime import gpu_backend
-from yolact_deploy.runtime.onnx_network import CPU_PROVIDER
-from yolact_deploy.runtime.plan_network import PlanNetwork
+from yolact_deploy.runtime.gpu import pipeline as gpu_backend
+from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER
+from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 IMAGES = [np.zeros((40, 48, 3), np.uint8)] * 2
 LAYERS = [

@@ -13,12 +13,12 @@ import torch
 
 from benchmarks import device_peers, peers
 from benchmarks.device_peers import TorchSide
-from benchmarks.inputs import bench_images
 from benchmarks.peers import compare_peers
+from benchmarks.subjects import bench_images
 from tests.emulator.backend import EmulatedGpu
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detector
-from yolact_deploy.cuda.driver import Driver
+from yolact_deploy.cuda.drivers.interface import Driver
 
 Emulate = Callable[..., EmulatedGpu]
 PHOTO = bench_images(SHAPES / "val" / "val_public_0000.jpg")[0]

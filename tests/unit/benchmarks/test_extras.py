@@ -14,18 +14,18 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import peers, scenarios
-from benchmarks.artifacts import batch_limits, describe, onnx_metadata
-from benchmarks.inputs import bench_images
 from benchmarks.peers import compare_peers, in_turns
 from benchmarks.rounds import time_stages
 from benchmarks.scenarios import read_summary, run_scenario
+from benchmarks.subjects import batch_limits, bench_images, describe, onnx_metadata
 from benchmarks.sweep import planted, sweep
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.cli import app
 from yolact_deploy.errors import BenchmarkError, MissingDependencyError
-from yolact_deploy.postprocess import detect
+from yolact_deploy.reference.postprocess import detect
+from yolact_deploy.reference.priors import make_priors
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 
@@ -51,7 +51,7 @@ def test_an_artifact_is_described(detector: Detector, shapes_onnx: Path, tmp_pat
 @pytest.mark.parametrize("count", [1, 10, 100])
 def test_as_many_objects_are_found_as_were_planted(detector: Detector, images: list[Image], count: int) -> None:
     heads = detector.run_network(detector.preprocess(images))
-    priors = detector.spec.make_priors()
+    priors = make_priors(detector.spec)
     found = detect(*planted(heads, priors, count), priors, max_detections=count)[0]
     assert len(found) == count
     assert found.scores.min() > 0.4

@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu_frames import measure_frames
-from benchmarks.gpu_kernels import measure_kernels, measure_preprocess
-from benchmarks.gpu_timer import GraphTimer, Memory, copy_bandwidth
-from benchmarks.results_gpu import gpu_section
-from benchmarks.results_page import write_page
+from benchmarks.device_timer import GraphTimer, Memory, copy_bandwidth
+from benchmarks.figures.gpu_kernels import measure_frames, measure_kernels, measure_preprocess
+from benchmarks.figures.results_page import gpu_section, write_page
 from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.cuda import launches
-from yolact_deploy.cuda.kernels import Kernels
+from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.specialization import Specialization, specialize
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels for the CPU")

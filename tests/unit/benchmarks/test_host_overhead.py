@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.host_overhead import measure
+from benchmarks.figures.host_overhead import measure
 
 
 @pytest.mark.parametrize("detections", [0, 100])

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.layer_profiles import node_times
-from benchmarks.layers import layer_times
+from benchmarks.layers import layer_times, node_times
 from benchmarks.report_html import render_report
 from yolact_deploy import Detector
 from yolact_deploy.cli import app

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.machine import Watch, environment, machine_notes
-from benchmarks.memory import peak_memory
-from benchmarks.nvml import gpu_notes, read_gpus
+from benchmarks.machine import Watch, environment, gpu_notes, machine_notes, peak_memory, read_gpus
 
 QUIET: dict[str, Any] = {
     "other_processes_share": 0.0,

@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks import charts
-from benchmarks.device_rounds import DEVICE_STAGES
+from benchmarks.device import DEVICE_STAGES
 from benchmarks.gate import Judgement
 from benchmarks.latency import bench
 from benchmarks.report_html import render_report, write_report
 from benchmarks.statistics import percentiles
 from tests.unit.benchmarks.recorder import Recorder
-from yolact_deploy.bench_tables import bench_tables
+from yolact_deploy.reports.bench import bench_tables
 
 NAME = 'a <b> & "c".onnx'
 VOID = {"meta", "br", "img", "input", "link", "hr"}

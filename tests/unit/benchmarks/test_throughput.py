@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.throughput import _Worker, stream_throughput
+from benchmarks.scenarios import _Worker, stream_throughput
 from tests.emulator.backend import EmulatedGpu
 from yolact_deploy import Detector
 from yolact_deploy.errors import ImageError

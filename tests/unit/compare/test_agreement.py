@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.agreement import MAX_SIDE_PX, box_ious, capped_size, mask_ious, match_detections
-from exporters.compare_report import Agreement
-from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.postprocess import assemble_masks
+from exporters.comparison.report import Agreement
+from exporters.parity import MAX_SIDE_PX, box_ious, capped_size, mask_ious, match_detections
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.postprocess import assemble_masks
 
 Box = tuple[float, float, float, float]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters.compare import compare
+from exporters.comparison.compare import compare
 from tests.unit.compare.conftest import SPEC, WriteTiny, added, scaled
 from tests.unit.engines.tiny_network import Graph
 from yolact_deploy import Detector
+from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor, Sidecar, sidecar_path, write_sidecar
 from yolact_deploy.errors import AnnotationError, ArtifactError, EngineError, ImageError, PlanMismatchError, SpecError
-from yolact_deploy.runtime.images import read_image
-from yolact_deploy.sidecar import BatchRange, IoTensor, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.reference.images import read_image
 from yolact_deploy.spec import ModelSpec
 
 
@@ -220,7 +220,7 @@ def test_an_annotated_file_name_may_have_folders(write_tiny: WriteTiny, pictures
 def test_two_onnx_files_are_compared_without_torch(write_tiny: WriteTiny, pictures: list[Path]) -> None:
     model = write_tiny("a.onnx")
     code = (
-        "import sys\nfrom exporters.compare import compare\n"
+        "import sys\nfrom exporters.comparison.compare import compare\n"
         "compare(sys.argv[1], sys.argv[1], sys.argv[2:])\nassert 'torch' not in sys.modules"
     )
     root = Path(__file__).parents[3]

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from exporters.compare import compare
-from exporters.compare_html import render_html, write_html
-from exporters.compare_report import ApComparison, CompareReport
+from exporters.comparison.compare import compare
+from exporters.comparison.page import render_html, write_html
+from exporters.comparison.report import ApComparison, CompareReport
 from tests.unit.compare.conftest import WriteTiny, scaled
 from yolact_deploy.errors import MissingDependencyError
-from yolact_deploy.precision_tables import compare_tables
+from yolact_deploy.reports.precision import compare_tables
 
 NASTY = '<img src=x onerror=alert(1)>&"[bold]q.png'
 _VOID = {"meta", "img", "br", "link", "input"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.compare import compare
+from exporters.comparison.compare import compare
 from exporters.onnx_export import export_onnx
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from yolact_deploy import Detector

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from exporters.checkpoint import build_model, load_checkpoint
-from exporters.compare import compare
+from exporters.checkpoints.checkpoint import build_model, load_checkpoint
+from exporters.comparison.compare import compare
 from exporters.onnx_export import export_onnx
 from tests import goldens
 from yolact_deploy import Detector

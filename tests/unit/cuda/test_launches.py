@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporters.configs import published_spec
+from exporters.checkpoints.configs import published_spec
 from tests.emulator.expectations import opencv_resize
 from tests.goldens import SHAPES_SPEC, golden_image
 from yolact_deploy.cuda.launches import (
@@ -22,7 +22,7 @@ from yolact_deploy.cuda.launches import (
 )
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source, specialize
 from yolact_deploy.errors import SpecError
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.spec import ModelSpec
 
 COCO = Specialization(num_classes=80, num_coeff=32)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from yolact_deploy.cuda.compile import Nvrtc, choose_nvrtc, installed
 from yolact_deploy.cuda.launches import (
     ARGUMENTS,
     detect_launches,
@@ -15,7 +16,6 @@ from yolact_deploy.cuda.launches import (
     rle_launches,
     unpack_launch,
 )
-from yolact_deploy.cuda.nvrtc import Nvrtc, choose_nvrtc, installed
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source
 
 COCO = Specialization(num_classes=80, num_coeff=32)

@@ -12,7 +12,7 @@ from tests.emulator.emulator import emulator
 from tests.emulator.expectations import CLIPPED, PADDED, coco_runs, expect_detections, expect_masks, heads
 from tests.emulator.pipeline import Pipeline
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.postprocess import detect, softmax
+from yolact_deploy.reference.postprocess import detect, softmax
 
 # a handful, as each is compiled
 SPECIALIZATIONS = [

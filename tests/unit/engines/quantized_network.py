@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from engines.lint import LintReport, lint_onnx
+from engines.lint.linter import LintReport, lint_onnx
 from engines.onnx_graph import OnnxGraph
 from tests.unit.engines.tiny_network import CHANNELS, TINY_SPEC, Graph, make_model
 

@@ -20,7 +20,7 @@ from engines.adapters import (
     parse_targets,
 )
 from engines.messages import LogRecord
-from yolact_deploy.cuda.driver import GpuDevice
+from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError
 
 

@@ -17,8 +17,9 @@ import pytest
 
 from engines import builder
 from engines.builder import BuildResult, build_engine
-from engines.layers import read_layers
+from engines.inspection import read_layers
 from tests.unit.engines.tiny_network import WriteOnnx
+from yolact_deploy.artifacts.sidecar import BatchRange, verify_plan
 from yolact_deploy.errors import (
     ArtifactError,
     BuildRequestError,
@@ -27,7 +28,6 @@ from yolact_deploy.errors import (
     PlanMismatchError,
     SpecError,
 )
-from yolact_deploy.sidecar import BatchRange, verify_plan
 from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
 
 pytest.importorskip("tensorrt_rtx")
@@ -204,7 +204,7 @@ def test_sigterm_cancels_the_build_and_goes_to_the_programs_handler(write_onnx: 
 # Sends itself a signal out of a callback of TensorRT, where the exception of a handler is printed and lost.
 _SIGNALLED = """
 import signal
-from engines.progress import BuildControl
+from engines.messages import BuildControl
 from yolact_deploy.cli import main
 
 def report(self, phase, step, total):

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.lint import RULES
+from engines.lint.linter import RULES
 from tests.unit.engines.quantized_network import (
     CONV,
     FLOAT,

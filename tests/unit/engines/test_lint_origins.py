@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.builder import build_engine
-from engines.lint import lint_onnx
+from engines.lint.linter import lint_onnx
 from tests.unit.engines.quantized_network import (
     CONV,
     FLOAT,
@@ -26,8 +26,8 @@ from tests.unit.engines.quantized_network import (
 )
 from tests.unit.engines.rtx_oracle import refusal
 from tests.unit.engines.tiny_network import TINY_SPEC, Graph, WriteOnnx, make_model
+from yolact_deploy.artifacts.names import module_of
 from yolact_deploy.errors import ArtifactError, EngineError
-from yolact_deploy.node_names import module_of
 
 
 def test_onnxruntimes_own_operators_are_linted_too() -> None:

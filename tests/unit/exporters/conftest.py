@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporters.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
+from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
+from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
-from exporters.yolact import Yolact
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from yolact_deploy.spec import CHECKPOINT_SHA256_METADATA_KEY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from exporters.yolact import Yolact
+from exporters.network.yolact import Yolact
 from yolact_deploy.spec import BackboneSpec, FpnSpec, HeadSpec, ModelSpec, PostprocessSpec, PriorsSpec, ProtonetSpec
 
 SMALL_PLUS = ModelSpec(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporters.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
+from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
 from tests import goldens
 
 StateDict = dict[str, Tensor]

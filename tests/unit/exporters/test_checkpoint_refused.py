@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters.checkpoint import LoadedCheckpoint, load_checkpoint
+from exporters.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint
 from tests import goldens
 from yolact_deploy.errors import CheckpointError
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from engines.builder import build_engine
-from exporters.configs import PUBLISHED
-from exporters.deformable import DcnForm, DeformConv2d, exportable
-from exporters.fp16 import to_half
+from exporters.checkpoints.configs import PUBLISHED
+from exporters.network.deformable import DcnForm, DeformConv2d, exportable
+from exporters.network.yolact import Yolact
 from exporters.onnx_edit import set_precision
 from exporters.onnx_export import export_onnx
-from exporters.yolact import Yolact
+from exporters.precision.fp16 import to_half
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS
 from yolact_deploy.errors import EngineError, ExportError
-from yolact_deploy.runtime.network import OUTPUT_NAMES
-from yolact_deploy.runtime.onnx_network import OnnxNetwork
+from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 
 Array = npt.NDArray[Any]
 

@@ -15,27 +15,26 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from exporters import end_to_end_stages as stages
-from exporters.checkpoint import LoadedCheckpoint, build_model
-from exporters.configs import published_spec
-from exporters.end_to_end import export_end_to_end, make_end_to_end
-from exporters.end_to_end_parity import check_end_to_end
-from exporters.fp16 import to_half
+from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model
+from exporters.checkpoints.configs import published_spec
+from exporters.end_to_end import stages
+from exporters.end_to_end.export import check_end_to_end, export_end_to_end, make_end_to_end
 from exporters.onnx_edit import FLOAT, load_onnx, metadata, open_session, set_precision, with_outputs
 from exporters.onnx_export import export_onnx
 from exporters.parity import builtin_images
-from exporters.precision import apply_precision
+from exporters.precision.fp16 import to_half
+from exporters.precision.run import apply_precision
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS
-from yolact_deploy import end_to_end as contract
+from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.artifacts.end_to_end import EndToEndNms
 from yolact_deploy.cli import app
-from yolact_deploy.detections import Detections
-from yolact_deploy.end_to_end import EndToEndNms
 from yolact_deploy.errors import ArtifactError, EngineError, ExportError, SpecError
 from yolact_deploy.files import sha256_file
+from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.images import read_image
 from yolact_deploy.runtime.detector import Detector
-from yolact_deploy.runtime.end_to_end_network import EndToEndNetwork, is_end_to_end_file, read_outputs
-from yolact_deploy.runtime.images import read_image
+from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork, is_end_to_end_file, read_outputs
 from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec, PreprocessSpec
 
 Array = npt.NDArray[Any]

@@ -15,18 +15,18 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from exporters import end_to_end_stages as stages
-from exporters.end_to_end_graph import GraphWriter
+from exporters.end_to_end import stages
+from exporters.end_to_end.stages import GraphWriter
 from exporters.onnx_edit import Names
 from tests import goldens
 from tests.goldens import f32
 from tests.unit.exporters.plus_models import SMALL_PLUS
-from yolact_deploy import end_to_end as contract
-from yolact_deploy.postprocess import assemble_masks, detect
-from yolact_deploy.runtime.end_to_end_network import read_outputs
-from yolact_deploy.runtime.images import ChannelOrder
-from yolact_deploy.runtime.network import OUTPUT_NAMES, HeadTensors
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.reference.images import ChannelOrder
+from yolact_deploy.reference.postprocess import assemble_masks, detect
+from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
 from yolact_deploy.spec import ModelSpec, PostprocessSpec
 
 Array = npt.NDArray[Any]
@@ -117,7 +117,6 @@ def _spec_of(inputs: dict[str, Array], postprocess: PostprocessSpec) -> ModelSpe
             num_priors=len(inputs["priors"]),
             num_classes=inputs["conf"].shape[2] - 1,
             proto_size=inputs["proto"].shape[1],
-            make_priors=lambda: inputs["priors"],
             postprocess=postprocess,
             conf_activation="softmax",
             mask_iou_layers=(),
@@ -149,7 +148,7 @@ def _run(spec: ModelSpec, inputs: dict[str, Array], image_hw: tuple[int, int]) -
     """The stages behind the network as a graph of their own; the image gives its size only."""
     writer = GraphWriter(Names(onnx.ModelProto()))
     heads = stages.Heads(*OUTPUT_NAMES)
-    found = stages.write_detect(writer.inside("detect"), heads, spec)
+    found = stages.write_detect(writer.inside("detect"), heads, spec, inputs["priors"])
     stages.write_outputs(writer.inside("outputs"), contract.IMAGE, found)
     masks = writer.inside("masks")
     stages.write_masks(masks, contract.IMAGE, stages.write_soft_masks(masks, heads, found, spec))

@@ -18,17 +18,18 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from exporters.checkpoint import LoadedCheckpoint, build_model
-from exporters.configs import published_spec
-from exporters.deformable import DcnForm
+from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model
+from exporters.checkpoints.configs import published_spec
+from exporters.network.deformable import DcnForm
+from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
-from exporters.yolact import Yolact
 from tests import goldens
-from yolact_deploy.detections import Detections, RawDetections
-from yolact_deploy.mask_iou import rescore_masks
-from yolact_deploy.postprocess import assemble_masks, detect
-from yolact_deploy.runtime.network import HeadTensors
-from yolact_deploy.runtime.onnx_network import OnnxNetwork
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.mask_iou import rescore_masks
+from yolact_deploy.reference.postprocess import assemble_masks, detect
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
+from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 Array = npt.NDArray[Any]
@@ -132,7 +133,7 @@ def _in_golden_order(raw: RawDetections, golden: dict[str, Array], name: str) ->
 def _assert_detections_equal(heads: HeadTensors, spec: ModelSpec, nms: NmsMode, golden: dict[str, Array]) -> Detections:
     name = GOLDEN_NAMES[nms]
     rules = dataclasses.asdict(dataclasses.replace(spec.postprocess, nms=nms))
-    (raw,) = detect(*heads, spec.make_priors(), **rules, input_size=spec.input_size)
+    (raw,) = detect(*heads, make_priors(spec), **rules, input_size=spec.input_size)
     raw = raw.take(_in_golden_order(raw, golden, name))
     np.testing.assert_array_equal(raw.prior_idx, golden[f"{name}.prior_idx"])
     np.testing.assert_array_equal(raw.class_ids, golden[f"{name}.class"])

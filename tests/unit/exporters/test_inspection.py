@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporters.inspection import inspect_checkpoint
+from exporters.checkpoints.evidence import inspect_checkpoint
 from tests import goldens
 from tests.unit.exporters.trainer_states import mmdetection
 from yolact_deploy.errors import CheckpointError
-from yolact_deploy.reports import inspect_tables
+from yolact_deploy.reports.tables import inspect_tables
 
 
 def test_a_custom_checkpoint_shows_its_architecture_and_says_what_to_give() -> None:

@@ -15,16 +15,16 @@ import onnxruntime
 import pytest
 import torch
 
-from exporters.checkpoint import LoadedCheckpoint, build_model
-from exporters.deformable import DcnForm
+from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model
+from exporters.network.deformable import DcnForm
+from exporters.network.yolact import Yolact
 from exporters.parity import check_parity
 from exporters.pipeline import export_checkpoint
-from exporters.yolact import Yolact
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from yolact_deploy.detect_files import DetectOptions, detect_files
 from yolact_deploy.errors import SpecError
-from yolact_deploy.mask_iou import MaskIouReference, rescore_masks
+from yolact_deploy.reference.mask_iou import MaskIouReference, rescore_masks
 from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
 

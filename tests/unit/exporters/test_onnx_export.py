@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from exporters.checkpoint import LoadedCheckpoint
+from exporters.checkpoints.checkpoint import LoadedCheckpoint
+from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
-from exporters.yolact import Yolact
 from yolact_deploy import __version__
 from yolact_deploy.errors import ExportError, OutputError
 from yolact_deploy.spec import BackboneSpec, FpnSpec, HeadSpec, ModelSpec, PriorsSpec, ProtonetSpec

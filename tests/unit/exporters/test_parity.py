@@ -8,11 +8,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from exporters.checkpoint import LoadedCheckpoint
+from exporters.checkpoints.checkpoint import LoadedCheckpoint
+from exporters.network.yolact import Yolact
 from exporters.parity import ImageParity, ParityReport, TensorParity, builtin_images, check_parity
-from exporters.yolact import Yolact
 from tests import goldens
-from yolact_deploy.runtime.images import read_image
+from yolact_deploy.reference.images import read_image
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporters.checkpoint import load_checkpoint
-from exporters.configs import PUBLISHED
-from exporters.inference import infer_architecture
-from exporters.spec_choice import choose_spec
-from exporters.yolact import Yolact
+from exporters.checkpoints.checkpoint import load_checkpoint
+from exporters.checkpoints.configs import PUBLISHED
+from exporters.checkpoints.inference import infer_architecture
+from exporters.checkpoints.spec_choice import choose_spec
+from exporters.network.yolact import Yolact
 from tests import goldens
 from yolact_deploy.errors import CheckpointError, SpecError
 from yolact_deploy.spec import BackboneSpec

@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters.agreement import detect_heads
-from exporters.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
-from exporters.configs import OTHER_TRAINERS, published_spec
+from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
+from exporters.checkpoints.configs import OTHER_TRAINERS, published_spec
 from exporters.onnx_export import export_onnx
+from exporters.parity import detect_heads
 from tests.unit.exporters import trainer_models as theirs
 from yolact_deploy import Detector
-from yolact_deploy.detections import Detections
-from yolact_deploy.postprocess import assemble_masks, detect
-from yolact_deploy.runtime.network import HeadTensors
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.postprocess import assemble_masks, detect
+from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import BackboneSpec, HeadSpec, ModelSpec, PriorsSpec
 
 Saved = Callable[[str], tuple[nn.Module, LoadedCheckpoint]]
@@ -202,7 +203,7 @@ def test_notes_say_whose_checkpoint_it_is_and_what_was_done(name: str, fields: l
 def test_specs_of_other_trainers_round_trip_and_have_priors_inside_the_field_of_view(trainer: str) -> None:
     for spec in OTHER_TRAINERS[trainer].values():
         assert ModelSpec.from_json(spec.to_json()) == spec
-        priors = spec.make_priors()
+        priors = make_priors(spec)
         assert priors.shape == (spec.num_priors, 4)
         assert ((priors[:, :2] > 0) & (priors[:, :2] < 1)).all()
 
@@ -210,7 +211,7 @@ def test_specs_of_other_trainers_round_trip_and_have_priors_inside_the_field_of_
 def test_priors_of_mmdetection_are_its_anchors() -> None:
     spec = MMDETECTION
     anchors = torch.cat(list(theirs._mmdetection_anchors(spec.input_size, BASE_SIZES))) / spec.input_size
-    priors = spec.make_priors()
+    priors = make_priors(spec)
     corners = np.concatenate([priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], axis=1)
     np.testing.assert_allclose(corners, anchors.numpy(), atol=1e-6)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.configs import published_spec
-from exporters.yolact import Yolact
+from exporters.checkpoints.configs import published_spec
+from exporters.network.yolact import Yolact
 from tests import goldens
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import BackboneSpec, FpnSpec, HeadSpec, ModelSpec, PriorsSpec, ProtonetSpec

@@ -11,7 +11,7 @@ from tests.emulator.availability import skip_without_compiler
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy import Detector
-from yolact_deploy.runtime import gpu_backend
+from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.goldens import SHAPES
 from yolact_deploy import Detections
-from yolact_deploy.runtime.images import read_image
+from yolact_deploy.reference.images import read_image
 
 PHOTOS = [SHAPES / "val" / f"val_public_000{i}.jpg" for i in range(4)]  # of three sizes
 PIXELS = [read_image(photo) for photo in PHOTOS]

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.expectations import CROSS, SMALL
-from yolact_deploy.cuda import compiler, cubin_cache, nvrtc
-from yolact_deploy.cuda.compiler import cache_key, compiled_kernels, warm
-from yolact_deploy.cuda.cubin_cache import cache_folder, cache_path, cache_state, cached, put
-from yolact_deploy.cuda.nvrtc import Nvrtc
+from yolact_deploy.cuda import cache as cubin_cache
+from yolact_deploy.cuda import compile as compiler
+from yolact_deploy.cuda import compile as nvrtc
+from yolact_deploy.cuda.cache import cache_folder, cache_path, cache_state, cached, put
+from yolact_deploy.cuda.compile import Nvrtc, cache_key, compiled_kernels, warm
 from yolact_deploy.errors import OutputError
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +88,7 @@ def test_a_lock_that_is_never_let_go_of_does_not_block_for_ever(folder: Path, mo
 def test_of_two_processes_that_start_at_once_one_compiles(folder: Path) -> None:
     code = (
         "import time\n"
-        "from yolact_deploy.cuda.cubin_cache import cached\n"
+        "from yolact_deploy.cuda.cache import cached\n"
         "def make():\n"
         "    print('compiles', flush=True)\n"
         "    time.sleep(1)\n"
@@ -103,7 +104,7 @@ def test_of_two_processes_that_start_at_once_one_compiles(folder: Path) -> None:
 
 
 def test_a_process_killed_while_it_compiles_leaves_nothing_that_blocks(folder: Path) -> None:
-    code = "import os\nfrom yolact_deploy.cuda.cubin_cache import cached\ncached('key', lambda: os._exit(9), print)"
+    code = "import os\nfrom yolact_deploy.cuda.cache import cached\ncached('key', lambda: os._exit(9), print)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 9
     assert (folder / "key.lock").exists()
     assert cached("key", lambda: b"image", refuse) == b"image"

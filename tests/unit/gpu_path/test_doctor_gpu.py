@@ -14,7 +14,7 @@ import pytest
 from tests.emulator import standin
 from tests.emulator.expectations import SMALL
 from tests.goldens import SHAPES_SPEC
-from yolact_deploy.cuda import nvrtc
+from yolact_deploy.cuda import compile as nvrtc
 
 ROOT = Path(__file__).parents[3]
 

@@ -12,10 +12,12 @@ import pytest
 
 from tests.emulator import driver_scenarios, standin
 from tests.emulator.expectations import SMALL
-from yolact_deploy.cuda import drivers, libcuda, nvrtc
-from yolact_deploy.cuda.bindings_driver import bindings_fit, caller
-from yolact_deploy.cuda.contexts import ContextState
-from yolact_deploy.cuda.driver import GpuDevice
+from yolact_deploy.cuda import compile as nvrtc
+from yolact_deploy.cuda.drivers import libcuda
+from yolact_deploy.cuda.drivers import opening as drivers
+from yolact_deploy.cuda.drivers.bindings import bindings_fit, caller
+from yolact_deploy.cuda.drivers.interface import GpuDevice
+from yolact_deploy.cuda.drivers.libcuda import ContextState
 from yolact_deploy.errors import DeviceError, MissingDependencyError
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +69,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_is_refused_in_words(case: str, tmp_path: Path) -> None:
     options, call, said = REFUSALS[case]
     code = (
-        "from yolact_deploy.cuda.drivers import open_driver, visible_devices\n"
+        "from yolact_deploy.cuda.drivers.opening import open_driver, visible_devices\n"
         "from yolact_deploy.errors import DeviceError\n"
         f"try: {call}\n"
         "except DeviceError as exc: print(exc)\n"
@@ -79,7 +81,7 @@ def test_is_refused_in_words(case: str, tmp_path: Path) -> None:
 
 def test_a_driver_older_than_the_package_is_refused(tmp_path: Path) -> None:
     environment = standin.environment(cache_dir=tmp_path, driver_version=(11, 8))
-    code = "from yolact_deploy.cuda.drivers import open_driver; open_driver()"
+    code = "from yolact_deploy.cuda.drivers.opening import open_driver; open_driver()"
     said = run(["-c", code], environment).stderr
     assert "is made for CUDA 11.8" in said
     assert "cuda-bindings<12" in said

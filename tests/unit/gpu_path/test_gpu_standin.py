@@ -26,7 +26,7 @@ from tests.emulator import standin
 from tests.emulator.cpu_network import CpuNetwork
 from yolact_deploy import Detector
 from yolact_deploy.errors import DeviceError
-from yolact_deploy.runtime import gpu_backend
+from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 
 def open_network(path, driver, threads):
     return CpuNetwork(path, driver, threads=1)

@@ -15,11 +15,11 @@ from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
 from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detections, Detector
-from yolact_deploy.cuda import lent_blocks
-from yolact_deploy.cuda.frames import MaskForm
+from yolact_deploy.cuda import buffers as lent_blocks
+from yolact_deploy.cuda.buffers import BlockLender
 from yolact_deploy.cuda.launches import mask_pitch_words
-from yolact_deploy.cuda.lent_blocks import BlockLender
-from yolact_deploy.runtime.network import HeadTensors
+from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.runtime.protocols import HeadTensors
 
 Emulate = Callable[..., EmulatedGpu]
 GROWS_AND_SHRINKS = (3, 60, 0, 1, 200, 200, 2)  # priors that are left in every image

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from yolact_deploy.cuda import nvrtc
-from yolact_deploy.cuda.nvrtc import Nvrtc, choose_nvrtc
+from yolact_deploy.cuda import compile as nvrtc
+from yolact_deploy.cuda.compile import Nvrtc, choose_nvrtc
 from yolact_deploy.errors import DeviceError, EngineError, MissingDependencyError
 
 NEW = Nvrtc("libnvrtc.so.13", (13, 0), 2, (75, 86, 90, 120))

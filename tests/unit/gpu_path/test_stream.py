@@ -14,8 +14,8 @@ from tests.emulator.backend import EmulatedGpu
 from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detections, Detector
 from yolact_deploy.errors import EngineError, ImageError
-from yolact_deploy.runtime.network import HeadTensors
-from yolact_deploy.runtime.read_ahead import ReadAhead
+from yolact_deploy.runtime.protocols import HeadTensors
+from yolact_deploy.runtime.streaming import ReadAhead
 
 Emulate = Callable[..., EmulatedGpu]
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from exporters import onnx_edit
-from exporters.calibration import Calibration, calibrate
-from exporters.checkpoint import build_model, load_checkpoint
+from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 from exporters.onnx_edit import read_spec
 from exporters.onnx_export import export_onnx
-from exporters.quantize import quantize
+from exporters.precision.calibration import Calibration, calibrate
+from exporters.precision.quantize import quantize
 from tests import goldens
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
-from yolact_deploy.runtime import onnx_network
+from yolact_deploy.runtime.onnxruntime import network as onnx_network
 from yolact_deploy.spec import ModelSpec
 
 CALIBRATION_IMAGES = sorted((goldens.SHAPES / "calib").glob("*.jpg"))

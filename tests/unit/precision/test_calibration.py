@@ -11,15 +11,14 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.activations import observe
-from exporters.calibration import Calibration, calibrate
-from exporters.calibrators import CALIBRATORS, Histogram
 from exporters.onnx_edit import GraphIndex, open_session, read_spec, with_outputs
-from exporters.quantize import tensors_to_calibrate
+from exporters.precision.calibration import Calibration, calibrate
+from exporters.precision.quantize import tensors_to_calibrate
+from exporters.precision.ranges import CALIBRATORS, Histogram, observe
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from yolact_deploy.errors import CalibrationError
-from yolact_deploy.runtime.images import read_image
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.reference.images import read_image
+from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.spec import ModelSpec
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporters.calibrators import (
+from exporters.precision.ranges import (
     CALIBRATORS,
     NUM_BINS,
     Calibrator,

@@ -5,9 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.emulation import emulate_half
-from exporters.fp16 import IoPrecision, to_half
 from exporters.onnx_edit import open_session
+from exporters.precision.fp16 import IoPrecision, emulate_half, to_half
 
 
 def _scaling(*factors: float) -> onnx.ModelProto:

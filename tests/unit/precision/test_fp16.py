@@ -9,15 +9,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.builder import build_engine
-from exporters.activations import observe
-from exporters.emulation import emulate_half
-from exporters.fp16 import half_error, nodes_out_of_range, refuse_unless_float32, to_half
 from exporters.onnx_edit import GraphIndex, open_session, set_precision
+from exporters.precision.fp16 import emulate_half, half_error, nodes_out_of_range, refuse_unless_float32, to_half
+from exporters.precision.ranges import observe
 from tests import goldens
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from yolact_deploy.errors import ArtifactError
-from yolact_deploy.runtime.images import read_image
-from yolact_deploy.runtime.preprocess import preprocess
+from yolact_deploy.reference.images import read_image
+from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.spec import ModelSpec
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -162,7 +161,7 @@ def test_a_graph_that_is_half_already_is_refused(shapes: onnx.ModelProto, shapes
 def test_outputs_are_near_those_of_float32(
     shapes: onnx.ModelProto, shapes_spec: ModelSpec, io_precision: str, tmp_path: Path
 ) -> None:
-    from yolact_deploy.runtime.onnx_network import OnnxNetwork
+    from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 
     onnx.save(shapes, str(tmp_path / "fp32.onnx"))
     onnx.save(to_half(shapes, io_precision=io_precision), str(tmp_path / "fp16.onnx"))  # type: ignore[arg-type]

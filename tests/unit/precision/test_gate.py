@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.gate import Agreement, AgreementJudge, ApJudge, compare_detections
+from exporters.precision.gate import Agreement, AgreementJudge, ApJudge, compare_detections
 from tests import goldens
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
-from yolact_deploy.detections import Detections, RawDetections
 from yolact_deploy.errors import AnnotationError, CalibrationError
-from yolact_deploy.postprocess import assemble_masks
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.postprocess import assemble_masks
 
 
 def _found(*objects: tuple[int, float, tuple[float, float, float, float]]) -> Detections:

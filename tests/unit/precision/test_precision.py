@@ -10,15 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters import precision_run
-from exporters.activations import observe
-from exporters.calibrators import CALIBRATORS, choose_range
-from exporters.emulation import emulate_half
-from exporters.fp16 import to_half
-from exporters.gate import ApJudge
 from exporters.onnx_edit import metadata
-from exporters.precision import apply_precision
-from exporters.quantize import quantize, tensors_to_calibrate
+from exporters.precision import run as precision_run
+from exporters.precision.fp16 import emulate_half, to_half
+from exporters.precision.gate import ApJudge
+from exporters.precision.quantize import quantize, tensors_to_calibrate
+from exporters.precision.ranges import CALIBRATORS, choose_range, observe
+from exporters.precision.run import apply_precision
 from tests import goldens
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.precision.conftest import CALIBRATION_IMAGES

@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 from engines.builder import build_engine
-from engines.lint import lint_onnx
+from engines.lint.linter import lint_onnx
 from exporters.onnx_edit import GraphIndex
 from exporters.onnx_export import export_onnx
-from exporters.precision import apply_precision
-from exporters.precision_result import LowPrecision
+from exporters.precision.result import LowPrecision
+from exporters.precision.run import apply_precision
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from yolact_deploy import Detector

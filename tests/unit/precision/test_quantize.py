@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.builder import build_engine
-from exporters.fp16 import to_half
 from exporters.onnx_edit import GraphIndex, open_session, set_precision
-from exporters.quantize import (
+from exporters.precision.fp16 import to_half
+from exporters.precision.quantize import (
     check_quantizable,
     half_scale,
     plan_placement,

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from exporters.fp16 import to_half
-from exporters.gate import Verdict
-from exporters.quantize import quantize
-from exporters.sensitivity import choose_modules, measure_sensitivity, module_groups, module_sqnr_db, sqnr_db
+from exporters.precision.fp16 import to_half
+from exporters.precision.gate import Verdict
+from exporters.precision.quantize import quantize
+from exporters.precision.sensitivity import choose_modules, measure_sensitivity, module_groups, module_sqnr_db, sqnr_db
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from yolact_deploy.spec import ModelSpec
 

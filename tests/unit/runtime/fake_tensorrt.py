@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy.arrays import AnyArray
-from yolact_deploy.runtime.network import OUTPUT_NAMES
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.spec import ModelSpec
 
 Shape = tuple[int, ...]

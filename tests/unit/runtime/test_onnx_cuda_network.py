@@ -17,9 +17,9 @@ from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import allocate, images, memory, run
 from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, soft_masks, write_plus_onnx
 from yolact_deploy.errors import ArtifactError, DeviceError, EngineError, SpecError
-from yolact_deploy.runtime.network import OUTPUT_NAMES, DeviceNetwork
-from yolact_deploy.runtime.onnx_cuda_network import BoundContext, OnnxCudaNetwork, cuda_options
-from yolact_deploy.runtime.onnx_network import OnnxNetwork, choose_providers
+from yolact_deploy.runtime.onnxruntime.cuda import BoundContext, OnnxCudaNetwork, cuda_options
+from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork, choose_providers
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceNetwork
 
 CUDA = "CUDAExecutionProvider"
 REAL_SESSION = onnxruntime.InferenceSession

@@ -14,8 +14,8 @@ from tests.emulator.backend import EmulatedGpu
 from tests.unit.engines.tiny_network import TINY_SPEC
 from tests.unit.runtime.conftest import Bench, MakeBench
 from yolact_deploy import Detector
-from yolact_deploy.runtime import gpu_backend
-from yolact_deploy.runtime.plan_network import PlanNetwork
+from yolact_deploy.runtime.gpu import pipeline as gpu_backend
+from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs Linux and g++"

@@ -20,9 +20,9 @@ from tests.unit.engines.tiny_network import make_model
 from tests.unit.runtime.conftest import Bench
 from tests.unit.runtime.fake_tensorrt import make_plan
 from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, mask_iou_onnx, soft_masks, write_plus_onnx
+from yolact_deploy.artifacts.sidecar import CompanionFile, mask_iou_path, read_sidecar, sidecar_path, verify_plan
 from yolact_deploy.errors import MissingDependencyError, PlanMismatchError, SpecError
-from yolact_deploy.runtime.plan_network import PlanNetwork
-from yolact_deploy.sidecar import CompanionFile, mask_iou_path, read_sidecar, sidecar_path, verify_plan
+from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 
 @pytest.fixture(scope="module")

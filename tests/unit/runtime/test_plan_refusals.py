@@ -17,14 +17,14 @@ from engines.builder import build_engine
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import Bench, MakeBench, allocate
 from tests.unit.runtime.fake_tensorrt import make_plan
+from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor
 from yolact_deploy.errors import (
     DeviceMemoryError,
     EngineError,
     MissingDependencyError,
     PlanMismatchError,
 )
-from yolact_deploy.runtime.plan_network import PlanNetwork
-from yolact_deploy.sidecar import BatchRange, IoTensor
+from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 LOC = (TINY_SPEC.num_priors, 4)
 
@@ -302,7 +302,7 @@ def test_the_real_tensorrt_rtx_without_a_driver_is_quoted(tmp_path: Path) -> Non
 import dataclasses
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy.errors import EngineError
-from yolact_deploy.runtime.plan_network import PlanNetwork
+from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 driver = EmulatedDriver()
 driver.device = dataclasses.replace(driver.device, compute_capability=(8, 6))

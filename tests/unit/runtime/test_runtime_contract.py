@@ -11,7 +11,7 @@ import pytest
 from tests.emulator.driver import EmulatedDriver
 from tests.unit.engines.tensorrt_bindings import installed_tensorrt_api
 from tests.unit.runtime.fake_tensorrt import make_tensorrt
-from yolact_deploy.runtime.plan_context import _profiler
+from yolact_deploy.runtime.tensorrt.network import _profiler
 
 Api = dict[str, list[str]]  # class -> its attributes
 

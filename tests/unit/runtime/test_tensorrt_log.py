@@ -7,7 +7,7 @@ import pytest
 
 from tests.emulator.driver import EmulatedDriver
 from tests.unit.runtime.fake_tensorrt import make_tensorrt
-from yolact_deploy.runtime.tensorrt_log import LogMessage, quote_errors, runtime_log
+from yolact_deploy.runtime.tensorrt.library import LogMessage, quote_errors, runtime_log
 
 
 def test_what_is_said_in_a_thread_goes_to_who_called_from_it() -> None:

@@ -1,0 +1,229 @@
+"""A Detector on a GPU: timed by the host's clock and the device's, its parts opened once more, the memory it takes."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from time import perf_counter_ns, process_time_ns
+from typing import Any, ClassVar, Protocol
+
+from benchmarks.device_timer import Memory
+from benchmarks.rounds import Samples
+from yolact_deploy import Detections, Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.errors import YolactDeployError
+from yolact_deploy.runtime.gpu import frame as gpu_frame
+from yolact_deploy.runtime.gpu import pipeline as gpu_backend
+from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceContext, DeviceNetwork
+
+NewContext = Callable[[int], DeviceContext]  # on a stream
+
+
+def open_driver(detector: Detector) -> Driver:
+    """The driver of a Detector's GPU; all drivers of a GPU share its primary context."""
+    index = detector.arguments["device"].partition(":")[2]
+    return gpu_backend.BACKEND.open_driver(int(index or 0))
+
+
+def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:
+    return gpu_backend.BACKEND.open_network(detector.artifact, driver, detector.arguments["threads"])
+
+
+@dataclass(frozen=True)
+class BareNetwork:
+    """A network between buffers of its own, on a stream of its own; what they hold does not matter to its speed."""
+
+    context: DeviceContext
+    addresses: Mapping[str, int]
+    stream: int
+    batch: int
+
+    def enqueue(self) -> None:
+        self.context.enqueue(self.addresses, self.batch)
+
+
+@contextmanager
+def bare_network(
+    driver: Driver, network: DeviceNetwork, batch: int = 1, new_context: NewContext | None = None
+) -> Iterator[BareNetwork]:
+    """A network by itself, which has run once; the driver's context is current. The network is closed at the end.
+
+    `new_context` gives another context for the same inputs and outputs than the network's own.
+    """
+    size = network.spec.input_size
+    shapes = {"image": (3, size, size), **network.spec.output_shapes()}
+    with driver.current(), Memory(driver) as memory:
+        memory.callback(network.close)
+        stream = memory.stream()
+        addresses = {}
+        for name in ("image", *OUTPUT_NAMES):
+            nbytes = batch * network.dtypes[name].itemsize
+            for length in shapes[name]:
+                nbytes *= length
+            addresses[name] = memory.device(nbytes, name)
+        context = (new_context or network.new_context)(stream)
+        memory.callback(context.close)
+        bare = BareNetwork(context, addresses, stream, batch)
+        bare.enqueue()
+        driver.synchronize(stream)
+        yield bare
+
+
+class PipelineCalls:
+    """A GPU's pipeline, called as a Detector is, whatever the batch."""
+
+    def __init__(self, pipeline: GpuPipeline) -> None:
+        self._pipeline = pipeline
+
+    def __call__(self, images: list[Image], *, score_threshold: float) -> list[Detections]:
+        frames = [self._pipeline.load(image, "bgr") for image in images]
+        return self._pipeline.submit(frames, score_threshold, "bits").result()
+
+    def timed(self, images: Sequence[Image], *, score_threshold: float) -> tuple[list[Detections], dict[str, float]]:
+        frames = [self._pipeline.load(image, "bgr") for image in images]
+        return self._pipeline.timed(frames, score_threshold, "bits")
+
+
+@contextmanager
+def open_pipeline(detector: Detector, driver: Driver, network: DeviceNetwork) -> Iterator[PipelineCalls]:
+    """A pipeline with the Detector's arguments around a network, both closed at the end."""
+    arguments = detector.arguments
+    pipeline = GpuPipeline(
+        driver,
+        network,
+        gpu_backend.BACKEND.load_kernels,
+        nms=arguments["nms"],
+        cuda_graph=arguments["cuda_graph"],
+    )
+    try:
+        yield PipelineCalls(pipeline)
+    finally:
+        pipeline.close()
+
+
+HOST = "host"  # what no stage of the device accounts for: launching, waiting, unpacking masks
+DEVICE_STAGES = (*gpu_frame.STAGES, HOST)
+_EMPTY_STAGES = 200
+_NS_PER_MS = 1e6
+
+
+class Calls(Protocol):
+    """A Detector on a GPU, or what is called like one."""
+
+    def __call__(self, image: list[Image], /, *, score_threshold: float) -> list[Detections]: ...
+
+    def timed(
+        self, images: Sequence[Image], *, score_threshold: float
+    ) -> tuple[list[Detections], dict[str, float]]: ...
+
+
+class DeviceSamples(Samples):
+    """A round is two calls: one as users make it, with CUDA graphs where the Detector uses them, and one marked by stage,
+    for which there are none. Both end when all masks are in host memory at full size, unpacked from bits."""
+
+    stages: ClassVar[tuple[str, ...]] = DEVICE_STAGES
+
+    def __init__(self, detector: Detector, calls: Calls | None = None) -> None:
+        super().__init__(detector)
+        self._calls: Calls = calls if calls is not None else detector
+        self.call_ns: list[int] = []  # of the whole: until detections and bit-packed masks are in host memory
+        self.device_ns: list[int] = []  # sum of the stages on the device
+        self._staged_ns: list[int] = []
+
+    def run(self, images: list[Image], score_threshold: float) -> int:
+        begin = perf_counter_ns()
+        masks = [found.masks for found in self._calls(images, score_threshold=score_threshold)]
+        taken = perf_counter_ns() - begin
+        del masks
+        self._calls.timed(images, score_threshold=score_threshold)
+        return taken
+
+    def time(self, images: list[Image], score_threshold: float) -> None:
+        before = process_time_ns()
+        begin = perf_counter_ns()
+        found = self._calls(images, score_threshold=score_threshold)
+        called = perf_counter_ns()
+        masks = [each.masks for each in found]
+        end = perf_counter_ns()
+        self.cpu_ns.append(process_time_ns() - before)
+        del found, masks  # freed after the clock was read: giving memory back is the caller's business
+        self.total_ns.append(end - begin)
+        self.call_ns.append(called - begin)
+        self._time_stages(images, score_threshold)
+
+    def _time_stages(self, images: list[Image], score_threshold: float) -> None:
+        begin = perf_counter_ns()
+        found, stages_ms = self._calls.timed(images, score_threshold=score_threshold)
+        masks = [each.masks for each in found]
+        taken = perf_counter_ns() - begin
+        del found, masks
+        device = 0
+        for stage in gpu_frame.STAGES:
+            stage_ns = round(_NS_PER_MS * stages_ms.get(stage, 0.0))
+            self.stages_ns[stage].append(stage_ns)
+            device += stage_ns
+        self.stages_ns[HOST].append(max(0, taken - device))  # two clocks: they may differ by a tick
+        self._staged_ns.append(taken)
+        self.device_ns.append(device)
+
+    def time_whole(self, images: list[Image], score_threshold: float) -> None:
+        """Every round has one."""
+
+    @property
+    def staged_ns(self) -> list[int]:
+        return self._staged_ns
+
+    def more_ns(self) -> dict[str, list[int]]:
+        return {"call": self.call_ns, "device": self.device_ns, "staged": self._staged_ns}
+
+
+def samples_of(detector: Detector) -> Samples:
+    return DeviceSamples(detector) if detector.on_gpu else Samples(detector)
+
+
+def empty_stage_ms(driver: Driver) -> float:
+    """What timing adds to a stage on the device: the median time between two events with nothing between them."""
+    with driver.current(), ExitStack() as stack:
+        stream = driver.create_stream()
+        stack.callback(driver.destroy_stream, stream)
+        events = [driver.create_event(timing=True) for _ in range(2)]
+        for event in events:
+            stack.callback(driver.destroy_event, event)
+        times = []
+        for _ in range(_EMPTY_STAGES):
+            for event in events:
+                driver.record(event, stream)
+            driver.synchronize(stream)
+            times.append(driver.elapsed_ms(*events))
+    return statistics.median(times)
+
+
+_CALLS = 3  # step by step, recorded, replayed: none of its buffers shrinks in between
+_METHOD = (
+    "free memory of the GPU before another Detector like it is opened, less after 3 calls: its weights, activations, buffers "
+    "and CUDA graphs; not the CUDA context, nor libraries that are loaded already"
+)
+
+
+def device_memory(detector: Detector, images: list[Image], score_threshold: float) -> dict[str, Any]:
+    """{"device_bytes", "device_method"}; None with the reason where there is no room for a second one."""
+    driver = open_driver(detector)
+
+    def free_bytes() -> int:
+        with driver.current():
+            return driver.memory_info()[0]
+
+    before = free_bytes()
+    try:
+        with copy.copy(detector) as another:
+            for _ in range(_CALLS):
+                another(images, score_threshold=score_threshold)
+            taken = before - free_bytes()
+    except YolactDeployError as exc:
+        return {"device_bytes": None, "device_method": f"unmeasured: {exc}"}
+    return {"device_bytes": taken, "device_method": _METHOD}

@@ -1,0 +1,163 @@
+"""The project's own figures on a CPU, in one command: `python -m benchmarks.figures.cpu`.
+
+Writes benchmarks/results/<name>.json and makes benchmarks/RESULTS.md from all files there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.figures.networks import golden_model
+from benchmarks.figures.results_page import write_page
+from benchmarks.latency import bench, without_samples
+from benchmarks.machine import environment
+from benchmarks.peers import in_turns
+from benchmarks.statistics import percentiles
+from benchmarks.sweep import BATCHES, sweep
+from benchmarks.torch_peer import TorchDetections, detect_and_assemble, end_to_end
+from exporters.network.yolact import Yolact
+from yolact_deploy import Detections, Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.evaluation import evaluate
+from yolact_deploy.files import check_writable, write_json
+from yolact_deploy.reference.priors import make_priors
+
+RESULTS = Path(__file__).parents[1] / "results"
+SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
+_HELP_RUNS = 9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    check_writable(arguments.out)
+    torch.set_num_threads(arguments.threads)
+    report = {
+        "kind": "cpu",
+        "environment": environment(),
+        "threads": arguments.threads,
+        **latency(arguments.iterations, arguments.threads),
+        "shapes_ap": shapes_ap(arguments.threads),
+        "help_cpu_ms": help_cpu_ms(),
+    }
+    write_json(arguments.out, report)
+    if arguments.out.parent.samefile(RESULTS):
+        write_page(RESULTS, RESULTS.parent / "RESULTS.md")
+    print(json.dumps(report, indent=2))
+
+
+def latency(iterations: int, threads: int) -> dict[str, Any]:
+    """Ours by stage and by amount of work ("bench", "sweep"), then beside PyTorch."""
+    model, image = golden_model()
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / "model.onnx"
+        # in a process of its own, so that tracing leaves nothing behind in the one that is measured
+        subprocess.run([sys.executable, "-m", "benchmarks.figures.networks", str(artifact)], check=True)
+        detector = Detector(artifact, device="cpu", threads=threads, batch_size=max(BATCHES))
+        against_torch = _against_torch(model, image, detector, iterations)
+        stages = without_samples(bench([detector], [image], iterations=iterations, threads=threads))
+        swept = sweep(detector, [image])
+    for described in (swept, *stages["runs"]):
+        described["artifact"] = artifact.name  # where it lay is of no interest
+    stages["notes"] = [note.replace(str(artifact), artifact.name) for note in stages["notes"]]
+    return {"bench": stages, "sweep": swept, **against_torch}
+
+
+def _against_torch(model: Yolact, image: Image, detector: Detector, iterations: int) -> dict[str, Any]:
+    """In turns, on the same image and the same 100 detections."""
+    priors = torch.from_numpy(make_priors(detector.spec).copy())
+    heads = detector.run_network(detector.preprocess([image]))
+    loc, conf, mask_coeff, proto = (torch.from_numpy(head[0]) for head in heads)
+    image_hw = (image.shape[0], image.shape[1])
+
+    def ours_after_network() -> Detections:
+        return _with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
+
+    with torch.inference_mode():
+        times = in_turns(
+            {
+                "end_to_end_ms": lambda: _with_masks(detector(image)),
+                "torch_end_to_end_ms": lambda: end_to_end(model, image, priors),
+                "detect_and_masks_ms": ours_after_network,
+                "torch_detect_and_masks_ms": lambda: detect_and_assemble(
+                    loc, conf, mask_coeff, proto, priors, image_hw
+                ),
+            },
+            iterations,
+        )
+        theirs = detect_and_assemble(loc, conf, mask_coeff, proto, priors, image_hw)
+    ours = ours_after_network()
+    _check_same(ours, theirs)
+    p50 = {name: result["p50"] for name, result in times.items()}
+    return {
+        "detections": len(ours),
+        **times,
+        "end_to_end_speedup": p50["torch_end_to_end_ms"] / p50["end_to_end_ms"],
+        "detect_and_masks_speedup": p50["torch_detect_and_masks_ms"] / p50["detect_and_masks_ms"],
+    }
+
+
+def shapes_ap(threads: int) -> dict[str, Any]:
+    """AP of the bundled checkpoint's ONNX beside the original's, on a scale of 0 to 1."""
+    from exporters.pipeline import export_checkpoint
+
+    checkpoint = next(SHAPES.glob("*.pth"))
+    original = json.loads((SHAPES.parents[1] / "tests/golden/shapes/ap.json").read_text(encoding="utf-8"))["val"]
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "shapes.onnx"
+        export_checkpoint(checkpoint, model, spec_file=SHAPES / "spec.json")
+        detector = Detector(model, device="cpu", threads=threads)
+        found = evaluate(detector, SHAPES / "val", SHAPES / "val" / "instances.json")
+    return {kind: {"AP": found[kind]["AP"], "original_AP": original[kind]["AP"]} for kind in ("bbox", "segm")} | {
+        "images": found["images"]
+    }
+
+
+def help_cpu_ms() -> dict[str, float]:
+    """User and system time of `yolact-deploy --help` in a fresh process."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from yolact_deploy.cli import main; sys.argv[1:] = ['--help']; main()",
+    ]
+    times_ns = []
+    for _ in range(_HELP_RUNS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "80"})
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times_ns.append(int((after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) * 1e9))
+    return percentiles(times_ns)
+
+
+def _with_masks(detections: Detections) -> Detections:
+    _ = detections.masks
+    return detections
+
+
+def _check_same(ours: Detections, theirs: TorchDetections) -> None:
+    """A faster wrong answer is no figure."""
+    same = (
+        np.array_equal(ours.class_ids, theirs.class_ids.numpy())
+        and np.array_equal(ours.boxes_xyxy, theirs.boxes_xyxy.numpy())
+        and np.count_nonzero(ours.masks != theirs.masks.numpy().astype(bool)) <= len(ours)
+    )
+    if not same:
+        raise SystemExit("the PyTorch peer found something else; no figure is written.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""The kernels on a GPU, each and together, beside what moving their bytes would take alone.
+
+Times are of CUDA events around a CUDA graph that goes over several copies of all buffers, more than the L2 cache holds, and
+are divided by their number: launches of a frame overlap with nothing, and no frame finds its inputs in the cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from time import perf_counter_ns
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from benchmarks.device import bare_network
+from benchmarks.device_timer import GraphTimer, Memory
+from benchmarks.statistics import percentiles
+from yolact_deploy.arrays import AnyArray, Image
+from yolact_deploy.cuda import launches
+from yolact_deploy.cuda.compile import Kernels, load_kernels
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.launches import Buffer, Launch
+from yolact_deploy.cuda.specialization import Specialization, specialize
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.gpu.frame import STAGES
+from yolact_deploy.runtime.gpu.pipeline import GpuPipeline, LoadKernels
+from yolact_deploy.runtime.protocols import DeviceNetwork, HeadTensors
+from yolact_deploy.spec import ModelSpec
+
+_RESULTS = ("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "coeff")
+_ALIGNMENT = 256
+
+Values: TypeAlias = dict[str, int | float]
+LoadSpecialized: TypeAlias = Callable[[Driver, Specialization], Kernels]
+
+
+class Frame:
+    """Heads of one image on the device, and all that the kernels make of them for an image size."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        kernels: Kernels,
+        specialization: Specialization,
+        spec: ModelSpec,
+        heads: HeadTensors,
+        image_hw: tuple[int, int],
+        stream: int,
+    ) -> None:
+        self._memory, self._kernels, self._specialization = memory, kernels, specialization
+        self.image_hw, self.proto_hw = image_hw, (heads.proto.shape[1], heads.proto.shape[2])
+        self.num_priors = heads.loc.shape[1]
+        uploads = {
+            **heads._asdict(),
+            "priors": make_priors(spec),
+            "image_hw": np.array([image_hw], np.int32),
+        }
+        # no runs: the run lengths are not timed as part of a frame
+        masks = launches.mask_buffers(specialization, image_hw, 1, run_capacity=1)
+        self.mask_bytes = masks["mask_words"].nbytes
+        self._values: Values = {
+            **{name: memory.upload(array, name, stream) for name, array in uploads.items()},
+            **self._allocate(launches.scratch_buffers(specialization, self.num_priors, 1)),
+            "mask_words": memory.device(self.mask_bytes, "mask_words"),
+            "num_priors": self.num_priors,
+            "proto_h": self.proto_hw[0],
+            "proto_w": self.proto_hw[1],
+            "image_h": image_hw[0],
+            "image_w": image_hw[1],
+            "tile_rows": launches.mask_tile_rows(specialization, self.proto_hw, image_hw),
+            "first_image": 0,
+            "crop": 1,
+            "conf_threshold": spec.postprocess.conf_threshold,
+            "iou_threshold": spec.postprocess.iou_threshold,
+            "score_threshold": 0.0,
+        }
+        self._place_results(launches.result_buffers(specialization, 1))
+        self.pinned_masks = memory.pinned(self.mask_bytes, "masks on the host")
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """Heads to masks, in order."""
+        return (
+            *launches.detect_launches(self._specialization, self.num_priors, 1),
+            launches.mask_launch(self._specialization, self.proto_hw, self.image_hw, 1),
+        )
+
+    def launch(self, launch: Launch, stream: int) -> None:
+        self._kernels.launch(launch, self._values, stream)
+
+    def enqueue(self, stream: int) -> None:
+        """Every kernel, and the detections (not the masks) to pinned memory."""
+        for launch in self.launches:
+            self.launch(launch, stream)
+        self._memory.driver.copy_to_host(self._pinned, self._results, self._result_bytes, stream)
+
+    def copy_masks(self, detections: int, stream: int) -> None:
+        nbytes = self.mask_bytes // self._specialization.max_out * detections
+        self._memory.driver.copy_to_host(self.pinned_masks, int(self._values["mask_words"]), nbytes, stream)
+
+    def read(self, name: str, buffer: Buffer, stream: int) -> AnyArray:
+        """A buffer's content, once `stream` is done."""
+        found = np.empty(buffer.shape, buffer.dtype)
+        self._memory.driver.copy_to_host(found.ctypes.data, int(self._values[name]), found.nbytes, stream)
+        self._memory.driver.synchronize(stream)
+        return found
+
+    def _allocate(self, buffers: Mapping[str, Buffer]) -> Values:
+        return {name: self._memory.device(buffer.nbytes, name) for name, buffer in buffers.items()}
+
+    def _place_results(self, buffers: Mapping[str, Buffer]) -> None:
+        """Side by side, so that one copy takes them all."""
+        offsets, used = {}, 0
+        for name in _RESULTS:
+            offsets[name] = used
+            used += -(-buffers[name].nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._result_bytes = used
+        self._results = self._memory.device(used, "results")
+        self._pinned = self._memory.pinned(used, "results on the host")
+        self._values.update({name: self._results + offset for name, offset in offsets.items()})
+        self._values["cells"] = self._memory.device(buffers["cells"].nbytes, "cells")  # of no use to the host
+
+
+def measure_kernels(
+    driver: Driver,
+    spec: ModelSpec,
+    heads: HeadTensors,  # of one image, batch 1, float32
+    image_hw: tuple[int, int],
+    *,
+    copies: int = 8,
+    repeats: int = 50,
+    load: LoadSpecialized = load_kernels,
+) -> dict[str, Any]:
+    """{"image_hw", "detections", "candidates", "kernels": [{"kernel", "us", "bytes", "gb_per_s"}], "frame_us",
+    "frame_call_us", "mask_copy_us", "mask_copy_bytes"}.
+
+    "frame_us" is decode, FastNMS and masks, and the detections in pinned host memory, in a CUDA graph; "frame_call_us" the same
+    as a host sees it, from the graph's launch to the end of waiting for it.
+    """
+    specialization = specialize(spec)
+    with driver.current(), Memory(driver) as memory:
+        kernels = load(driver, specialization)
+        memory.callback(kernels.close)
+        stream = memory.stream()
+        frames = [Frame(memory, kernels, specialization, spec, heads, image_hw, stream) for _ in range(copies)]
+        for frame in frames:
+            frame.enqueue(stream)
+        driver.synchronize(stream)
+        counts = launches.result_buffers(specialization, 1)["count"]
+        detections = int(frames[0].read("count", counts, stream)[0])
+        candidates = int(frames[0].read("candidate_count", counts, stream)[0])
+        timer = GraphTimer(driver, stream, repeats)
+        rows = []
+        for launch in frames[0].launches:
+            us = timer.each([partial(frame.launch, launch) for frame in frames])
+            moved = _bytes_moved(launch.kernel, specialization, frames[0], candidates, detections)
+            rows.append({"kernel": launch.kernel, "us": us, "bytes": moved, "gb_per_s": moved / us / 1e3})
+        return {
+            "image_hw": list(image_hw),
+            "detections": detections,
+            "candidates": candidates,
+            "kernels": rows,
+            "frame_us": timer.each([frame.enqueue for frame in frames]),
+            "frame_call_us": timer.call(frames[0].enqueue),
+            "mask_copy_us": timer.each([partial(frame.copy_masks, detections) for frame in frames]),
+            "mask_copy_bytes": frames[0].mask_bytes // specialization.max_out * detections,
+        }
+
+
+def measure_preprocess(
+    driver: Driver,
+    spec: ModelSpec,
+    image_hw: tuple[int, int],
+    *,
+    copies: int = 16,
+    repeats: int = 50,
+    load: LoadSpecialized = load_kernels,
+) -> dict[str, Any]:
+    """{"image_hw", "input_size", "us", "bytes", "gb_per_s"} of one uint8 image to the network's input."""
+    size, pre = spec.input_size, spec.preprocess
+    rng = np.random.default_rng(0)
+    with driver.current(), Memory(driver) as memory:
+        kernels = load(driver, specialize(spec))
+        memory.callback(kernels.close)
+        stream = memory.stream()
+        launch = launches.preprocess_launch(size, 1)
+        names = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b", "pad_r", "pad_g", "pad_b")
+        colours = (*pre.mean_rgb, *pre.std_rgb, *(pre.pad_rgb or (0.0, 0.0, 0.0)))
+        constants: Values = dict(zip(names, colours, strict=True))
+        sets: list[Values] = [
+            {
+                "images": memory.upload(rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8), "image", stream),
+                "input": memory.device(3 * size * size * 4, "input"),
+                "image_h": image_hw[0],
+                "image_w": image_hw[1],
+                "row_pitch": 3 * image_hw[1],
+                "image_pitch": 3 * image_hw[0] * image_hw[1],
+                "input_size": size,
+                "is_rgb": 0,
+                **constants,
+            }
+            for _ in range(copies)
+        ]
+        timer = GraphTimer(driver, stream, repeats)
+        us = timer.each([partial(kernels.launch, launch, values) for values in sets])
+        moved = 3 * image_hw[0] * image_hw[1] + 12 * size * size
+        return {"image_hw": list(image_hw), "input_size": size, "us": us, "bytes": moved, "gb_per_s": moved / us / 1e3}
+
+
+def _bytes_moved(kernel: str, specialization: Specialization, frame: Frame, candidates: int, detections: int) -> int:
+    """The least a kernel has to read and write: each input once, each output once."""
+    columns, lists = 1 + specialization.num_classes, specialization.lists
+    conf_bytes = 2 if specialization.conf_fp16 else 4
+    pool = 8 * lists * specialization.max_out
+    sorted_rows = lists * min(specialization.top_k, candidates)
+    results = detections * (
+        4 + 4 + 4 + 16 + 16 + 16 + 8 * specialization.num_coeff
+    )  # coefficients are read and written
+    words = frame.num_priors // 8
+    proto = frame.proto_hw[0] * frame.proto_hw[1] * specialization.num_coeff * (2 if specialization.proto_fp16 else 4)
+    moved: dict[str, int] = {
+        "keep_confident": frame.num_priors * columns * conf_bytes + words,
+        "gather_candidates": words + candidates * (16 + 16 + columns * conf_bytes + 4 + 16 + 4 * lists),
+        "fast_nms": 4 * lists * candidates + 16 * sorted_rows + pool,
+        "select_detections": pool + results,
+        "assemble_masks": proto + frame.mask_bytes // specialization.max_out * detections,
+    }
+    return moved[kernel]
+
+
+_WARMUP = 10
+_TIMED_STAGES = 20
+_COPIES = ("host_to_device", "device_to_host")
+
+
+def measure_frames(
+    driver: Driver,
+    open_network: Callable[[], DeviceNetwork],
+    image: Image,  # [H, W, 3]
+    *,
+    repeats: int = 100,
+    cuda_graph: bool = True,
+    load: LoadKernels = load_kernels,
+) -> dict[str, Any]:
+    """{"network", "image_hw", "detections", "cuda_graph", "bare_network_ms", "stages_ms", "frame_ms", "floor_ms", "overhead",
+    "in_flight", "throughput_fps", "device_bytes", "notes"}.
+
+    "frame_ms" (percentiles) is of the host's clock; "floor_ms" the bare network and the copies to and from the device, by
+    CUDA events; "overhead" what a frame takes beyond that, as a share of it. "throughput_fps" has two batches in flight.
+    """
+    bare_ms = _bare_network(driver, open_network(), repeats)
+    with driver.current():
+        free_before = driver.memory_info()[0]
+    pipeline = GpuPipeline(driver, open_network(), load, cuda_graph=cuda_graph)
+    try:
+        frame = pipeline.load(image, "bgr")
+
+        def whole() -> int:
+            return len(pipeline.submit([frame], 0.0, "bits").result()[0])
+
+        for _ in range(_WARMUP):
+            found = whole()
+        times = []
+        for _ in range(repeats):
+            begin = perf_counter_ns()
+            whole()
+            times.append(perf_counter_ns() - begin)
+        throughput = _throughput(pipeline, frame, repeats)
+        marks = [pipeline.timed([frame], 0.0, "bits")[1] for _ in range(_TIMED_STAGES)]
+        with driver.current():
+            used = free_before - driver.memory_info()[0]
+        notes = list(pipeline.notes)
+        description, in_flight = pipeline.description, pipeline.in_flight
+    finally:
+        pipeline.close()
+    stages: dict[str, float] = {
+        str(stage): statistics.median([mark.get(stage, 0.0) for mark in marks]) for stage in STAGES
+    }
+    frame_ms = percentiles(times)
+    floor = bare_ms + sum(stages[stage] for stage in _COPIES)
+    return {
+        "network": description,
+        "image_hw": list(image.shape[:2]),
+        "detections": found,
+        "cuda_graph": cuda_graph and driver.captures_graphs,
+        "bare_network_ms": bare_ms,
+        "stages_ms": stages,
+        "frame_ms": frame_ms,
+        "floor_ms": floor,
+        "overhead": frame_ms["p50"] / floor - 1,
+        "in_flight": in_flight,
+        "throughput_fps": throughput,
+        "device_bytes": used,
+        "notes": notes,
+    }
+
+
+def _bare_network(driver: Driver, network: DeviceNetwork, repeats: int) -> float:
+    """Median milliseconds of one execution, batch 1, by CUDA events; captured in a graph where it can be."""
+    with bare_network(driver, network) as bare:
+        timer = GraphTimer(driver, bare.stream, repeats, capture=bare.context.capturable)
+        return timer.each([lambda _: bare.enqueue()]) / 1e3
+
+
+def _throughput(pipeline: GpuPipeline, frame: Any, repeats: int) -> float:
+    """Images per second with as many batches in flight as the pipeline allows."""
+    pending: deque[Any] = deque()
+    begin = perf_counter_ns()
+    for _ in range(repeats):
+        if len(pending) == pipeline.in_flight:
+            pending.popleft().result()
+        pending.append(pipeline.submit([frame], 0.0, "bits"))
+    while pending:
+        pending.popleft().result()
+    return repeats * 1e9 / (perf_counter_ns() - begin)

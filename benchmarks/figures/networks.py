@@ -1,0 +1,155 @@
+"""The networks of the figures: YOLACT-550 on ResNet50 with the recorded goldens' weights, which give 100 detections, and
+PyTorch's YOLACT as the network of the GPU path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporters.checkpoints.configs import published_spec
+from exporters.network.yolact import Yolact
+from exporters.onnx_export import export_onnx
+from yolact_deploy.arrays import Image
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.errors import YolactDeployError
+from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES
+from yolact_deploy.spec import ModelSpec
+
+CONFIG = "yolact_resnet50"
+_GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
+
+
+def golden_model() -> tuple[Yolact, Image]:
+    """The network in eval mode and its image, uint8 [480, 640, 3] BGR. Raises YolactDeployError outside of a checkout."""
+    generator = _generator()
+    entries = json.loads((_GOLDEN / "manifest" / f"{CONFIG}.json").read_text(encoding="utf-8"))["state_dict"]
+    weights = generator.fill_({entry["name"]: tuple(entry["shape"]) for entry in entries}, CONFIG)
+    model = Yolact(published_spec(CONFIG))
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    image: Image = generator.image(0)
+    return model.eval(), image
+
+
+def export_golden(model: Yolact, target: Path) -> None:
+    export_onnx(model, published_spec(CONFIG), target)
+
+
+def _generator() -> Any:
+    path = _GOLDEN / "golden_fill.py"
+    spec = importlib.util.spec_from_file_location("golden_fill", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise YolactDeployError(f"{path} is missing: the project's own figures are measured from a checkout.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    export_golden(golden_model()[0], Path(sys.argv[1]))
+
+
+_WARMUP = 3
+_WIDE = ("loc", "conf")  # float32 in half precision too, as in a typed ONNX
+
+
+class TorchNetwork:
+    """A DeviceNetwork; with `half`, weights and activations are float16. The model is moved to the GPU."""
+
+    def __init__(self, model: Yolact, driver: Driver, *, half: bool = False) -> None:
+        self.device = torch.device("cuda", driver.device.index)
+        self._half = half
+        self._spec = model.spec
+        moved: Any = model.eval().to(self.device, torch.float16 if half else torch.float32)
+        self.model = moved.to(memory_format=torch.channels_last)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def description(self) -> str:
+        return f"PyTorch {torch.__version__} ({'float16' if self._half else 'float32'}, CUDA graph)"
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
+        narrow = np.dtype(np.float16 if self._half else np.float32)
+        return {name: np.dtype(np.float32) if name in _WIDE else narrow for name in ("image", *OUTPUT_NAMES)}
+
+    @property
+    def max_batch(self) -> int | None:
+        return None
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None:
+        return None
+
+    def new_context(self, stream: int) -> TorchContext:
+        return TorchContext(self, stream)
+
+    def close(self) -> None:
+        self.model = None
+        torch.cuda.empty_cache()  # else its memory would count as used by what is opened next
+
+
+class TorchContext:
+    """Replays a CUDA graph of PyTorch's own for every batch and set of addresses."""
+
+    capturable = False  # a graph's launch can't be part of another capture
+
+    def __init__(self, network: TorchNetwork, stream: int) -> None:
+        self._network = network
+        self._stream: Any = torch.cuda.ExternalStream(stream, device=network.device)  # type: ignore[no-untyped-call]
+        self._graphs: dict[tuple[int, ...], Any] = {}
+
+    def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:
+        key = (batch, *(addresses[name] for name in ("image", *OUTPUT_NAMES)))
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(addresses, batch)
+            self._graphs[key].replay()
+
+    def close(self) -> None:
+        self._graphs.clear()
+
+    def _capture(self, addresses: Mapping[str, int], batch: int) -> Any:
+        spec, dtypes = self._network.spec, self._network.dtypes
+        shapes = {"image": (3, spec.input_size, spec.input_size), **spec.output_shapes()}
+        tensors = {
+            name: torch.as_tensor(
+                _DeviceArray(addresses[name], (batch, *shapes[name]), dtypes[name]), device=self._network.device
+            )
+            for name in ("image", *OUTPUT_NAMES)
+        }
+
+        def run() -> None:
+            for name, output in zip(OUTPUT_NAMES, self._network.model(tensors["image"]), strict=True):
+                tensors[name].copy_(output)
+
+        for _ in range(_WARMUP):
+            run()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            run()
+        return graph
+
+
+class _DeviceArray:
+    """Memory that PyTorch is to see as a tensor (CUDA Array Interface, version 3)."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (address, False),
+            "version": 3,
+        }

@@ -1,0 +1,134 @@
+"""What is measured: the images, the artifact, and the conditions a Detector ran under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy import Detector
+from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.sidecar import Sidecar, read_sidecar
+from yolact_deploy.errors import PlanMismatchError
+from yolact_deploy.files import sha256_file
+from yolact_deploy.reference.images import list_images, read_image
+from yolact_deploy.runtime.detector import PLAN_SUFFIXES
+from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, PRECISION_METADATA_KEY
+
+_DEFAULT_HW = (480, 640)
+_BLOCK_PX = 40
+_MAX_IMAGES = 64  # held in memory; enough that no cache holds them
+
+
+def bench_images(source: Path | None) -> list[Image]:
+    """The first images of a file or folder; without one, a made-up 480x640 image. Raises ImageError."""
+    if source is not None:
+        return [read_image(path) for path in list_images([source])[:_MAX_IMAGES]]
+    return [made_up_image(_DEFAULT_HW)]
+
+
+def made_up_image(image_hw: tuple[int, int]) -> Image:
+    """Blocks of random colours, the same every time; uint8 [H, W, 3]."""
+    height, width = image_hw
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (-(-height // _BLOCK_PX), -(-width // _BLOCK_PX), 3), dtype=np.uint8)
+    whole = blocks.repeat(_BLOCK_PX, axis=0).repeat(_BLOCK_PX, axis=1)
+    return np.ascontiguousarray(whole[:height, :width])
+
+
+def describe(detector: Detector) -> dict[str, Any]:
+    """Path, backend, digest, size and precision; None for what the file does not say."""
+    path = Path(detector.artifact)
+    known = path.is_file()
+    return {
+        "artifact": str(path),
+        "backend": detector.description,
+        "sha256": sha256_file(path) if known else None,
+        "size_bytes": path.stat().st_size if known else None,
+        "precision": _precision(path) if known else None,
+    }
+
+
+def batch_limits(path: Path) -> tuple[int, int | None]:
+    """The smallest and the largest batch an artifact was made for; None where it does not say."""
+    sidecar = _sidecar(path)
+    if sidecar is not None:
+        return sidecar.batch.min, sidecar.batch.max
+    text = onnx_metadata(path).get(MAX_BATCH_METADATA_KEY, "")
+    return 1, int(text) if text.isdigit() else None
+
+
+def _precision(path: Path) -> str | None:
+    sidecar = _sidecar(path)
+    return onnx_metadata(path).get(PRECISION_METADATA_KEY) if sidecar is None else sidecar.precision
+
+
+def _sidecar(path: Path) -> Sidecar | None:
+    """Of a plan; the Detector has told what is wrong with it."""
+    if path.suffix.lower() not in PLAN_SUFFIXES:
+        return None
+    try:
+        return read_sidecar(path)
+    except PlanMismatchError:
+        return None
+
+
+def onnx_metadata(path: Path) -> dict[str, str]:
+    """`metadata_props` of an ONNX file; empty where they can't be read."""
+    if path.suffix.lower() != ".onnx":
+        return {}
+    try:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception:  # onnxruntime's exception classes share no public base; the Detector has told what is wrong
+        return {}
+    metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    return metadata
+
+
+_ON_HOST: dict[str, Any] = {
+    "clock": "host",
+    "transfers": "none: host memory only",
+    "cuda_graph": None,
+    "graph_stages": [],
+    "wait": "the network's threads spin while it runs, and rest after it",
+}
+_ON_GPU: dict[str, Any] = {
+    "clock": "host; stages: device (CUDA events)",
+    "transfers": "counted: images to the device, detections and bit-packed masks to the host",
+    "wait": "as CUDA chooses (it spins, unless it has more contexts than the host has cores)",
+}
+
+
+_NETWORK_ON_GPU: dict[str, Any] = {
+    **_ON_HOST,
+    "transfers": "counted, within the network: its input to the device, its heads to the host",
+    "wait": _ON_GPU["wait"],
+}
+_REST_ON_CPU = ", the rest on the CPU"  # of the description, where the kernels do not do what was asked for
+
+
+def network_on_gpu(detector: Detector) -> bool:
+    """Whether the network runs on a GPU, whatever the rest does."""
+    return detector.on_gpu or detector.description.endswith(_REST_ON_CPU)
+
+
+def conditions(detector: Detector) -> dict[str, Any]:
+    """ "clock", "transfers", "cuda_graph" (None on the CPU), "graph_stages" and "wait", after a Detector has run."""
+    if not detector.on_gpu:
+        return dict(_NETWORK_ON_GPU if network_on_gpu(detector) else _ON_HOST)
+    stages = list(detector.graph_stages)
+    return {**_ON_GPU, "cuda_graph": bool(stages), "graph_stages": stages}
+
+
+def common(runs: Sequence[dict[str, Any]], key: str) -> Any:
+    """What all runs have under a key; a list, in their order, where they differ."""
+    values = [run[key] for run in runs]
+    return values[0] if values and all(value == values[0] for value in values) else values

@@ -1,0 +1,97 @@
+"""A linter for quantized ONNX graphs: what TensorRT refuses, misreads, runs slower or less accurately than it could.
+
+Made for Q/DQ graphs of any origin: `yolact-deploy export --precision int8`, onnxruntime's quantizer, quantization-aware
+training in PyTorch. What is an error was tried on TensorRT-RTX 1.7 (tests/unit/engines/test_lint.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.lint.checks import parameter_findings, placement_findings
+from engines.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
+from engines.lint.rules import RULES, Finding, Severity
+from engines.onnx_graph import OnnxGraph, read_onnx
+
+__all__ = ["RULES", "Finding", "LintReport", "lint_onnx"]
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """What was found in one file; nothing is found in a graph without quantization unless its float types clash."""
+
+    path: str
+    sha256: str
+    quantize_nodes: int
+    dequantize_nodes: int
+    convolutions: int
+    int8_convolutions: int  # both the input and the weight come from DequantizeLinear
+    findings: tuple[Finding, ...]  # errors first, then in the graph's order
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return self._of("error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return self._of("warning")
+
+    @property
+    def passed(self) -> bool:
+        """No errors; warnings pass."""
+        return not self.errors
+
+    def summary(self, severity: Severity) -> list[str]:
+        """One sentence for each rule that was broken: how often, where first, and the remedy."""
+        lines = []
+        findings = self._of(severity)
+        for rule, count in Counter(finding.rule for finding in findings).items():
+            first = next(finding for finding in findings if finding.rule == rule)
+            more = f" and {count - 1} more" if count > 1 else ""
+            lines.append(f"{rule} at {first.node}{more}: {first.found}. {first.remedy}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        counts = Counter(finding.rule for finding in self.findings)
+        return {
+            "path": self.path,
+            "sha256": self.sha256,
+            "passed": self.passed,
+            "quantize_nodes": self.quantize_nodes,
+            "dequantize_nodes": self.dequantize_nodes,
+            "convolutions": self.convolutions,
+            "int8_convolutions": self.int8_convolutions,
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
+            "rule_counts": dict(counts.most_common()),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def _of(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == severity)
+
+
+def lint_onnx(source: str | os.PathLike[str] | OnnxGraph) -> LintReport:
+    """Lint an ONNX file, of this project or any other; no spec is needed. Raises ArtifactError when it can't be read."""
+    onnx_graph = source if isinstance(source, OnnxGraph) else read_onnx(source)
+    graph = QdqGraph(onnx_graph.model)
+    positions = {id(node): index for index, node in enumerate(graph.nodes)}
+    found = [*parameter_findings(graph), *placement_findings(graph)]
+    found.sort(key=lambda item: (item[1].severity != "error", positions[id(item[0])]))
+    operators = Counter(node.op_type for node in graph.nodes)
+    convolutions = [node for node in graph.nodes if node.op_type in _CONVOLUTIONS]
+    return LintReport(
+        path=str(onnx_graph.path),
+        sha256=onnx_graph.sha256,
+        quantize_nodes=operators[QUANTIZE],
+        dequantize_nodes=operators[DEQUANTIZE],
+        convolutions=len(convolutions),
+        int8_convolutions=sum(all(graph.dequantized(name) for name in node.input[:2]) for node in convolutions),
+        findings=tuple(finding for _, finding in found),
+    )

@@ -1,0 +1,166 @@
+"""The rules of the Q/DQ linter: how grave each is, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from engines.lint.graph import QdqGraph, label
+
+if TYPE_CHECKING:
+    import onnx
+
+
+Severity = Literal["error", "warning"]  # error: TensorRT refuses the graph, or computes something else than it says
+
+
+@dataclass(frozen=True)
+class Rule:
+    name: str
+    severity: Severity
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    rule: str
+    severity: Severity
+    node: str
+    operator: str
+    module: str  # dotted path of the module it belongs to, "" where no name tells
+    found: str
+    remedy: str
+
+
+def finding(graph: QdqGraph, node: onnx.NodeProto, rule: str, found: str) -> tuple[onnx.NodeProto, Finding]:
+    """A broken rule at a node; the node itself comes along to sort by."""
+    broken = RULES[rule]
+    return node, Finding(rule, broken.severity, label(node), node.op_type, graph.module(node), found, broken.remedy)
+
+
+_SYMMETRIC = (
+    "Only symmetric INT8 with zero point 0 is accepted: quantize activations and weights as symmetric QInt8 (onnxruntime: "
+    "activation_type and weight_type QInt8, ActivationSymmetric and WeightSymmetric True), or use `yolact-deploy export "
+    "--precision int8`."
+)
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("nonzero-zero-point", "error", _SYMMETRIC),
+        Rule("not-int8", "error", _SYMMETRIC),
+        Rule(
+            "int32-bias",
+            "error",
+            "Keep biases in floating point, without DequantizeLinear (onnxruntime's quantizer: QuantizeBias=False).",
+        ),
+        Rule("bad-scale", "error", "Calibrate this tensor again: a scale must be positive and finite."),
+        Rule(
+            "dynamic-scale",
+            "error",
+            "Make the scale a constant: calibrate, or freeze the observers before exporting. TensorRT-RTX 1.7 ends the "
+            "whole process on such a graph.",
+        ),
+        Rule(
+            "scale-count",
+            "error",
+            "Give one scale, or one for each index of `axis`, and as many zero points as scales.",
+        ),
+        Rule(
+            "mixed-float-types",
+            "error",
+            "Insert a Cast so that all inputs have one type, or convert with `yolact-deploy export --precision fp16`. "
+            "DequantizeLinear gives the type of its scale.",
+        ),
+        Rule(
+            "quantize-without-dequantize",
+            "error",
+            "Put a DequantizeLinear with the same scale behind the QuantizeLinear: TensorRT takes INT8 only as Q/DQ pairs.",
+        ),
+        Rule(
+            "integer-operator",
+            "error",
+            "Quantize into QuantizeLinear/DequantizeLinear pairs instead (onnxruntime: quant_format=QuantFormat.QDQ).",
+        ),
+        Rule(
+            "weights-per-tensor",
+            "warning",
+            "Give every output channel of the weight its own scale (onnxruntime: per_channel=True).",
+        ),
+        Rule(
+            "weights-axis",
+            "warning",
+            "Quantize weights along the output channels: axis 0 of Conv, 1 of ConvTranspose.",
+        ),
+        Rule(
+            "activation-per-channel",
+            "warning",
+            "Give activations a single scale: per-channel ones have no INT8 kernel.",
+        ),
+        Rule(
+            "half-quantized",
+            "warning",
+            "Quantize both the input and the weight, or neither: with one alone it runs in floating point and only loses "
+            "accuracy.",
+        ),
+        Rule("quantized-bias", "warning", "Keep biases in floating point: they cost nothing there."),
+        Rule(
+            "scale-mismatch", "warning", "Give both nodes of a Q/DQ pair the same scale: the pair rescales the tensor."
+        ),
+        Rule(
+            "scale-type",
+            "warning",
+            "Give the scale the type of the tensor: before opset 23 it is not valid ONNX and onnxruntime refuses it.",
+        ),
+        Rule(
+            "half-scale-opset",
+            "warning",
+            "Export with opset 19 or newer: before, scales are float32 only. TensorRT reads it, onnxruntime does not.",
+        ),
+        Rule(
+            "hardware-type", "warning", "Use INT8: this type is known to newer GPUs only, and others refuse the plan."
+        ),
+        Rule(
+            "residual-both-sides",
+            "warning",
+            "Remove the Q/DQ between one convolution and the Add; keep it on the other (shortcut) side only. Then TensorRT "
+            "adds inside the convolution's kernel.",
+        ),
+        Rule(
+            "residual-conv-side",
+            "warning",
+            "Remove the Q/DQ between the convolution and the Add, and quantize the other side instead.",
+        ),
+        Rule(
+            "before-activation",
+            "warning",
+            "Move the Q/DQ behind the activation: between the two it keeps TensorRT from making one kernel of them.",
+        ),
+        Rule(
+            "concat-scales",
+            "warning",
+            "Leave Concat in floating point, or give all its inputs one scale: with different ones each is requantized.",
+        ),
+        Rule(
+            "concat-quantized",
+            "warning",
+            "Leave the inputs of Concat in floating point, and quantize its readers' input.",
+        ),
+        Rule(
+            "float-operator",
+            "warning",
+            "Remove the Q/DQ: this operator runs in floating point, and what it decodes (scores, boxes, coefficients) needs "
+            "the precision.",
+        ),
+        Rule(
+            "pass-through-one-sided",
+            "warning",
+            "Quantize behind it as well, with the same scale, or not in front: only between two Q/DQ it runs in INT8.",
+        ),
+        Rule(
+            "unused-quantization",
+            "warning",
+            "Remove the Q/DQ: nothing behind it runs in INT8, so it only loses accuracy.",
+        ),
+    )
+}

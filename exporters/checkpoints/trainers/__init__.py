@@ -1,0 +1,1 @@
+"""Checkpoints of other trainers, under the original's names."""

@@ -1,0 +1,351 @@
+"""The artifacts that a comparison takes, opened alike, and what it found of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from exporters.parity import Matches
+from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.sidecar import verify_plan
+from yolact_deploy.errors import ArtifactError, EngineError, SpecError
+from yolact_deploy.files import sha256_file
+from yolact_deploy.optional import require
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.mask_iou import rescore_masks
+from yolact_deploy.reference.postprocess import assemble_masks, softmax
+from yolact_deploy.runtime.detector import PLAN_SUFFIXES, Detector
+from yolact_deploy.runtime.protocols import HeadTensors
+from yolact_deploy.spec import ModelSpec, ResizeMode
+
+Kind = Literal["checkpoint", "onnx", "plan"]
+
+_NO_ARTIFACT_SUFFIXES = (".json", ".jpg", ".png", ".yaml", ".yml", ".txt", ".html")
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    path: str
+    kind: Kind
+    precision: str  # fp32, fp16 or int8; of an ONNX, what its nodes and weights are
+    sha256: str
+    size_bytes: int
+    model: str  # the spec's name
+    backend: str  # what ran it, for people
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two, ready to run. `spec.conf_activation` is softmax, as `run` always gives scores."""
+
+    info: ArtifactInfo
+    spec: ModelSpec
+    run: Callable[[FloatArray], HeadTensors]  # of a preprocessed batch [B, 3, S, S]
+    # Detections at an image's height and width whose box scores are above a threshold; scored masks of a YOLACT++.
+    assemble: Callable[[RawDetections, tuple[int, int], float], Detections]
+    notes: tuple[str, ...] = ()
+
+
+def open_side(
+    path: str | os.PathLike[str], *, spec_file: Path | None = None, config: str | None = None, device: str = "auto"
+) -> Side:
+    """Open an artifact by its suffix: .onnx, .engine or .plan, else a checkpoint, whose spec the two options may give.
+
+    Raises ArtifactError, CheckpointError, SpecError, EngineError (a plan that can't be run here), MissingDependencyError.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ArtifactError(f"{path} {found}. Give a checkpoint (.pth), an exported .onnx or a plan (.engine).")
+    if suffix in _NO_ARTIFACT_SUFFIXES:
+        raise ArtifactError(
+            f"{path} is no artifact to compare. Give a checkpoint (.pth), an .onnx or a plan (.engine)."
+        )
+    if suffix in PLAN_SUFFIXES:
+        return _open_plan(path, device)
+    if suffix == ".onnx":
+        return _of_detector(Detector(path, device=device), "onnx", _onnx_precision(path))
+    return _open_checkpoint(path, spec_file, config)
+
+
+def check_comparable(a: Side, b: Side) -> None:
+    """Raise SpecError at the first thing that keeps two models from being compared, with both values."""
+    first, second = a.spec, b.spec
+    _require_equal(a, b, "input size", first.input_size, second.input_size)
+    _require_equal(a, b, "number of classes", first.num_classes, second.num_classes)
+    for index, names in enumerate(zip(first.class_names, second.class_names, strict=True)):
+        _require_equal(a, b, f"name of class {index}", *map(repr, names))
+    for index, ids in enumerate(zip(first.category_ids, second.category_ids, strict=True)):
+        _require_equal(a, b, f"category id of class {index} ({first.class_names[index]})", *ids)
+    shapes = second.output_shapes()
+    for name, shape in first.output_shapes().items():
+        _require_equal(a, b, f"shape of the output {name}", list(shape), list(shapes[name]))
+
+
+def differing_rules(a: Side, b: Side) -> list[str]:
+    """Notes on how the two turn images into tensors and tensors into detections, where that is not alike."""
+    notes = []
+    for part in ("preprocess", "priors", "postprocess"):
+        first, second = (dataclasses.asdict(getattr(side.spec, part)) for side in (a, b))
+        notes += [
+            f"{part}.{name} differs: A has {value}, B has {second[name]}; each is run by its own."
+            for name, value in first.items()
+            if second[name] != value
+        ]
+    return notes
+
+
+def _require_equal(a: Side, b: Side, what: str, first: Any, second: Any) -> None:
+    if first != second:
+        raise SpecError(
+            f"{a.info.path} and {b.info.path} can't be compared: the {what} is {first} in the first and {second} in the "
+            "second. Compare artifacts of one model, or export both from checkpoints that were trained alike."
+        )
+
+
+def _open_plan(path: Path, device: str) -> Side:
+    sidecar = verify_plan(path)
+    try:
+        detector = Detector(path, device=device)
+    except EngineError as exc:
+        raise type(exc)(  # of the same exit code
+            f"{exc} For a comparison that ONNX is as good: what it computes in {sidecar.precision} was decided there."
+        ) from exc
+    return _of_detector(detector, "plan", sidecar.precision)
+
+
+def _of_detector(detector: Detector, kind: Kind, precision: str) -> Side:
+    spec = dataclasses.replace(detector.spec, conf_activation="softmax")
+    info = _info(detector.artifact, kind, precision, spec, detector.description)
+    return Side(info, spec, detector.run_network, detector.assemble)
+
+
+def _open_checkpoint(path: Path, spec_file: Path | None, config: str | None) -> Side:
+    torch = require("torch", extra="export", purpose="running a checkpoint")
+    from exporters.checkpoints.checkpoint import build_model, load_checkpoint
+
+    loaded = load_checkpoint(path, spec_file=spec_file, config=config)
+    model = build_model(loaded)
+
+    def run(batch: FloatArray) -> HeadTensors:
+        with torch.inference_mode():
+            heads = HeadTensors(*(tensor.numpy() for tensor in model(torch.from_numpy(batch))))
+        return heads if loaded.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
+
+    def judge(masks: FloatArray) -> FloatArray:
+        with torch.inference_mode():
+            judged: FloatArray = model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
+        return judged
+
+    def assemble(raw: RawDetections, image_hw: tuple[int, int], score_threshold: float) -> Detections:
+        detections = assemble_masks(raw, image_hw, score_threshold=score_threshold, resize=spec.preprocess.resize)
+        if spec.mask_iou_layers:
+            detections = rescore_masks(detections, judge)
+        return dataclasses.replace(detections, names=spec.class_names, category_ids=spec.category_ids)
+
+    spec = dataclasses.replace(loaded.spec, conf_activation="softmax")
+    info = _info(path, "checkpoint", "fp32", spec, f"PyTorch {torch.__version__} (CPU)")
+    return Side(info, spec, run, assemble, loaded.notes)
+
+
+def _onnx_precision(path: Path) -> str:
+    """int8 where it quantizes, else fp16 where a weight is half, else fp32: what the graph is, whatever it says it is."""
+    onnx = require("onnx", extra="export", purpose="comparing ONNX files")
+    graph = onnx.load(str(path), load_external_data=False).graph
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+        return "int8"
+    half = onnx.TensorProto.FLOAT16
+    return "fp16" if any(tensor.data_type == half for tensor in graph.initializer) else "fp32"
+
+
+def _info(path: Path, kind: Kind, precision: str, spec: ModelSpec, backend: str) -> ArtifactInfo:
+    return ArtifactInfo(
+        path=str(path),
+        kind=kind,
+        precision=precision,
+        sha256=sha256_file(path),
+        size_bytes=path.stat().st_size,
+        model=spec.name,
+        backend=backend,
+    )
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One head tensor over all images. Values that are not finite on either side are counted and left out."""
+
+    name: str
+    shape: tuple[int, ...]  # without the batch
+    max_abs_error: float
+    relative_l2: float  # |A - B| / |A|, over the values of all images
+    cosine: float
+    non_finite_a: int
+    non_finite_b: int
+    worst_image: str  # of the largest error
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two sets of detections are the same objects with the same masks."""
+
+    detections_a: int  # above the score threshold
+    detections_b: int
+    matched: int  # same class, box IoU of at least 0.5
+    mask_iou_sum: float  # of the matched
+    min_mask_iou: float | None  # None without matches
+    max_score_difference: float | None  # of the matched
+
+    @property
+    def only_a(self) -> int:
+        return self.detections_a - self.matched
+
+    @property
+    def only_b(self) -> int:
+        return self.detections_b - self.matched
+
+    @property
+    def mean_mask_iou(self) -> float | None:
+        return self.mask_iou_sum / self.matched if self.matched else None
+
+    @property
+    def quality(self) -> float:
+        """1 where all is the same, 0 where nothing is: the mask IoU of matches, shared out over all detections of both.
+
+        The formula of panoptic quality (Kirillov et al. 2019, section 4) with A in the place of the ground truth.
+        """
+        total = self.matched + (self.only_a + self.only_b) / 2
+        return self.mask_iou_sum / total if total else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quality": self.quality,
+            "detections_a": self.detections_a,
+            "detections_b": self.detections_b,
+            "matched": self.matched,
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "mean_mask_iou": self.mean_mask_iou,
+            "min_mask_iou": self.min_mask_iou,
+            "max_score_difference": self.max_score_difference,
+        }
+
+    @staticmethod
+    def total(parts: list[Agreement]) -> Agreement:
+        ious = [part.min_mask_iou for part in parts if part.min_mask_iou is not None]
+        scores = [part.max_score_difference for part in parts if part.max_score_difference is not None]
+        return Agreement(
+            detections_a=sum(part.detections_a for part in parts),
+            detections_b=sum(part.detections_b for part in parts),
+            matched=sum(part.matched for part in parts),
+            mask_iou_sum=math.fsum(part.mask_iou_sum for part in parts),
+            min_mask_iou=min(ious, default=None),
+            max_score_difference=max(scores, default=None),
+        )
+
+
+@dataclass(frozen=True)
+class ImageComparison:
+    image: str
+    image_hw: tuple[int, int]
+    agreement: Agreement
+    relative_l2: dict[str, float]  # per output
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "image_hw": list(self.image_hw),
+            **self.agreement.to_dict(),
+            "relative_l2": self.relative_l2,
+        }
+
+
+@dataclass(frozen=True)
+class ApComparison:
+    """COCO's figures on a scale of 0 to 1, as `evaluate` gives them; -1 where the annotations have no such object."""
+
+    images: int  # of the compared ones, those that are annotated
+    a: dict[str, dict[str, float]]  # "bbox" and "segm" -> AP, AP50, ...
+    b: dict[str, dict[str, float]]
+
+    @property
+    def difference(self) -> dict[str, dict[str, float | None]]:
+        """B - A; None where either has no figure."""
+        return {
+            kind: {
+                name: self.b[kind][name] - value if value >= 0 and self.b[kind][name] >= 0 else None
+                for name, value in figures.items()
+            }
+            for kind, figures in self.a.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "a": self.a, "b": self.b, "difference": self.difference}
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image with what both saw in it, to be drawn."""
+
+    comparison: ImageComparison
+    image: Image  # uint8 [H, W, 3] BGR
+    a: RawDetections  # above the score threshold
+    b: RawDetections
+    matches: Matches
+
+
+@dataclass(frozen=True, eq=False)
+class CompareReport:
+    a: ArtifactInfo
+    b: ArtifactInfo
+    class_names: tuple[str, ...]
+    input_size: int
+    score_threshold: float
+    outputs: tuple[OutputDifference, ...]
+    images: tuple[ImageComparison, ...]
+    ap: ApComparison | None  # None without annotations
+    skipped: tuple[tuple[str, str], ...]  # image and reason
+    notes: tuple[str, ...]
+    examples: tuple[Example, ...]  # the worst images, worst first; not part of `to_dict`
+    resize: tuple[ResizeMode, ResizeMode] = ("stretch", "stretch")  # of A and B, for drawing their examples
+
+    @property
+    def agreement(self) -> Agreement:
+        """Over all images."""
+        return Agreement.total([image.agreement for image in self.images])
+
+    @property
+    def worst_first(self) -> list[ImageComparison]:
+        return sorted(self.images, key=lambda image: image.agreement.quality)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object; figures that are not finite are null."""
+        described = {
+            "schema": 1,
+            "a": asdict(self.a),
+            "b": asdict(self.b),
+            "input_size": self.input_size,
+            "score_threshold": self.score_threshold,
+            "num_images": len(self.images),
+            "outputs": [{**asdict(output), "shape": list(output.shape)} for output in self.outputs],
+            "agreement": self.agreement.to_dict(),
+            "ap": None if self.ap is None else self.ap.to_dict(),
+            "images": [image.to_dict() for image in self.images],
+            "skipped": [{"image": image, "reason": reason} for image, reason in self.skipped],
+            "notes": list(self.notes),
+        }
+        finite: dict[str, Any] = _finite(described)
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""One graph from an image's bytes to finished detections."""

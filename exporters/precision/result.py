@@ -1,0 +1,92 @@
+"""What `exporters.precision.run` did, for people and machines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from exporters.precision.calibration import Calibration
+from exporters.precision.fp16 import IoPrecision, KeptFloat32
+from exporters.precision.gate import Accuracy, Verdict
+from exporters.precision.sensitivity import AutoChoice, ModuleSensitivity
+
+LowPrecision = Literal["fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    module: str
+    precision: str  # "int8", "fp16", "fp32" or several, joined by "+"
+    convs: int  # convolution nodes, of which
+    int8_convs: int
+    sqnr_db: float | None  # of its outputs in the written graph against float32
+    sensitivity: ModuleSensitivity | None  # where it was measured
+
+
+@dataclass(frozen=True)
+class GateReport:
+    passed: bool
+    enforced: bool  # False: measured, but no drop was called too much
+    reference: Accuracy | None  # of float32; None without annotations
+    fp16: Verdict
+    int8: Verdict | None  # None where INT8 was not asked for
+
+
+@dataclass(frozen=True)
+class PrecisionResult:
+    output: Path
+    precision: LowPrecision
+    io_precision: IoPrecision
+    sha256: str  # of the written file
+    size_bytes: int
+    fp32_size_bytes: int
+    convs: int  # convolution nodes, of which
+    int8_convs: int
+    kept_float32: tuple[KeptFloat32, ...]  # beside softmax
+    keep_fp16: tuple[str, ...]  # modules kept out of INT8, as given or as `auto` chose
+    calibration: Calibration | None  # None for fp16
+    modules: tuple[ModuleReport, ...]
+    gate: GateReport | None  # None where nothing was measured
+    auto: AutoChoice | None
+    warnings: tuple[str, ...]
+    seconds: Mapping[str, float]  # per step
+
+    @property
+    def size_ratio(self) -> float:
+        return self.size_bytes / self.fp32_size_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        calibration, auto, gate = self.calibration, self.auto, self.gate
+        return {
+            "output": str(self.output),
+            "precision": self.precision,
+            "io_precision": self.io_precision,
+            "sha256": self.sha256,
+            "size_bytes": self.size_bytes,
+            "fp32_size_bytes": self.fp32_size_bytes,
+            "size_ratio": self.size_ratio,
+            "convs": self.convs,
+            "int8_convs": self.int8_convs,
+            "kept_float32": [dataclasses.asdict(kept) for kept in self.kept_float32],
+            "keep_fp16": list(self.keep_fp16),
+            "calibration": None if calibration is None else calibration.to_dict(),
+            "modules": [dataclasses.asdict(module) for module in self.modules],
+            "gate": None if gate is None else _gate_to_dict(gate),
+            "auto": None if auto is None else auto.to_dict(),
+            "warnings": list(self.warnings),
+            "seconds": dict(self.seconds),
+        }
+
+
+def _gate_to_dict(gate: GateReport) -> dict[str, Any]:
+    return {
+        "passed": gate.passed,
+        "enforced": gate.enforced,
+        "reference": None if gate.reference is None else dataclasses.asdict(gate.reference),
+        "fp16": gate.fp16.to_dict(),
+        "int8": None if gate.int8 is None else gate.int8.to_dict(),
+    }

@@ -1,0 +1,117 @@
+"""How the command line talks: results on stdout, everything else on stderr, errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from yolact_deploy.errors import YolactDeployError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Progress = Callable[[str, int, int], None]  # what is done, step, of how many
+
+INTERRUPTED = 130
+_TERMINATED = 143
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose errors end in a message and an exit code instead of a traceback.
+
+    With `--debug` the traceback comes first; with `--json` stdout gets {"error": {"type", "message"}}. Being asked to end
+    (Ctrl-C, SIGTERM) ends it as an error does, so that temporary files are removed on the way out.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        signal.signal(signal.SIGTERM, _on_terminate)
+        try:
+            return command(*args, **kwargs)
+        except YolactDeployError as exc:
+            _fail(exc, str(exc), exc.exit_code, kwargs)
+        except _Terminated as exc:
+            _fail(exc, "terminated", _TERMINATED, kwargs)
+        except KeyboardInterrupt as exc:
+            _fail(exc, "interrupted", INTERRUPTED, kwargs)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # a reader that has seen enough is no error of ours
+            raise
+        except Exception as exc:
+            message = (
+                f"{type(exc).__name__}: {exc}\nThis is a bug in yolact-deploy. Run it again with --debug and report it."
+            )
+            _fail(exc, message, 1, kwargs)
+
+    return wrapped
+
+
+def print_json(value: Any) -> None:
+    """On stdout in ASCII, as a terminal may have any encoding and a file name any bytes."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A remark on stderr."""
+    _stderr().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A callback that draws a bar on stderr, on a terminal only; it is gone when the work is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _stderr()
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, step: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=step, total=total)
+
+        yield update
+
+
+@functools.cache
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _fail(exc: BaseException, message: str, exit_code: int, options: dict[str, Any]) -> NoReturn:
+    if options.get("debug"):
+        traceback.print_exception(exc)
+    if options.get("json_output"):
+        print_json({"error": {"type": type(exc).__name__, "message": message}})
+    say(f"error: {message}")
+    raise typer.Exit(exit_code)
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _on_terminate(_signal: int, _frame: Any) -> NoReturn:
+    raise _Terminated

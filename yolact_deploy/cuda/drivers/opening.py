@@ -1,0 +1,151 @@
+"""Which GPUs there are, the driver for one of them, and what a user wants to know of the GPU side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from yolact_deploy.cuda.cache import cache_state
+from yolact_deploy.cuda.compile import choose_nvrtc, installed
+from yolact_deploy.cuda.drivers import libcuda
+from yolact_deploy.cuda.drivers.bindings import BindingsDriver, bindings_fit, bindings_version
+from yolact_deploy.cuda.drivers.interface import Driver, GpuDevice
+from yolact_deploy.cuda.drivers.pycuda import PycudaDriver
+from yolact_deploy.errors import DeviceError, MissingDependencyError, YolactDeployError
+
+DRIVER_VARIABLE = "YOLACT_DEPLOY_CUDA_DRIVER"
+PACKAGES = ("pycuda", "cuda-bindings")  # in the order of preference
+OLDEST_CAPABILITY = (7, 5)  # Turing, the oldest that CUDA 13 compiles for
+
+
+def open_driver(index: int = 0, prefer: str | None = None) -> Driver:
+    """The driver of GPU `index`: over pycuda where that is installed, else over cuda-bindings.
+
+    `prefer` ("pycuda" or "cuda-bindings") decides, else the environment variable YOLACT_DEPLOY_CUDA_DRIVER. Raises
+    MissingDependencyError when the package is not installed, DeviceError when there is no driver library, no such GPU, or
+    one or the other is too old. The primary context is held for as long as the driver is.
+    """
+    package, device = check_gpu(index, prefer)
+    return _open_pycuda(device) if package == "pycuda" else BindingsDriver(device)
+
+
+def check_gpu(index: int = 0, prefer: str | None = None) -> tuple[str, GpuDevice]:
+    """(package, GPU) that `open_driver` would use. Raises as it does, but opens nothing."""
+    package = choose_package(prefer)
+    device = _device(index)
+    version = bindings_version() or ""
+    if package == "cuda-bindings" and not bindings_fit(version, device.driver_version):
+        major, minor = device.driver_version
+        raise DeviceError(
+            f"cuda-bindings {version} wants a newer driver: that of cuda:{index} ({device.name}) is made for CUDA "
+            f'{major}.{minor}. Update the NVIDIA driver, or pip install "cuda-bindings<{major + 1}".'
+        )
+    return package, device
+
+
+def choose_package(prefer: str | None = None) -> str:
+    """The package that `open_driver` would use. Raises MissingDependencyError, or DeviceError for an unknown name."""
+    wanted = prefer or os.environ.get(DRIVER_VARIABLE) or None
+    if wanted is not None and wanted not in PACKAGES:
+        source = "prefer" if prefer else DRIVER_VARIABLE
+        raise DeviceError(f"no such CUDA package: {source} is {wanted!r}, want {' or '.join(PACKAGES)}.")
+    for package in PACKAGES if wanted is None else (wanted,):
+        if _is_installed(package):
+            return package
+    package = wanted or "cuda-bindings"
+    extra = "pycuda" if package == "pycuda" else "gpu"
+    raise MissingDependencyError(package, extra=extra, purpose="running on a GPU")
+
+
+def visible_devices() -> tuple[GpuDevice, ...]:
+    """Every GPU that the driver shows to this process; empty without a driver or a GPU. Never raises."""
+    try:
+        return libcuda.devices()
+    except (DeviceError, AttributeError):  # AttributeError: a driver so old that it lacks the functions
+        return ()
+
+
+def _device(index: int) -> GpuDevice:
+    devices = libcuda.devices()
+    if not devices:
+        raise DeviceError(
+            "the NVIDIA driver shows no GPU to this process. See whether nvidia-smi lists one and CUDA_VISIBLE_DEVICES does "
+            "not hide it, or run an ONNX on the CPU."
+        )
+    if not 0 <= index < len(devices):
+        listed = ", ".join(f"cuda:{device.index} ({device.name})" for device in devices)
+        raise DeviceError(f"there is no cuda:{index}; there is {listed}.")
+    device = devices[index]
+    if device.compute_capability < OLDEST_CAPABILITY:
+        found, oldest = (".".join(map(str, c)) for c in (device.compute_capability, OLDEST_CAPABILITY))
+        raise DeviceError(
+            f"cuda:{index} ({device.name}) is too old: compute capability {found}, the kernels want {oldest} (Turing) or "
+            'newer; use device="cpu".'
+        )
+    return device
+
+
+def _open_pycuda(device: GpuDevice) -> Driver:
+    try:
+        return PycudaDriver(device)
+    except ImportError as exc:
+        raise DeviceError(
+            f"pycuda is installed but can't be loaded: {exc}. It was built for another CUDA driver or another Python; build it "
+            'again (pip install --force-reinstall --no-cache-dir pycuda), or set YOLACT_DEPLOY_CUDA_DRIVER to "cuda-bindings".'
+        ) from exc
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def survey(devices: Sequence[GpuDevice]) -> dict[str, Any]:
+    """{"driver": newest CUDA it runs or None, "package": the one used or None, "gpus": [{"device", "name", "architecture",
+    "memory_bytes", "multiprocessors"}], "nvrtc": [{"version", "path"}], "kernel_cache": {"path", "entries", "size_bytes",
+    "writable"}, "problem": why the kernels can't run here, or None}."""
+    cache = cache_state()
+    return {
+        "driver": ".".join(map(str, devices[0].driver_version)) if devices else None,
+        "package": _package(),
+        "gpus": [
+            {
+                "device": f"cuda:{device.index}",
+                "name": device.name,
+                "architecture": device.architecture,
+                "memory_bytes": device.memory_bytes,
+                "multiprocessors": device.multiprocessors,
+            }
+            for device in devices
+        ],
+        "nvrtc": [{"version": ".".join(map(str, nvrtc.version)), "path": nvrtc.path} for nvrtc in installed()],
+        "kernel_cache": {
+            "path": str(cache.folder),
+            "entries": cache.entries,
+            "size_bytes": cache.size_bytes,
+            "writable": cache.writable,
+        },
+        "problem": _problem(),
+    }
+
+
+def _package() -> str | None:
+    try:
+        package = choose_package()
+    except YolactDeployError:
+        return None
+    return f"{package} {metadata.version(package)}"
+
+
+def _problem() -> str | None:
+    try:
+        _, device = check_gpu()
+        choose_nvrtc(device.architecture, device.driver_version)
+    except YolactDeployError as exc:
+        return str(exc)
+    return None

@@ -1,0 +1,1 @@
+"""The oracle: preprocessing, suppression and masks in plain NumPy, which know no GPU."""

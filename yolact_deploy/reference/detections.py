@@ -1,0 +1,196 @@
+"""What a model found in an image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.arrays import BoolArray, FloatArray, IntArray
+from yolact_deploy.optional import require
+from yolact_deploy.reference.mask_sources import MaskSource, PrototypeMasks
+from yolact_deploy.reference.masks import MaskRegion
+
+
+@dataclass(frozen=True, eq=False)
+class RawDetections:
+    """Detections of one image before they meet the image: relative boxes, coefficients and prototypes."""
+
+    prior_idx: IntArray  # [n], row of `loc` and `conf` it came from
+    class_ids: IntArray  # [n], 0 = first foreground class
+    scores: FloatArray  # [n], descending
+    boxes_xyxy: FloatArray  # [n, 4], relative to the image (or to the square it was padded to), not clamped
+    mask_coeff: FloatArray  # [n, K]
+    proto: FloatArray  # [Hp, Wp, K]; [0, 0, K] from a GPU, where the prototypes stay
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, rows: IntArray) -> RawDetections:
+        """The given rows, in the given order."""
+        return RawDetections(
+            self.prior_idx[rows],
+            self.class_ids[rows],
+            self.scores[rows],
+            self.boxes_xyxy[rows],
+            self.mask_coeff[rows],
+            self.proto,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Detections of one image, best first. Masks are assembled, or unpacked from what a GPU made, when first asked for.
+
+    `boxes_xyxy` are the original YOLACT's integer pixels (as float32); `boxes_relative` the exact ones. Raises ValueError
+    where there is neither a `mask_source` nor the prototypes to assemble masks from.
+    """
+
+    raw: RawDetections
+    image_hw: tuple[int, int]  # of the input image, pixels
+    boxes_xyxy: FloatArray  # [n, 4], pixels of the input image
+    crop: bool = True  # masks end at their boxes
+    names: tuple[str, ...] = ()  # of every class of the model
+    category_ids: tuple[int, ...] = ()  # of every class of the model, as in its annotations
+    mask_ious: FloatArray | None = None  # [n], how well YOLACT++ takes each mask to fit; None without rescoring
+    canvas_hw: tuple[int, int] | None = (
+        None  # of the square that the image was padded to, in its pixels; None: not padded
+    )
+    mask_source: MaskSource | None = None  # n masks; None: assembled from `raw`
+
+    def __post_init__(self) -> None:
+        if self.mask_source is None:
+            self._assembled()
+        elif len(self.mask_source) != len(self.raw):
+            raise ValueError(f"{len(self.raw)} detections can't have {len(self.mask_source)} masks.")
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).most_common())
+        best = f" ({counts}; best {self.scores[0]:.2f})" if len(self) else ""
+        return f"<Detections: {len(self)}{best} in {self.image_hw[1]}x{self.image_hw[0]}>"
+
+    @property
+    def scores(self) -> FloatArray:
+        """float32 [n], descending."""
+        return self.raw.scores
+
+    @property
+    def mask_scores(self) -> FloatArray:
+        """float32 [n]: the score of each mask, by which mask AP ranks; `scores` unless the model rescores its masks."""
+        return self.scores if self.mask_ious is None else self.scores * self.mask_ious
+
+    @property
+    def class_ids(self) -> IntArray:
+        """int64 [n], 0 = first foreground class."""
+        return self.raw.class_ids
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each detection's class; its number where the model has no names."""
+        return [self.names[i] if self.names else str(i) for i in self.class_ids.tolist()]
+
+    @property
+    def boxes_relative(self) -> FloatArray:
+        """float32 [n, 4], x1 y1 x2 y2 relative to the image (to `canvas_hw` if padded), neither clamped nor rounded."""
+        return self.raw.boxes_xyxy
+
+    @cached_property
+    def masks(self) -> BoolArray:
+        """bool [n, H, W] at the size of the input image."""
+        return self._masks_from().dense()
+
+    def top(self, count: int) -> Detections:
+        """The `count` best."""
+        return self.take(np.arange(min(count, len(self))))
+
+    def take(self, rows: IntArray) -> Detections:
+        """The given rows, in the given order."""
+        return dataclasses.replace(
+            self,
+            raw=self.raw.take(rows),
+            boxes_xyxy=self.boxes_xyxy[rows],
+            mask_ious=None if self.mask_ious is None else self.mask_ious[rows],
+            mask_source=None if self.mask_source is None else self.mask_source.take(rows),
+        )
+
+    def by_mask_score(self) -> Detections:
+        """The same detections with the mask's score as the one score, best first: what the original displays.
+
+        Unchanged for a model that does not rescore its masks.
+        """
+        if self.mask_ious is None:
+            return self
+        order = np.argsort(-self.mask_scores, kind="stable")
+        ranked = self.take(order)
+        raw = dataclasses.replace(ranked.raw, scores=ranked.mask_scores)
+        return dataclasses.replace(ranked, raw=raw, mask_ious=None)
+
+    def iter_regions(self) -> Iterator[MaskRegion]:
+        """Masks one at a time, each as a window outside of which it is False; for images too large to hold all masks."""
+        return self._masks_from().regions()
+
+    def rle(self) -> list[dict[str, Any]]:
+        """COCO run-length encodings, one per mask: {"size": [H, W], "counts": str}, as pycocotools writes them."""
+        return self._masks_from().rle()
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO result entries with bbox, segmentation and score.
+
+        As the original's dump, entries whose integer box has no area are left out. Category ids are the model's own;
+        without them, class ids counted from 1. A model that rescores its masks adds "mask_score", the score of the
+        segmentation; "score" is then that of the box.
+        """
+        boxes = self.boxes_xyxy.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+            has_area = widths * heights > 0
+        rows = np.flatnonzero(has_area)
+        entries = [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[class_id] if self.category_ids else class_id + 1,
+                "bbox": [boxes[row, 0], boxes[row, 1], widths[row], heights[row]],
+                "segmentation": rle,
+                "score": score,
+            }
+            for row, class_id, score, rle in zip(
+                rows.tolist(),
+                self.class_ids[rows].tolist(),
+                self.scores[rows].tolist(),
+                self.take(rows).rle(),
+                strict=True,
+            )
+        ]
+        if self.mask_ious is not None:
+            for entry, mask_score in zip(entries, self.mask_scores[rows].tolist(), strict=True):
+                entry["mask_score"] = mask_score
+        return entries
+
+    def to_supervision(self) -> Any:
+        """A `supervision.Detections` with boxes, masks, confidences and class ids, and class names in `data`.
+
+        Raises MissingDependencyError without the supervision package.
+        """
+        sv = require("supervision", extra="draw", purpose="Detections.to_supervision()")
+        return sv.Detections(
+            xyxy=self.boxes_xyxy,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.class_ids,
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
+
+    def _masks_from(self) -> MaskSource:
+        return self._assembled() if self.mask_source is None else self.mask_source
+
+    def _assembled(self) -> PrototypeMasks:
+        raw = self.raw
+        return PrototypeMasks(raw.proto, raw.mask_coeff, raw.boxes_xyxy, self.image_hw, self.crop, self.canvas_hw)

@@ -1,0 +1,183 @@
+"""Where the masks of an image come from: prototypes, bits, run lengths or bytes. All give the same masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from yolact_deploy.cuda.launches import unpack_mask_words
+from yolact_deploy.reference import masks
+from yolact_deploy.reference.masks import MaskRegion
+
+_WORD_BITS = 32
+
+
+class MaskSource(Protocol):
+    """n masks at the size of one image."""
+
+    def __len__(self) -> int: ...
+
+    def dense(self) -> BoolArray:
+        """bool [n, H, W]."""
+        ...
+
+    def regions(self) -> Iterator[MaskRegion]:
+        """One per mask, each made when it is asked for."""
+        ...
+
+    def rle(self) -> list[dict[str, Any]]:
+        """{"size": [H, W], "counts": str} of every mask, as pycocotools writes them."""
+        ...
+
+    def take(self, rows: IntArray) -> MaskSource:
+        """The given masks, in the given order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PrototypeMasks:
+    """Masks that are assembled when they are asked for. Raises ValueError without prototypes."""
+
+    proto: FloatArray  # [Hp, Wp, K]
+    mask_coeff: FloatArray  # [n, K]
+    boxes_relative: FloatArray  # [n, 4]
+    image_hw: tuple[int, int]
+    crop: bool
+    canvas_hw: tuple[int, int] | None = None  # of the square that the image was padded to; None: not padded
+
+    def __post_init__(self) -> None:
+        if len(self.mask_coeff) and self.proto.size == 0:
+            raise ValueError(
+                "these detections hold no prototypes to assemble masks from: those of a GPU stay there. "
+                "Use the masks of the Detections that came with them."
+            )
+
+    def __len__(self) -> int:
+        return len(self.mask_coeff)
+
+    def dense(self) -> BoolArray:
+        return masks.assemble(
+            self.proto,
+            self.mask_coeff,
+            self.boxes_relative,
+            self.image_hw,
+            crop=self.crop,
+            canvas_hw=self.canvas_hw,
+        )
+
+    def regions(self) -> Iterator[MaskRegion]:
+        return masks.regions(
+            self.proto,
+            self.mask_coeff,
+            self.boxes_relative,
+            self.image_hw,
+            crop=self.crop,
+            canvas_hw=self.canvas_hw,
+        )
+
+    def rle(self) -> list[dict[str, Any]]:
+        return encode_regions(self.regions(), self.image_hw)
+
+    def take(self, rows: IntArray) -> PrototypeMasks:
+        return dataclasses.replace(self, mask_coeff=self.mask_coeff[rows], boxes_relative=self.boxes_relative[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMasks:
+    """Masks as bits: pixel x of a row is bit x % 32, from the lowest, of word x // 32."""
+
+    words: AnyArray  # uint32 [n, H, V]
+    image_hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def dense(self) -> BoolArray:
+        return unpack_mask_words(self.words, self.image_hw[1])
+
+    def regions(self) -> Iterator[MaskRegion]:
+        for mask in self.words:
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            if not len(rows):
+                yield MaskRegion(0, 0, np.zeros((0, 0), bool))
+                continue
+            first_word, end_word = int(columns[0]), int(columns[-1]) + 1
+            left, right = first_word * _WORD_BITS, min(end_word * _WORD_BITS, self.image_hw[1])
+            window = unpack_mask_words(mask[rows[0] : rows[-1] + 1, first_word:end_word], right - left)
+            yield MaskRegion(int(rows[0]), left, window)
+
+    def rle(self) -> list[dict[str, Any]]:
+        return encode_regions(self.regions(), self.image_hw)
+
+    def take(self, rows: IntArray) -> PackedMasks:
+        return PackedMasks(self.words[rows], self.image_hw)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseMasks:
+    """Masks as bool."""
+
+    pixels: BoolArray  # [n, H, W]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def dense(self) -> BoolArray:
+        return self.pixels
+
+    def regions(self) -> Iterator[MaskRegion]:
+        return map(_bounded, self.pixels)
+
+    def rle(self) -> list[dict[str, Any]]:
+        return encode_regions(self.regions(), (self.pixels.shape[1], self.pixels.shape[2]))
+
+    def take(self, rows: IntArray) -> DenseMasks:
+        return DenseMasks(self.pixels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class RunMasks:
+    """Masks as COCO's run lengths: pixels column by column, runs of False and True in turn, the first of False."""
+
+    runs: Sequence[AnyArray]  # n times uint32 [runs of the mask]
+    image_hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def dense(self) -> BoolArray:
+        height, width = self.image_hw
+        pixels = np.empty((len(self), height, width), bool)
+        for mask, runs in zip(pixels, self.runs, strict=True):
+            mask[...] = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+        return pixels
+
+    def regions(self) -> Iterator[MaskRegion]:
+        return (_bounded(self.take(np.array([row])).dense()[0]) for row in range(len(self)))
+
+    def rle(self) -> list[dict[str, Any]]:
+        from yolact_deploy.reference.masks import encode_runs
+
+        return [encode_runs(runs, self.image_hw) for runs in self.runs]
+
+    def take(self, rows: IntArray) -> RunMasks:
+        return RunMasks([self.runs[row] for row in rows], self.image_hw)
+
+
+def encode_regions(regions: Iterator[MaskRegion], image_hw: tuple[int, int]) -> list[dict[str, Any]]:
+    """{"size": [H, W], "counts": str} of every mask."""
+    from yolact_deploy.reference.masks import encode_region
+
+    return [encode_region(region, image_hw) for region in regions]
+
+
+def _bounded(mask: BoolArray) -> MaskRegion:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return MaskRegion(0, 0, np.zeros((0, 0), bool))
+    return MaskRegion(int(rows[0]), int(columns[0]), mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

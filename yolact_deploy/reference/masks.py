@@ -1,0 +1,240 @@
+"""Mask assembly: prototypes and coefficients to masks at the size of the image, working only inside the boxes.
+
+The original (layers/output_utils.py of dbolya/yolact) multiplies, squashes, crops and upsamples whole prototype planes;
+here each detection touches the cells of its own box and the pixels those cells reach. Interpolation is torch's, bit for
+bit: source coordinates and both lerps are fused multiply-adds, horizontally first (aten/native/UpSample.h). As a mask only
+asks whether a value is above 0.5, fused arithmetic is spent on the pixels that plain arithmetic leaves in doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from yolact_deploy.reference.ieee import fma, sigmoid
+
+CROP_PADDING = 1  # cells of the prototypes
+MASK_THRESHOLD = np.float32(0.5)
+_DOUBT = np.float32(1e-6)  # plain and fused lerps of values in 0..1 differ by less than 3 * 2**-24 = 1.8e-7
+
+
+@dataclass(frozen=True)
+class MaskRegion:
+    """One mask: False everywhere but in the window whose top left pixel is (row, column)."""
+
+    row: int
+    column: int
+    window: BoolArray  # [h, w]
+
+
+def assemble(
+    proto: FloatArray,  # [Hp, Wp, K]
+    mask_coeff: FloatArray,  # [n, K]
+    boxes_xyxy: FloatArray,  # [n, 4], relative
+    image_hw: tuple[int, int],
+    *,
+    crop: bool,
+    canvas_hw: tuple[int, int] | None = None,  # None: the image's
+) -> BoolArray:
+    """bool [n, H, W]: sigmoid(proto · coefficients), cropped to the box, stretched bilinearly to (H, W), cut at > 0.5.
+
+    Of an image in the top left of a larger canvas, the masks are stretched to the canvas and end at the image's border.
+    """
+    masks = np.zeros((len(mask_coeff), *image_hw), bool)
+    found = regions(proto, mask_coeff, boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
+    for mask, region in zip(masks, found, strict=True):
+        height, width = region.window.shape
+        mask[region.row : region.row + height, region.column : region.column + width] = region.window
+    return masks
+
+
+def regions(
+    proto: FloatArray,  # [Hp, Wp, K]
+    mask_coeff: FloatArray,  # [n, K]
+    boxes_xyxy: FloatArray,  # [n, 4], relative
+    image_hw: tuple[int, int],
+    *,
+    crop: bool,
+    canvas_hw: tuple[int, int] | None = None,  # None: the image's
+) -> Iterator[MaskRegion]:
+    """One MaskRegion per detection, each made when it is asked for."""
+    proto_h, proto_w = proto.shape[:2]
+    height, width = canvas_hw or image_hw
+    rows, columns = _interpolation(proto_h, height), _interpolation(proto_w, width)
+    cells = _cells(boxes_xyxy, (proto_h, proto_w), crop=crop)
+    for coefficients, (left, right, top, bottom) in zip(mask_coeff, cells, strict=True):
+        if left >= right or top >= bottom:
+            yield MaskRegion(0, 0, np.zeros((0, 0), bool))
+            continue
+        soft = sigmoid(proto[top:bottom, left:right] @ coefficients)
+        row = _until(rows.reach(top, bottom), image_hw[0])
+        column = _until(columns.reach(left, right), image_hw[1])
+        if row.start >= row.stop or column.start >= column.stop:
+            yield MaskRegion(0, 0, np.zeros((0, 0), bool))
+            continue
+        wide = columns.fused(soft.T, left, column).T
+        yield MaskRegion(row.start, column.start, rows.above_threshold(wide, top, row))
+
+
+def prototype_masks(
+    proto: FloatArray,  # [Hp, Wp, K]
+    mask_coeff: FloatArray,  # [n, K]
+    boxes_xyxy: FloatArray,  # [n, 4], relative
+    *,
+    crop: bool,
+) -> FloatArray:
+    """float32 [n, Hp, Wp]: sigmoid(proto · coefficients), cropped to the box; neither stretched nor cut at a threshold."""
+    masks = np.zeros((len(mask_coeff), *proto.shape[:2]), np.float32)
+    cells = _cells(boxes_xyxy, (proto.shape[0], proto.shape[1]), crop=crop)
+    for mask, coefficients, (left, right, top, bottom) in zip(masks, mask_coeff, cells, strict=True):
+        if left < right and top < bottom:
+            mask[top:bottom, left:right] = sigmoid(proto[top:bottom, left:right] @ coefficients)
+    return masks
+
+
+def ordered_limits(
+    first: FloatArray,  # [n], relative
+    second: FloatArray,  # [n], relative
+    size: int,
+    padding: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Lower and upper limit of an interval in pixels or cells: the lower clamped at 0 only, the upper at `size` only
+    (output_utils.sanitize_coordinates)."""
+    first, second = first * np.float32(size), second * np.float32(size)
+    low = np.maximum(np.minimum(first, second) - np.float32(padding), np.float32(0))
+    high = np.minimum(np.maximum(first, second) + np.float32(padding), np.float32(size))
+    return low, high
+
+
+@dataclass(frozen=True)
+class _Interpolation:
+    """Bilinear stretch of one axis with half-pixel centres: output i = index0[i] * weight0[i] + index1[i] * weight1[i]."""
+
+    index0: IntArray
+    index1: IntArray
+    weight0: FloatArray
+    weight1: FloatArray
+
+    def reach(self, start: int, stop: int) -> slice:
+        """The outputs that read any of the inputs start..stop-1."""
+        return slice(int(np.searchsorted(self.index1, start)), int(np.searchsorted(self.index0, stop)))
+
+    def fused(self, values: FloatArray, start: int, outputs: slice) -> FloatArray:
+        """Stretch axis 0 of `values`, which are the inputs from `start` on; inputs outside of them are 0."""
+        padded, first, second = self._sources(values, start, outputs)
+        far = padded[second] * self.weight1[outputs, None]
+        return fma(padded[first], self.weight0[outputs, None], far)
+
+    def above_threshold(self, values: FloatArray, start: int, outputs: slice) -> BoolArray:
+        """`fused(...) > MASK_THRESHOLD`, mostly without the price of fused arithmetic."""
+        padded, first, second = self._sources(values, start, outputs)
+        weight0, weight1 = self.weight0[outputs], self.weight1[outputs]
+        plain = padded.take(first, axis=0)
+        plain *= weight0[:, None]
+        far = padded.take(second, axis=0)
+        far *= weight1[:, None]
+        plain += far
+        above: BoolArray = plain > MASK_THRESHOLD + _DOUBT
+        possible = plain > MASK_THRESHOLD - _DOUBT
+        if np.count_nonzero(possible) != np.count_nonzero(above):
+            i, j = np.nonzero(possible != above)
+            above[i, j] = fma(padded[first[i], j], weight0[i], far[i, j]) > MASK_THRESHOLD
+        return above
+
+    def _sources(self, values: FloatArray, start: int, outputs: slice) -> tuple[FloatArray, IntArray, IntArray]:
+        """`values` between rows of zeros, and the rows in it that `outputs` read."""
+        padded = np.zeros((len(values) + 2, values.shape[1]), np.float32)
+        padded[1:-1] = values
+        return padded, self.index0[outputs] - (start - 1), self.index1[outputs] - (start - 1)
+
+
+def _until(outputs: slice, end: int) -> slice:
+    return slice(outputs.start, min(outputs.stop, end))
+
+
+@lru_cache(maxsize=64)
+def _interpolation(size_in: int, size_out: int) -> _Interpolation:
+    half = np.full(size_out, 0.5, np.float32)
+    scale = np.full(size_out, np.float32(size_in) / np.float32(size_out))
+    source = np.maximum(fma(scale, np.arange(size_out, dtype=np.float32) + half, -half), np.float32(0))
+    index0 = np.minimum(source.astype(np.int64), size_in - 1)
+    weight1 = np.clip(source - index0.astype(np.float32), np.float32(0), np.float32(1))
+    return _Interpolation(index0, np.minimum(index0 + 1, size_in - 1), np.float32(1) - weight1, weight1)
+
+
+def _cells(boxes_xyxy: FloatArray, proto_hw: tuple[int, int], *, crop: bool) -> list[list[int]]:
+    """Per detection the cells [left, right, top, bottom] of the prototypes that its mask may cover, ends excluded."""
+    proto_h, proto_w = proto_hw
+    if not crop:
+        return [[0, proto_w, 0, proto_h]] * len(boxes_xyxy)
+    x1, x2 = _cell_range(boxes_xyxy[:, 0], boxes_xyxy[:, 2], proto_w)
+    y1, y2 = _cell_range(boxes_xyxy[:, 1], boxes_xyxy[:, 3], proto_h)
+    cells: list[list[int]] = np.stack([x1, x2, y1, y2], axis=1).tolist()
+    return cells
+
+
+def _cell_range(first: FloatArray, second: FloatArray, size: int) -> tuple[IntArray, IntArray]:
+    """Cells i with low <= i < high; none where a limit is NaN."""
+    low, high = ordered_limits(first, second, size, CROP_PADDING)
+    bad = np.isnan(low) | np.isnan(high)
+    low, high = np.where(bad, np.float32(size), low), np.where(bad, np.float32(0), high)
+    return np.ceil(np.minimum(low, size)).astype(np.int64), np.ceil(np.maximum(high, 0)).astype(np.int64)
+
+
+def encode_region(region: MaskRegion, image_hw: tuple[int, int]) -> dict[str, Any]:
+    """{"size": [H, W], "counts": str} of the whole image, byte for byte what pycocotools makes of the dense mask.
+
+    Runs are found in the window alone and placed in the image, so that the cost follows the window and not the image.
+    """
+    height, width = image_hw
+    columns = np.zeros((region.window.shape[1], region.window.shape[0] + 1), np.int8)  # a False ends every column
+    columns[:, :-1] = region.window.T
+    steps = np.flatnonzero(np.diff(columns.reshape(-1), prepend=np.int8(0)))  # True begins, ends, begins, ...
+    column, row = np.divmod(steps, max(1, columns.shape[1]))
+    bounds = (column + region.column) * height + row + region.row
+    touching = np.flatnonzero(bounds[1:-1:2] == bounds[2::2])  # a run to the column's end that goes on in the next
+    bounds = np.delete(bounds, np.concatenate([2 * touching + 1, 2 * touching + 2]))
+    counts = np.diff(bounds, prepend=0, append=height * width)
+    if counts[-1] == 0:
+        counts = counts[:-1]
+    return encode_runs(counts, image_hw)
+
+
+def encode_runs(
+    counts: AnyArray,  # integers, summing up to H * W
+    image_hw: tuple[int, int],
+) -> dict[str, Any]:
+    """{"size": [H, W], "counts": str} of run lengths, column by column, the first one of False."""
+    height, width = image_hw
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
+
+
+def run_lengths(packed: str) -> list[int]:
+    """The numbers in packed `counts`: 5 bits a character, from the fourth number on the difference from the last but one.
+
+    The format is that of rleFrString in pycocotools, which does not check it. Raises ValueError for anything else.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in packed:
+        bits = ord(character) - ord("0")
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} is no part of packed run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:  # more bits follow
+            continue
+        if bits & 16:  # negative
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("packed run lengths end within a number")
+    return lengths

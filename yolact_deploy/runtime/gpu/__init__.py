@@ -1,0 +1,1 @@
+"""Whole frames on a GPU: network, kernels and results."""

@@ -1,0 +1,246 @@
+"""Detection on a GPU: images in, detections with full-size masks out, everything between on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.cuda.buffers import Buffers
+from yolact_deploy.cuda.compile import Kernels
+from yolact_deploy.cuda.device_arrays import is_device_array
+from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.program import MaskForm, Model
+from yolact_deploy.cuda.specialization import HEADS, Specialization, specialize
+from yolact_deploy.errors import DeviceError, EngineError
+from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.images import ChannelOrder, check_channel_order, check_image, read_image
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.gpu.frame import STAGES, Request
+from yolact_deploy.runtime.gpu.heads import HeadsOnHost
+from yolact_deploy.runtime.gpu.lane import Frame, Lane, PendingBatch
+from yolact_deploy.runtime.host import HostPipeline
+from yolact_deploy.runtime.protocols import DeviceNetwork
+from yolact_deploy.spec import ModelSpec, NmsMode
+
+LoadKernels = Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
+_GRID_DEPTH = 65535  # blocks that CUDA takes in the direction in which the masks of a batch are
+_LANES = 2  # one image is enqueued while the other is awaited
+
+
+class GpuPipeline:
+    """Owns the network it is given, which is closed with it, and when it can't be set up.
+
+    Raises SpecError for a model that the kernels are not made for, DeviceError and EngineError.
+    """
+
+    in_flight = _LANES
+    on_gpu = True
+
+    def __init__(
+        self,
+        driver: Driver,
+        network: DeviceNetwork,
+        load_kernels: LoadKernels,
+        *,
+        nms: NmsMode | None = None,  # the spec's own
+        cuda_graph: bool = True,
+    ) -> None:
+        self._driver, self._network, self._cuda_graph, self._nms = driver, network, cuda_graph, nms
+        self._notes: list[str] = []
+        self._lanes: list[Lane] = []
+        self._stages: HostPipeline | None = None
+        self._constants = Buffers(driver)
+        self._kernels: Kernels | None = None
+        self._is_closed = False
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._model = _model(network, nms)
+            self._kernels = load_kernels(driver, self._model.specialization, self._notes.append)
+            self._upload_priors()
+            self._lane()
+            undo.pop_all()
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._network.spec
+
+    @property
+    def description(self) -> str:
+        return f"{self._network.description}, kernels through {self._driver.name}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
+
+    @property
+    def graph_stages(self) -> tuple[str, ...]:
+        captured = frozenset().union(*(lane.graph_stages for lane in self._lanes))
+        return tuple(stage for stage in STAGES if stage in captured)
+
+    @property
+    def max_batch(self) -> int:
+        most = _GRID_DEPTH // self._model.specialization.max_out
+        return min(self._network.max_batch or most, most)
+
+    @property
+    def stages(self) -> HostPipeline:
+        """The network here, the rest in NumPy: the reference for what the kernels do."""
+        if self._stages is None:
+            heads = HeadsOnHost(self._driver, self._network, owns_network=False)
+            self._stages = HostPipeline(heads, nms=self._nms)
+        return self._stages
+
+    def load(self, item: Any, channel_order: ChannelOrder) -> Frame:
+        if isinstance(item, (str, os.PathLike)):
+            return Frame(read_image(item), is_rgb=False, on_device=False)
+        check_channel_order(channel_order)
+        is_rgb = channel_order == "rgb"  # either is left as it is: the kernel reads both
+        if is_device_array(item):
+            return Frame(item, is_rgb, on_device=True)
+        return Frame(check_image(item), is_rgb, on_device=False)
+
+    def submit(self, images: Sequence[Frame], score_threshold: float, masks: MaskForm) -> PendingBatch:
+        return self._lane().submit(images, Request(score_threshold, masks))
+
+    def timed(
+        self, images: Sequence[Frame], score_threshold: float, masks: MaskForm
+    ) -> tuple[list[Detections], dict[str, float]]:
+        found, stages = self._lane().timed(images, Request(score_threshold, masks))
+        return found, {str(stage): time for stage, time in stages.items()}
+
+    def close(self) -> None:
+        """Give everything back; safe to call twice, and in a context that another library has reset."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for lane in self._lanes:
+            lane.close()
+        if self._stages is not None:
+            self._stages.close()
+        with contextlib.suppress(DeviceError), self._driver.current():
+            if self._kernels is not None:
+                with contextlib.suppress(DeviceError):
+                    self._kernels.close()
+            self._constants.close()
+        with contextlib.suppress(DeviceError):
+            self._network.close()
+
+    def _lane(self) -> Lane:
+        """One that is idle. The second is made when the first is busy for the first time."""
+        if self._is_closed:  # by now the lanes' streams are destroyed, which the driver would not notice
+            raise EngineError("this Detector was closed, so it takes no more images. Open another one.")
+        for lane in self._lanes:
+            if lane.is_idle:
+                return lane
+        if len(self._lanes) < _LANES and self._kernels is not None:
+            lane = Lane(
+                self._driver,
+                self._model,
+                self._network,
+                self._kernels,
+                self._constants.address("priors"),
+                cuda_graph=self._cuda_graph,
+                note=self._notes.append,
+            )
+            self._lanes.append(lane)
+            return lane
+        return self._lanes[0]  # which finishes what it has to do first
+
+    def _upload_priors(self) -> None:
+        priors = np.ascontiguousarray(make_priors(self.spec))
+        driver = self._driver
+        with driver.current(), ExitStack() as stack:
+            stream = driver.create_stream()
+            stack.callback(driver.destroy_stream, stream)
+            self._constants.reserve({"priors": priors.nbytes}, {})
+            driver.copy_to_device(self._constants.address("priors"), priors.ctypes.data, priors.nbytes, stream)
+            driver.synchronize(stream)
+
+
+def _model(network: DeviceNetwork, nms: NmsMode | None) -> Model:
+    spec = network.spec
+    if nms is not None:
+        spec = dataclasses.replace(spec, postprocess=dataclasses.replace(spec.postprocess, nms=nms))
+    dtypes = {name: np.dtype(network.dtypes[name]) for name in ("image", *HEADS)}
+    half = {name: dtype == np.float16 for name, dtype in dtypes.items()}
+    return Model(spec, specialize(spec, fp16_tensors=half), dtypes, scores_masks=network.mask_iou is not None)
+
+
+ONNX_SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True)
+class GpuBackend:
+    """The parts. All raise DeviceError, EngineError or MissingDependencyError for what is not there."""
+
+    check_network: Callable[[Path], None]  # whether networks of a file's kind can run on a GPU at all; costs nothing
+    open_driver: Callable[[int], Driver]
+    open_network: Callable[[Path, Driver, int | None], DeviceNetwork]
+    load_kernels: Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
+
+
+def open_gpu_pipeline(
+    artifact: Path,
+    index: int,  # of the GPU
+    *,
+    threads: int | None,
+    nms: NmsMode | None,
+    cuda_graph: bool,
+) -> GpuPipeline | HostPipeline:
+    """The kernels around the network; for traditional NMS, which they do not do, NumPy around the network.
+
+    Raises DeviceError, EngineError, MissingDependencyError, and SpecError for a model that the kernels are not made for.
+    """
+    parts = BACKEND
+    parts.check_network(artifact)
+    driver = parts.open_driver(index)
+    network = parts.open_network(artifact, driver, threads)
+    if (nms or network.spec.postprocess.nms) == "traditional":
+        return HostPipeline(
+            HeadsOnHost(driver, network),
+            nms=nms,
+            suffix=", the rest on the CPU",
+            notes=("Traditional NMS runs on the CPU: only the network is on the GPU.",),
+        )
+    return GpuPipeline(driver, network, parts.load_kernels, nms=nms, cuda_graph=cuda_graph)
+
+
+def _check_network(artifact: Path) -> None:
+    if artifact.suffix.lower() == ONNX_SUFFIX:
+        from yolact_deploy.optional import require
+        from yolact_deploy.runtime.onnxruntime.network import choose_providers
+
+        choose_providers(require("onnxruntime", extra="gpu", purpose="running an ONNX model on a GPU"), "cuda")
+
+
+def _open_driver(index: int) -> Driver:
+    from yolact_deploy.cuda.drivers.opening import open_driver
+
+    return open_driver(index)
+
+
+def _open_network(artifact: Path, driver: Driver, threads: int | None) -> DeviceNetwork:
+    if artifact.suffix.lower() == ONNX_SUFFIX:
+        from yolact_deploy.runtime.onnxruntime.cuda import OnnxCudaNetwork
+
+        return OnnxCudaNetwork(artifact, driver, threads=threads)
+    from yolact_deploy.runtime.tensorrt.network import PlanNetwork
+
+    return PlanNetwork(artifact, driver, threads=threads)
+
+
+def _load_kernels(driver: Driver, specialization: Specialization, notice: Callable[[str], None]) -> Kernels:
+    from yolact_deploy.cuda.compile import load_kernels
+
+    return load_kernels(driver, specialization, notice)
+
+
+BACKEND = GpuBackend(_check_network, _open_driver, _open_network, _load_kernels)  # tests put another one here

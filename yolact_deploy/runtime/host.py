@@ -1,0 +1,126 @@
+"""Detection in NumPy around a network that may run anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.cuda.device_arrays import is_device_array
+from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.errors import DeviceError, EngineError
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.images import ChannelOrder, check_image, read_image
+from yolact_deploy.reference.mask_iou import rescore_masks
+from yolact_deploy.reference.postprocess import assemble_masks, detect, softmax
+from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.protocols import HeadTensors, Network
+from yolact_deploy.spec import ModelSpec, NmsMode
+
+
+class HostPipeline:
+    """The reference: what every other pipeline is compared with."""
+
+    max_batch: int | None = None
+    in_flight = 1
+    on_gpu = False
+    graph_stages: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        nms: NmsMode | None = None,  # the spec's own
+        suffix: str = "",  # of the description
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self._network, self._suffix, self.notes = network, suffix, notes
+        self._postprocess = network.spec.postprocess
+        if nms is not None:
+            self._postprocess = dataclasses.replace(self._postprocess, nms=nms)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._network.spec
+
+    @property
+    def description(self) -> str:
+        return self._network.description + self._suffix
+
+    @property
+    def stages(self) -> HostPipeline:
+        return self
+
+    def preprocess(self, images: Sequence[Image]) -> FloatArray:
+        """The network's input [B, 3, S, S] for checked BGR images."""
+        return preprocess(images, self.spec)
+
+    def run_network(self, batch: FloatArray) -> HeadTensors:
+        """Head tensors of a preprocessed batch; `conf` always softmaxed."""
+        heads = self._network.run(batch)
+        return heads if self.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
+
+    def suppress(self, heads: HeadTensors) -> list[RawDetections]:
+        """Decode, threshold and NMS by the spec's thresholds."""
+        options = dataclasses.asdict(self._postprocess)
+        return detect(*heads, make_priors(self.spec), input_size=self.spec.input_size, **options)
+
+    def assemble(self, raw: RawDetections, image_hw: tuple[int, int], score_threshold: float = 0.0) -> Detections:
+        """Detections at an image's size, with the model's names; masks are made when first asked for, and scored (by
+        YOLACT++) here."""
+        detections = assemble_masks(raw, image_hw, score_threshold=score_threshold, resize=self.spec.preprocess.resize)
+        if self._network.mask_iou is not None:
+            detections = rescore_masks(detections, self._network.mask_iou)
+        return dataclasses.replace(detections, names=self.spec.class_names, category_ids=self.spec.category_ids)
+
+    def load(self, item: Any, channel_order: ChannelOrder) -> Image:
+        return load_from_host(item, channel_order, self.description)
+
+    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> Finished:
+        """Detections at once; their masks are the same in any form."""
+        raws = self.suppress(self.run_network(self.preprocess(images)))
+        return Finished(
+            [
+                self.assemble(raw, (image.shape[0], image.shape[1]), score_threshold)
+                for raw, image in zip(raws, images, strict=True)
+            ]
+        )
+
+    def timed(
+        self, images: Sequence[Image], score_threshold: float, masks: MaskForm
+    ) -> tuple[list[Detections], dict[str, float]]:
+        raise EngineError(
+            f"stages are timed within a call only where all of them run on a GPU, and this Detector does not "
+            f"({self.description}). Time preprocess, run_network, suppress and assemble one by one."
+        )
+
+    def close(self) -> None:
+        close = getattr(self._network, "close", None)
+        if close is not None:
+            close()
+
+
+def load_from_host(item: Any, channel_order: ChannelOrder, description: str) -> Image:
+    """A path or an array as uint8 [H, W, 3] BGR. Raises ImageError, and DeviceError for an array on a GPU."""
+    if isinstance(item, (str, os.PathLike)):
+        return read_image(item)
+    if is_device_array(item):
+        raise DeviceError(
+            f"the image ({type(item).__name__}) is on a GPU, but this Detector takes images of the host ({description}). "
+            'Copy it to the host, or open the Detector with device="cuda:N".'
+        )
+    return check_image(item, "image", channel_order)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    found: list[Detections]
+
+    def result(self) -> list[Detections]:
+        return self.found
+
+    def discard(self) -> None:
+        pass

@@ -1,0 +1,209 @@
+"""An end-to-end ONNX in onnxruntime: images in, finished detections out."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, Image
+from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.errors import ArtifactError, EngineError, SpecError
+from yolact_deploy.optional import require
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.images import ChannelOrder
+from yolact_deploy.reference.mask_sources import DenseMasks
+from yolact_deploy.runtime.host import Finished, load_from_host
+from yolact_deploy.runtime.onnxruntime.network import check_device, choose_providers, describe, first_line, open_session
+from yolact_deploy.spec import SPEC_METADATA_KEY, ModelSpec, NmsMode
+
+# The metadata entry as protobuf writes it: key, then value, each after its tag and length.
+_MARK = b"".join(
+    bytes([tag, len(text)]) + text.encode()
+    for tag, text in ((0x0A, contract.FORM_METADATA_KEY), (0x12, contract.END_TO_END_FORM))
+)
+_EXPORT_AGAIN = "Export it again with `yolact-deploy export --end-to-end`."
+
+
+def is_end_to_end_file(path: str | os.PathLike[str]) -> bool:
+    """Whether an ONNX file says of itself that it is end-to-end; False for what can't be read. Opens no session."""
+    try:
+        with Path(path).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(_MARK) >= 0
+    except (OSError, ValueError):  # ValueError: an empty file
+        return False
+
+
+class EndToEndNetwork:
+    """An end-to-end ONNX on the CPU or, with device "cuda" or "cuda:N", on onnxruntime's CUDA provider.
+
+    Raises ArtifactError for a file that is no ONNX model, SpecError for one that is not end-to-end or whose input and
+    outputs contradict its spec, DeviceError when there is no such device.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> None:
+        ort = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
+        self._path = Path(path)
+        self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
+        check_device(self._session, device)
+        self._metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self._spec = _read_spec(self._session, self._metadata, self._path)
+        self.description = f"{describe(ort, self._session)}, end to end"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def max_batch(self) -> int | None:
+        """1 where the batch was fixed at export, None for any."""
+        return 1 if self._session.get_inputs()[0].shape[0] == 1 else None
+
+    def detect(
+        self,
+        images: Sequence[Image],  # each uint8 [H, W, 3] BGR
+        score_threshold: float = 0.0,
+    ) -> list[Detections]:
+        """Detections of each image with box scores strictly above the threshold; images of one size run together.
+
+        Raises EngineError when onnxruntime fails.
+        """
+        if len({image.shape for image in images}) > 1 or self.max_batch == 1:
+            return [found for image in images for found in self._run(image[None], score_threshold)]
+        return self._run(np.stack(images), score_threshold) if images else []
+
+    def _run(
+        self,
+        images: Image,  # [B, H, W, 3] BGR
+        score_threshold: float,
+    ) -> list[Detections]:
+        if self._metadata.get(contract.CHANNEL_ORDER_METADATA_KEY) == "rgb":
+            images = images[..., ::-1]
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            outputs = self._session.run(names, {contract.IMAGE: np.ascontiguousarray(images)})
+        except Exception as exc:  # onnxruntime's exception classes share no public base
+            raise EngineError(
+                f"onnxruntime failed to run {self._path} on {len(images)} images of {images.shape[2]}x{images.shape[1]}: "
+                f"{first_line(exc)}."
+            ) from exc
+        by_name = dict(zip(names, outputs, strict=True))
+        return [read_outputs(by_name, row, self._spec, score_threshold) for row in range(len(images))]
+
+
+def read_outputs(
+    outputs: Mapping[str, AnyArray],  # as `yolact_deploy.artifacts.end_to_end` has them
+    row: int,  # of the batch
+    spec: ModelSpec,
+    score_threshold: float = 0.0,
+) -> Detections:
+    """One image's detections from what an end-to-end graph gave, in whichever runtime.
+
+    `raw` has no prior indices (-1), coefficients or prototypes, and its relative boxes are those of whole pixels.
+    """
+    count = int(outputs[contract.NUM_DETECTIONS][row])
+    scores: FloatArray = outputs[contract.SCORES][row, :count]
+    kept = np.flatnonzero(scores > np.float32(score_threshold))  # the first ones, as scores descend
+    boxes: FloatArray = outputs[contract.BOXES][row, kept]
+    masks: BoolArray = outputs[contract.MASKS][row, kept].astype(bool, copy=False)
+    height, width = masks.shape[1:]
+    sides: FloatArray = np.array([width, height, width, height], np.float32)
+    raw = RawDetections(
+        prior_idx=np.full(len(kept), -1, np.int64),
+        class_ids=outputs[contract.CLASS_IDS][row, kept].astype(np.int64),
+        scores=scores[kept],
+        boxes_xyxy=boxes / sides,
+        mask_coeff=np.zeros((len(kept), 0), np.float32),
+        proto=np.zeros((0, 0, 0), np.float32),
+    )
+    mask_ious: FloatArray | None = None
+    if contract.MASK_SCORES in outputs:
+        mask_ious = outputs[contract.MASK_SCORES][row, kept] / raw.scores
+    return Detections(
+        raw=raw,
+        image_hw=(height, width),
+        boxes_xyxy=boxes,
+        names=spec.class_names,
+        category_ids=spec.category_ids,
+        mask_ious=mask_ious,
+        mask_source=DenseMasks(masks),
+    )
+
+
+def no_stages(path: str | os.PathLike[str]) -> ArtifactError:
+    """The error for what needs the network's own outputs: comparing tensors, timing stages, lower precision."""
+    return ArtifactError(
+        f"{path} is an end-to-end ONNX: it goes from image to detections in one run, and gives no head tensors to time, "
+        "compare or quantize. Take the ordinary export of the same checkpoint (`yolact-deploy export` without --end-to-end)."
+    )
+
+
+def _read_spec(session: Any, metadata: Mapping[str, str], path: Path) -> ModelSpec:
+    if not contract.is_end_to_end(metadata) or SPEC_METADATA_KEY not in metadata:
+        raise SpecError(
+            f"{path} is not an end-to-end ONNX of this project: its metadata lacks {contract.FORM_METADATA_KEY!r} or "
+            f"{SPEC_METADATA_KEY!r}. {_EXPORT_AGAIN}"
+        )
+    try:
+        spec = ModelSpec.from_json(metadata[SPEC_METADATA_KEY])
+    except SpecError as exc:
+        raise SpecError(f"{path} carries a spec that can't be used: {exc}") from exc
+    found = {
+        tensor.name: (
+            "float32" if tensor.type == "tensor(float)" else tensor.type.removeprefix("tensor(").removesuffix(")"),
+            tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
+        )
+        for tensor in (*session.get_inputs(), *session.get_outputs())
+    }
+    if problem := contract.io_problem(found, spec):
+        raise SpecError(f"the inputs and outputs of {path} contradict its own spec: {problem}. {_EXPORT_AGAIN}")
+    return spec
+
+
+class EndToEndPipeline:
+    """Raises what EndToEndNetwork does, and SpecError for another `nms` than the graph's own."""
+
+    max_batch: int | None = None
+    in_flight = 1
+    on_gpu = False
+    graph_stages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, *, device: str, threads: int | None, nms: NmsMode | None) -> None:
+        self._path = path
+        self._network = EndToEndNetwork(path, device=device, threads=threads)
+        own = self._network.spec.postprocess.nms
+        if nms not in (None, own):
+            raise SpecError(
+                f"{path} is an end-to-end ONNX, whose NMS is a part of it: {own!r}, not {nms!r}. "
+                f"Export it again with that NMS, or take the ordinary export."
+            )
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._network.spec
+
+    @property
+    def description(self) -> str:
+        return self._network.description
+
+    @property
+    def stages(self) -> NoReturn:
+        raise no_stages(self._path)
+
+    def load(self, item: Any, channel_order: ChannelOrder) -> Image:
+        return load_from_host(item, channel_order, self.description)
+
+    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> Finished:
+        return Finished(self._network.detect(images, score_threshold))
+
+    def timed(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> NoReturn:
+        raise no_stages(self._path)
+
+    def close(self) -> None:
+        pass

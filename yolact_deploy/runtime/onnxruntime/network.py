@@ -1,0 +1,271 @@
+"""A YOLACT in onnxruntime, and the mask-IoU network that a YOLACT++ carries."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.arrays import FloatArray
+from yolact_deploy.errors import ArtifactError, DeviceError, EngineError, SpecError
+from yolact_deploy.optional import require
+from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
+from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+
+CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+_ERRORS_ONLY = 3
+
+
+class OnnxNetwork:
+    """An exported ONNX on the CPU or, with device "cuda" or "cuda:N", on onnxruntime's CUDA provider.
+
+    Raises ArtifactError for a file that is no ONNX model, SpecError for one without our metadata or whose input
+    and outputs contradict it, DeviceError when there is no such device.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> None:
+        ort = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
+        self._path = Path(path)
+        self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
+        check_device(self._session, device)
+        self._spec = read_spec(self._session, self._path)
+        self._input_dtype = io_dtypes(self._session)["image"]
+        self._mask_iou = embedded_mask_iou(
+            ort, self._session, self._spec, self._path, self._session.get_providers(), threads
+        )
+        self.description = describe(ort, self._session)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None:
+        return self._mask_iou
+
+    def run(self, image: FloatArray) -> HeadTensors:
+        try:
+            outputs = self._session.run(OUTPUT_NAMES, {"image": image.astype(self._input_dtype, copy=False)})
+        except Exception as exc:  # onnxruntime's exception classes share no public base
+            raise EngineError(
+                f"onnxruntime failed to run {self._path} on a batch of {len(image)}: {first_line(exc)}."
+            ) from exc
+        return HeadTensors(*(output.astype(np.float32, copy=False) for output in outputs))
+
+
+def open_session(
+    ort: Any,
+    path: Path,
+    providers: list[Any],  # of choose_providers
+    threads: int | None,
+    *,
+    optimize: bool = True,  # False: for looking at the model only
+) -> Any:
+    """A session of an exported file. Raises ArtifactError for a file that is no ONNX model."""
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give an exported .onnx file."
+        )
+    options = session_options(ort, threads)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as exc:  # onnxruntime's exception classes share no public base
+        size = path.stat().st_size
+        raise ArtifactError(
+            f"onnxruntime can't open {path} ({size} bytes): {first_line(exc)}. "
+            "If the file was copied or downloaded, get it again; else export it again with `yolact-deploy export`."
+        ) from exc
+
+
+def session_options(ort: Any, threads: int | None = None) -> Any:
+    """onnxruntime options under which a graph with Q/DQ is computed as it says.
+
+    onnxruntime's own Q/DQ rewriting is off: its WeightBiasQuantization rounds biases that were left in float, which costs
+    points of AP that a GPU does not lose; and weights behind DQ are then folded once instead of at every run. Threads rest
+    when a run ends: spinning on, they would take the cores from what runs next, another model above all.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def choose_providers(ort: Any, device: str) -> list[Any]:
+    """Execution providers for "auto", "cpu", "cuda" or "cuda:N". Raises DeviceError when there is none for it."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()) or (index and kind != "cuda"):
+        raise DeviceError(f'device must be "auto", "cpu" or "cuda:N", found {device!r}.')
+    has_cuda = CUDA_PROVIDER in ort.get_available_providers()
+    if kind == "cuda" and not has_cuda:
+        raise DeviceError(
+            f"running an ONNX model on a GPU takes onnxruntime's CUDA provider, which this onnxruntime has not "
+            f"(it has {', '.join(ort.get_available_providers())}).\n"
+            '  pip uninstall onnxruntime; pip install "yolact-deploy[gpu]"'
+        )
+    if kind == "cpu" or not has_cuda:
+        return [CPU_PROVIDER]
+    _load_cuda_libraries(ort)
+    return [(CUDA_PROVIDER, {"device_id": int(index or 0)}), CPU_PROVIDER]
+
+
+@functools.cache
+def _load_cuda_libraries(ort: Any) -> None:
+    """CUDA and cuDNN out of their wheels, where the system does not look for libraries; onnxruntime since 1.21 does.
+
+    What is missing it prints, and `check_device` tells once it matters.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
+def check_device(session: Any, device: str) -> None:
+    """Raise DeviceError unless a session asked for on "cuda" is there: onnxruntime goes on with the CPU, and only logs it,
+    where its CUDA provider can't start."""
+    if device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:
+        raise DeviceError(
+            f"device {device!r} was asked for, but onnxruntime's CUDA provider did not start: no such GPU, no driver, or "
+            "CUDA and cuDNN libraries of another version. `nvidia-smi` lists the GPUs; `--device cpu` runs without one."
+        )
+
+
+def read_spec(session: Any, path: Path) -> ModelSpec:
+    """The spec in a session's metadata. Raises SpecError when there is none, or the inputs and outputs contradict it."""
+    text = session.get_modelmeta().custom_metadata_map.get(SPEC_METADATA_KEY)
+    if text is None:
+        raise SpecError(
+            f"{path} carries no {SPEC_METADATA_KEY!r} metadata, so its classes, priors and preprocessing are unknown. "
+            "Export it from its checkpoint with `yolact-deploy export`."
+        )
+    try:
+        spec = ModelSpec.from_json(text)
+    except SpecError as exc:
+        raise SpecError(f"{path} carries a spec that can't be used: {exc}") from exc
+    expected = {"image": (3, spec.input_size, spec.input_size), **spec.output_shapes()}
+    found = {tensor.name: tuple(tensor.shape[1:]) for tensor in (*session.get_inputs(), *session.get_outputs())}
+    if found != expected:
+        differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        listed = ", ".join(f"{name} {_shape(found, name)} instead of {_shape(expected, name)}" for name in differing)
+        raise SpecError(
+            f"the inputs and outputs of {path} contradict its own spec: it has {listed}. "
+            "Export it again with `yolact-deploy export`."
+        )
+    return spec
+
+
+def io_dtypes(session: Any) -> dict[str, np.dtype[np.generic]]:
+    """float32 or float16 of every input and output."""
+    return {
+        tensor.name: np.dtype(np.float16 if tensor.type == "tensor(float16)" else np.float32)
+        for tensor in (*session.get_inputs(), *session.get_outputs())
+    }
+
+
+def embedded_mask_iou(
+    ort: Any, session: Any, spec: ModelSpec, path: Path, providers: list[Any], threads: int | None
+) -> MaskIouModel | None:
+    """The mask-IoU network in a session's metadata, in a session of its own; None where masks keep their box's score.
+
+    Raises SpecError.
+    """
+    content = extract_mask_iou(session.get_modelmeta().custom_metadata_map, spec, str(path))
+    return None if content is None else mask_iou_model(ort, content, spec, str(path), providers, threads)
+
+
+def mask_iou_model(
+    ort: Any, content: bytes, spec: ModelSpec, source: str, providers: list[Any], threads: int | None = None
+) -> MaskIouModel:
+    """A mask-IoU network's ONNX file as a function. Raises SpecError naming `source`."""
+
+    def open_content(data: bytes) -> Any:
+        return ort.InferenceSession(data, session_options(ort, threads), providers=providers)
+
+    return open_mask_iou(content, spec, source, open_content)
+
+
+def describe(ort: Any, session: Any) -> str:
+    """onnxruntime's version and the provider that runs a session, for people."""
+    return f"onnxruntime {ort.__version__} ({session.get_providers()[0].removesuffix('ExecutionProvider')})"
+
+
+def _shape(shapes: Mapping[str, tuple[Any, ...]], name: str) -> str:
+    return f"[{', '.join(map(str, ('B', *shapes[name])))}]" if name in shapes else "none"
+
+
+def first_line(exc: Exception) -> str:
+    """What an exception of a backend says, short enough to quote."""
+    return str(exc).strip().partition("\n")[0].rstrip(".")[:300]
+
+
+_EXPORT_AGAIN = "Export it again with `yolact-deploy export`."
+
+
+def extract_mask_iou(
+    metadata: Mapping[str, str],  # of the exported ONNX
+    spec: ModelSpec,
+    source: str,  # names the file in errors
+) -> bytes | None:
+    """The network's own ONNX file; None for a model whose masks keep their box's score.
+
+    Raises SpecError when the spec asks for one and the metadata has none, or one that is damaged.
+    """
+    if not spec.mask_iou_layers:
+        return None
+    encoded = metadata.get(MASK_IOU_METADATA_KEY)
+    if encoded is None:
+        raise SpecError(
+            f"{source} is a YOLACT++ by its spec, but carries no mask-IoU network ({MASK_IOU_METADATA_KEY!r}), so its "
+            f"masks can't be scored. {_EXPORT_AGAIN}"
+        )
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error as exc:
+        raise SpecError(f"the mask-IoU network in {source} is damaged: {exc}. {_EXPORT_AGAIN}") from exc
+
+
+def open_mask_iou(
+    content: bytes,  # an ONNX file
+    spec: ModelSpec,
+    source: str,  # names the file in errors
+    open_session: Callable[[bytes], Any],  # makes an onnxruntime session of an ONNX file's content
+) -> MaskIouModel:
+    """The network as a function of soft masks [n, Hp, Wp].
+
+    Raises SpecError when it can't be opened, or is of other sizes than the spec says.
+    """
+    try:
+        session = open_session(content)
+    except Exception as exc:  # onnxruntime's exception classes share no public base
+        raise SpecError(f"onnxruntime can't open the mask-IoU network in {source}: {exc}. {_EXPORT_AGAIN}") from exc
+    found = [tuple(tensor.shape[1:]) for tensor in (*session.get_inputs(), *session.get_outputs())]
+    expected = [(spec.proto_size, spec.proto_size), (spec.num_classes,)]
+    if found != expected:
+        raise SpecError(
+            f"the mask-IoU network in {source} maps {found[0]} to {found[-1]}, its spec makes it {expected[0]} to "
+            f"{expected[1]}. {_EXPORT_AGAIN}"
+        )
+
+    def judge(masks: FloatArray) -> FloatArray:
+        try:
+            (result,) = session.run(None, {session.get_inputs()[0].name: masks})
+        except Exception as exc:  # as above
+            raise EngineError(f"onnxruntime failed to score {len(masks)} masks with {source}: {exc}") from exc
+        judged: FloatArray = result
+        return judged
+
+    return judge

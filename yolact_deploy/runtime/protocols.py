@@ -1,0 +1,166 @@
+"""What runs a network, and what runs images for a Detector, wherever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.images import ChannelOrder
+from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.spec import ModelSpec
+
+OUTPUT_NAMES = ("loc", "conf", "mask_coeff", "proto")
+
+
+class HeadTensors(NamedTuple):
+    loc: FloatArray  # [B, P, 4]
+    conf: FloatArray  # [B, P, 1 + C]
+    mask_coeff: FloatArray  # [B, P, K]
+    proto: FloatArray  # [B, Hp, Wp, K]
+
+
+class Network(Protocol):
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def description(self) -> str:
+        """Backend, version and device, for people."""
+        ...
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None:
+        """YOLACT++'s judge of masks; None where masks keep their box's score."""
+        ...
+
+    def run(self, image: FloatArray) -> HeadTensors:
+        """Heads of a preprocessed batch [B, 3, S, S]."""
+        ...
+
+
+class DeviceContext(Protocol):
+    """One execution of a network at a time, on one stream."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `enqueue`, once it has run for a batch size, may be recorded in a CUDA graph."""
+        ...
+
+    def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:
+        """Enqueue a run from device memory to device memory: `addresses` of "image" and of every one of OUTPUT_NAMES, each
+        contiguous, batch first, of the network's dtypes. Returns before it is done. Raises EngineError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DeviceNetwork(Protocol):
+    """A network on a GPU: heads of a preprocessed batch, without leaving the device."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def description(self) -> str:
+        """Backend, version and device, for people."""
+        ...
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
+        """float32 or float16 of "image" and of every one of OUTPUT_NAMES."""
+        ...
+
+    @property
+    def max_batch(self) -> int | None:
+        """None: any."""
+        ...
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None: ...
+
+    def new_context(self, stream: int) -> DeviceContext:
+        """Contexts of several streams run side by side."""
+        ...
+
+    def close(self) -> None:
+        """Contexts first."""
+        ...
+
+
+class Pending(Protocol):
+    """Images on their way."""
+
+    def result(self) -> list[Detections]: ...
+
+    def discard(self) -> None: ...
+
+
+class Stages(Protocol):
+    """The steps of detecting, one at a time, over arrays of the host."""
+
+    def preprocess(self, images: Sequence[Image]) -> FloatArray: ...
+
+    def run_network(self, batch: FloatArray) -> HeadTensors: ...
+
+    def suppress(self, heads: HeadTensors) -> list[RawDetections]: ...
+
+    def assemble(self, raw: RawDetections, image_hw: tuple[int, int], score_threshold: float = 0.0) -> Detections: ...
+
+
+class Pipeline(Protocol):
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def description(self) -> str:
+        """Backend, version and device, for people."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is otherwise than asked for or hoped, in words."""
+        ...
+
+    @property
+    def max_batch(self) -> int | None:
+        """None: any."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches may be submitted before the first of them is asked for."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether images go through the kernels."""
+        ...
+
+    @property
+    def graph_stages(self) -> tuple[str, ...]:
+        """Stages that are replayed as CUDA graphs, as far as frames have been run."""
+        ...
+
+    @property
+    def stages(self) -> Stages: ...
+
+    def load(self, item: Any, channel_order: ChannelOrder) -> Any:
+        """An image as `submit` takes it, checked; may be called in another thread. Raises ImageError or DeviceError."""
+        ...
+
+    def submit(self, images: Sequence[Any], score_threshold: float, masks: MaskForm) -> Pending:
+        """Begin with loaded images; up to `in_flight` batches at once."""
+        ...
+
+    def timed(
+        self, images: Sequence[Any], score_threshold: float, masks: MaskForm
+    ) -> tuple[list[Detections], dict[str, float]]:
+        """Detections, and milliseconds by stage. Raises EngineError where stages can't be timed within a call."""
+        ...
+
+    def close(self) -> None: ...
