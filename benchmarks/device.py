@@ -26,8 +26,7 @@ NewContext = Callable[[int], DeviceContext]  # on a stream
 
 def open_driver(detector: Detector) -> Driver:
     """The driver of a Detector's GPU; all drivers of a GPU share its primary context."""
-    index = detector.arguments["device"].partition(":")[2]
-    return gpu_backend.BACKEND.open_driver(int(index or 0))
+    return gpu_backend.BACKEND.open_driver(detector.gpu_index or 0)
 
 
 def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:

@@ -76,15 +76,16 @@ def contest_on_gpu(stack: ExitStack, detector: Detector, image: Image, checkpoin
 def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: list[str]) -> list[Peer]:
     """What runs the artifact, with nothing around it; an ONNX in a session of onnxruntime's own defaults as well."""
     network = open_network(detector, driver)
-    engine = network.description.partition(" on ")[0]
     bare = stack.enter_context(bare_network(driver, network))
-    peers = [Peer(NETWORK, f"execute alone, {engine}", _on_device_clock(stack, driver, bare.stream, bare.enqueue))]
+    peers = [
+        Peer(NETWORK, f"execute alone, {network.engine}", _on_device_clock(stack, driver, bare.stream, bare.enqueue))
+    ]
     if bare.context.capturable and driver.captures_graphs:
         replay = _captured(stack, driver, bare)
         peers.append(
             Peer(
                 NETWORK,
-                f"execute alone in a CUDA graph, {engine}",
+                f"execute alone in a CUDA graph, {network.engine}",
                 _on_device_clock(stack, driver, bare.stream, replay),
             )
         )

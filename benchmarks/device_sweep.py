@@ -131,6 +131,10 @@ class PlantedNetwork:
         return f"{self._network.description}, with planted objects"
 
     @property
+    def engine(self) -> str:
+        return self._network.engine
+
+    @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
         return self._network.dtypes
 

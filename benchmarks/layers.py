@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.device import bare_network, open_driver, open_network
-from benchmarks.subjects import network_on_gpu
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import module_of
@@ -111,10 +110,10 @@ def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None,
     the GPU."""
     ort = require("onnxruntime", extra="cpu", purpose="times per layer")
     path = Path(detector.artifact)
-    on_gpu = network_on_gpu(detector)
+    gpu = detector.gpu_index
     options = session_options(ort, threads)
     options.enable_profiling = True
-    providers = choose_providers(ort, _cuda_device(detector)) if on_gpu else [CPU_PROVIDER]
+    providers = [CPU_PROVIDER] if gpu is None else choose_providers(ort, f"cuda:{gpu}")
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, providers=providers)
@@ -123,7 +122,7 @@ def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None,
         for _ in range(WARMUP + runs):
             session.run(None, {feed.name: image})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    if not on_gpu:
+    if gpu is None:
         return node_times(events, runs)
     if not any(event.get("cat") == "Kernel" for event in events):
         raise BenchmarkError(
@@ -215,11 +214,6 @@ def _stored_modules(plan: Path, plan_sha256: str) -> dict[str, tuple[str, ...]]:
         return {layer["name"]: tuple(layer["modules"]) for layer in stored["layers"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _cuda_device(detector: Detector) -> str:
-    device: str = detector.arguments["device"]
-    return device if device.startswith("cuda") else "cuda"
 
 
 def _is_node(event: dict[str, Any]) -> bool:

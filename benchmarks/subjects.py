@@ -112,18 +112,12 @@ _NETWORK_ON_GPU: dict[str, Any] = {
     "transfers": "counted, within the network: its input to the device, its heads to the host",
     "wait": _ON_GPU["wait"],
 }
-_REST_ON_CPU = ", the rest on the CPU"  # of the description, where the kernels do not do what was asked for
-
-
-def network_on_gpu(detector: Detector) -> bool:
-    """Whether the network runs on a GPU, whatever the rest does."""
-    return detector.on_gpu or detector.description.endswith(_REST_ON_CPU)
 
 
 def conditions(detector: Detector) -> dict[str, Any]:
     """ "clock", "transfers", "cuda_graph" (None on the CPU), "graph_stages" and "wait", after a Detector has run."""
     if not detector.on_gpu:
-        return dict(_NETWORK_ON_GPU if network_on_gpu(detector) else _ON_HOST)
+        return dict(_ON_HOST if detector.gpu_index is None else _NETWORK_ON_GPU)
     stages = list(detector.graph_stages)
     return {**_ON_GPU, "cuda_graph": bool(stages), "graph_stages": stages}
 

@@ -268,7 +268,7 @@ class CallCounter:
 class NullNetwork:
     """A DeviceNetwork, and its own context, that leaves everything as it is."""
 
-    description = "null network"
+    description = engine = "null network"
     max_batch = None
     mask_iou: MaskIouModel | None = None
     capturable: bool

@@ -77,7 +77,11 @@ class TorchNetwork:
 
     @property
     def description(self) -> str:
-        return f"PyTorch {torch.__version__} ({'float16' if self._half else 'float32'}, CUDA graph)"
+        return f"{self.engine} ({'float16' if self._half else 'float32'}, CUDA graph)"
+
+    @property
+    def engine(self) -> str:
+        return f"PyTorch {torch.__version__}"
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:

@@ -57,7 +57,11 @@ class CpuNetwork:
 
     @property
     def description(self) -> str:
-        return f"{self._network.description} between device buffers"
+        return f"{self.engine} between device buffers"
+
+    @property
+    def engine(self) -> str:
+        return self._network.description
 
     def new_context(self, stream: int) -> CpuContext | InStreamContext:
         if self._in_stream:

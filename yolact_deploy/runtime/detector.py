@@ -105,6 +105,11 @@ class Detector:
         return self._opened.on_gpu
 
     @property
+    def gpu_index(self) -> int | None:
+        """N of the "cuda:N" that the network runs on, whatever does the rest; None: the CPU."""
+        return self._opened.gpu_index
+
+    @property
     def arguments(self) -> Mapping[str, Any]:
         """What it was opened with beside the artifact: `Detector(d.artifact, **d.arguments)` is another one like it."""
         return dict(self._arguments)

@@ -71,6 +71,11 @@ class DeviceNetwork(Protocol):
         ...
 
     @property
+    def engine(self) -> str:
+        """What runs it, and of which version: the description without the device."""
+        ...
+
+    @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
         """float32 or float16 of "image" and of every one of OUTPUT_NAMES."""
         ...
@@ -139,6 +144,11 @@ class Pipeline(Protocol):
     @property
     def on_gpu(self) -> bool:
         """Whether images go through the kernels."""
+        ...
+
+    @property
+    def gpu_index(self) -> int | None:
+        """Of the GPU that the network runs on; None where it runs on the CPU."""
         ...
 
     @property

@@ -10,6 +10,7 @@ class Recorder:
     """A Detector that writes down what is asked of it."""
 
     on_gpu = False
+    gpu_index: int | None = None
     notes: tuple[str, ...] = ()
 
     def __init__(self, name: str, log: list[tuple[str, str, int]], interrupt_at: int | None = None) -> None:

@@ -17,6 +17,7 @@ from benchmarks.device import DEVICE_STAGES, DeviceSamples, empty_stage_ms
 from benchmarks.device_sweep import PlantedNetwork
 from benchmarks.latency import bench
 from benchmarks.scenarios import _Answerer
+from benchmarks.subjects import conditions
 from benchmarks.sweep import planted_scores, sweep
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.cpu_network import CpuNetwork
@@ -155,6 +156,20 @@ def test_a_network_on_a_gpu_whose_rest_is_on_the_cpu_says_so(emulated: Emulate, 
     assert report["options"]["clock"] == "host"
     assert report["options"]["transfers"].startswith("counted, within the network")
     assert any("only the network is on the GPU" in note for note in report["notes"])
+
+
+def test_where_a_network_runs_is_known_whatever_its_description_says(
+    emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulated()
+    monkeypatch.setattr(Detector, "description", "any words")
+    with (
+        Detector(shapes_onnx, device="cuda:0", nms="traditional") as halfway,
+        Detector(shapes_onnx, device="cuda:0") as whole,
+    ):
+        assert [detector.gpu_index for detector in (on_cpu, halfway, whole)] == [None, 0, 0]
+        transfers = [conditions(detector)["transfers"].partition(":")[0] for detector in (on_cpu, halfway, whole)]
+    assert transfers == ["none", "counted, within the network", "counted"]
 
 
 def test_a_detector_says_how_it_was_opened_and_what_it_replays(emulated: Emulate, shapes_onnx: Path) -> None:

@@ -45,7 +45,7 @@ def test_each_peer_does_its_part_on_the_clock_of_ours(
     with Detector(shapes_onnx, device="cuda:0") as detector:
         found = compare_peers(detector, PHOTO, checkpoint=SHAPES_CHECKPOINT, iterations=1)
         expected = len(detector(PHOTO))
-    bare = gpu.networks[0].description
+    bare = gpu.networks[0].engine
     assert [(row["what"], row["peer"], row["clock"]) for row in found["rows"]] == [
         ("network", f"execute alone, {bare}", "device"),
         ("network", f"execute alone in a CUDA graph, {bare}", "device"),

@@ -81,6 +81,10 @@ class GpuPipeline:
         return tuple(self._notes)
 
     @property
+    def gpu_index(self) -> int:
+        return self._driver.device.index
+
+    @property
     def graph_stages(self) -> tuple[str, ...]:
         captured = frozenset().union(*(lane.graph_stages for lane in self._lanes))
         return tuple(stage for stage in STAGES if stage in captured)
@@ -209,6 +213,7 @@ def open_gpu_pipeline(
             nms=nms,
             suffix=", the rest on the CPU",
             notes=("Traditional NMS runs on the CPU: only the network is on the GPU.",),
+            gpu_index=index,
         )
     return GpuPipeline(driver, network, parts.load_kernels, nms=nms, cuda_graph=cuda_graph)
 

@@ -58,7 +58,11 @@ class OnnxCudaNetwork:
     @property
     def description(self) -> str:
         """Backend, version and device, for people."""
-        return f"onnxruntime {self._ort.__version__} (CUDA) on {self._driver.device.name}"
+        return f"{self.engine} on {self._driver.device.name}"
+
+    @property
+    def engine(self) -> str:
+        return f"onnxruntime {self._ort.__version__} (CUDA)"
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:

@@ -19,7 +19,14 @@ from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.reference.mask_sources import DenseMasks
 from yolact_deploy.runtime.host import Finished, load_from_host
-from yolact_deploy.runtime.onnxruntime.network import check_device, choose_providers, describe, first_line, open_session
+from yolact_deploy.runtime.onnxruntime.network import (
+    check_device,
+    choose_providers,
+    describe,
+    first_line,
+    open_session,
+    session_gpu,
+)
 from yolact_deploy.spec import SPEC_METADATA_KEY, ModelSpec, NmsMode
 
 # The metadata entry as protobuf writes it: key, then value, each after its tag and length.
@@ -54,6 +61,7 @@ class EndToEndNetwork:
         self._metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self._spec = _read_spec(self._session, self._metadata, self._path)
         self.description = f"{describe(ort, self._session)}, end to end"
+        self.gpu_index = session_gpu(self._session)
 
     @property
     def spec(self) -> ModelSpec:
@@ -191,6 +199,10 @@ class EndToEndPipeline:
     @property
     def description(self) -> str:
         return self._network.description
+
+    @property
+    def gpu_index(self) -> int | None:
+        return self._network.gpu_index
 
     @property
     def stages(self) -> NoReturn:

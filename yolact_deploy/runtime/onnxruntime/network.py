@@ -144,6 +144,13 @@ def check_device(session: Any, device: str) -> None:
         )
 
 
+def session_gpu(session: Any) -> int | None:
+    """The index of the GPU that a session runs on; None: the CPU."""
+    if session.get_providers()[0] != CUDA_PROVIDER:
+        return None
+    return int(session.get_provider_options()[CUDA_PROVIDER]["device_id"])
+
+
 def read_spec(session: Any, path: Path) -> ModelSpec:
     """The spec in a session's metadata. Raises SpecError when there is none, or the inputs and outputs contradict it."""
     text = session.get_modelmeta().custom_metadata_map.get(SPEC_METADATA_KEY)

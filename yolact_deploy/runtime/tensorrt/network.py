@@ -61,7 +61,7 @@ class PlanNetwork:
         check_gpu(path, self._sidecar, driver.device)
         self._trt = import_runtime(path, self._sidecar)
         check_version(path, self._sidecar, self._trt.__version__)
-        self._title = f"{TITLES[self._sidecar.runtime]} {self._trt.__version__}"
+        self._engine = f"{TITLES[self._sidecar.runtime]} {self._trt.__version__}"
         self._mask_iou = self._open_mask_iou(mask_iou, threads)
         with driver.current():
             self._plan: OpenPlan | None
@@ -79,7 +79,11 @@ class PlanNetwork:
     @property
     def description(self) -> str:
         """Backend, version and device, for people."""
-        return f"{self._title} on {self._driver.device.name}"
+        return f"{self._engine} on {self._driver.device.name}"
+
+    @property
+    def engine(self) -> str:
+        return self._engine
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
@@ -124,16 +128,16 @@ class PlanNetwork:
             engine = runtime.deserialize_cuda_engine(data)
         except Exception as exc:  # its bindings raise what C++ threw; TypeError for an object that could not be made
             reasons = quote_errors(messages) if messages else f"  {exc}"
-            raise EngineError(f"{self._title} can't open {self._path}:\n{reasons}") from exc
+            raise EngineError(f"{self._engine} can't open {self._path}:\n{reasons}") from exc
         if engine is None:
             raise EngineError(
-                f"{self._title} can't open {self._path}:\n{quote_errors(messages)}\n"
+                f"{self._engine} can't open {self._path}:\n{quote_errors(messages)}\n"
                 f"Build it again here with {rebuild(self._path, self._sidecar)}."
             )
         dtypes, batch = check_io(self._path, self._trt, engine, self._sidecar)
         kernels = self._open_kernels(rtx_cache)
         size = self.spec.input_size
-        return OpenPlan(self._path, self._title, self._trt, log, engine, runtime, size, batch, kernels), dtypes
+        return OpenPlan(self._path, self._engine, self._trt, log, engine, runtime, size, batch, kernels), dtypes
 
     def _open_kernels(self, folder: Path | None) -> RtxKernels | None:
         if self._sidecar.runtime != "tensorrt-rtx":
