@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from tests.emulator.expectations import SMALL, expect_masks, expect_reference, h
 from tests.emulator.pipeline import Pipeline
 from tests.gpu.runner import GpuRunner
 from yolact_deploy.cuda.compile import load_kernels
+from yolact_deploy.cuda.device_arrays import import_image
 from yolact_deploy.cuda.drivers import libcuda
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.drivers.opening import open_driver, visible_devices
@@ -212,6 +215,35 @@ def another_librarys_stream_is_waited_for() -> None:
         driver.destroy_event(event)
         driver.destroy_stream(own)
         other.destroy_stream(foreign)
+
+
+def images_of_a_default_stream_are_waited_for() -> None:
+    """1 and 2 are CUDA's names for its default streams, whatever else a driver may have given such a number."""
+    with gpu() as driver:
+        kernels = load_kernels(driver, SMALL)
+        counts = driver.allocate(1 << 10, "a test")
+        values = {"run_count": counts, "run_start": counts}
+        kernels.launch(Launch("rle_starts", (1, 1, 1), (32, 1, 1)), values, 0)
+        own, sent = driver.create_stream(), np.arange(12, dtype=np.uint8)
+        producers: tuple[dict[str, Any], ...] = (
+            {"version": 2},
+            {"version": 3, "stream": 1},
+            {"version": 3, "stream": 2},
+        )
+        for producer in producers:
+            source, image, received = driver.allocate(12, "a"), driver.allocate(12, "b"), np.zeros(12, np.uint8)
+            driver.copy_to_device(source, sent.ctypes.data, 12, 0)
+            driver.copy_on_device(image, source, 12, 0)
+            described = {"shape": (2, 2, 3), "typestr": "|u1", "data": (image, False), **producer}
+            borrowed = import_image(SimpleNamespace(__cuda_array_interface__=described), driver, own)
+            driver.copy_to_host(received.ctypes.data, borrowed.address, 12, own)
+            driver.synchronize(own)
+            assert received.tolist() == sent.tolist()
+            driver.free(source)
+            driver.free(image)
+        driver.destroy_stream(own)
+        driver.free(counts)
+        kernels.close()
 
 
 def a_graph_replays_what_was_captured_on_two_streams() -> None:
@@ -473,6 +505,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         a_copy_beyond_an_allocation_is_refused,
         a_driver_serves_several_threads,
         another_librarys_stream_is_waited_for,
+        images_of_a_default_stream_are_waited_for,
         a_graph_replays_what_was_captured_on_two_streams,
         a_capture_that_leaves_a_stream_unjoined_is_refused,
         a_capture_that_synchronizes_is_refused_and_the_stream_lives_on,

@@ -61,7 +61,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a driver that does not start": ({"init_result": 999}, "open_driver()", "CUDA_ERROR_UNKNOWN"),
     "a GPU too old": ({"compute_capability": "70"}, "open_driver()", "compute capability 7.0, the kernels want 7.5"),
     "a negative index": ({}, "open_driver(-1)", "no cuda:-1"),
-    "a package that there is not": ({}, "open_driver(prefer='nvcc')", "prefer is 'nvcc', want pycuda or cuda-bindings"),
+    "a package that there is not": ({}, "open_driver(prefer='nvcc')", "prefer is 'nvcc', want cuda-bindings or pycuda"),
 }
 
 
@@ -132,16 +132,25 @@ def test_no_package_names_the_extra(wanted: str | None, extra: str, monkeypatch:
         drivers.open_driver(prefer=wanted)
 
 
-def test_pycuda_is_preferred_and_the_variable_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_bindings_are_preferred_and_the_variable_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drivers, "_is_installed", lambda package: True)
     monkeypatch.delenv(drivers.DRIVER_VARIABLE, raising=False)
-    assert drivers.choose_package() == "pycuda"
-    assert drivers.choose_package("cuda-bindings") == "cuda-bindings"
-    monkeypatch.setenv(drivers.DRIVER_VARIABLE, "cuda-bindings")
     assert drivers.choose_package() == "cuda-bindings"
+    assert drivers.choose_package("pycuda") == "pycuda"
+    monkeypatch.setenv(drivers.DRIVER_VARIABLE, "pycuda")
+    assert drivers.choose_package() == "pycuda"
     monkeypatch.setenv(drivers.DRIVER_VARIABLE, "opencl")
     with pytest.raises(DeviceError, match="YOLACT_DEPLOY_CUDA_DRIVER is 'opencl'"):
         drivers.choose_package()
+
+
+def test_pycuda_serves_a_driver_that_is_too_old_for_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "_is_installed", lambda package: True)
+    monkeypatch.setattr(drivers, "bindings_version", lambda: "13.0.3")
+    monkeypatch.delenv(drivers.DRIVER_VARIABLE, raising=False)
+    assert drivers.choose_package(driver_version=(13, 0)) == "cuda-bindings"
+    assert drivers.choose_package(driver_version=(12, 4)) == "pycuda"
+    assert drivers.choose_package("cuda-bindings", (12, 4)) == "cuda-bindings"  # which check_gpu refuses
 
 
 def examine(claims: tuple[str, ...], driver: str, cache_dir: Path, *, eager: bool = False) -> dict[str, str]:

@@ -16,14 +16,15 @@ from yolact_deploy.cuda.drivers.pycuda import PycudaDriver
 from yolact_deploy.errors import DeviceError, MissingDependencyError, YolactDeployError
 
 DRIVER_VARIABLE = "YOLACT_DEPLOY_CUDA_DRIVER"
-PACKAGES = ("pycuda", "cuda-bindings")  # in the order of preference
+PACKAGES = ("cuda-bindings", "pycuda")  # in the order of preference
 OLDEST_CAPABILITY = (7, 5)  # Turing, the oldest that CUDA 13 compiles for
 
 
 def open_driver(index: int = 0, prefer: str | None = None) -> Driver:
-    """The driver of GPU `index`: over pycuda where that is installed, else over cuda-bindings.
+    """The driver of GPU `index`: over cuda-bindings where that is installed and not too new for the GPU's driver, else over
+    pycuda.
 
-    `prefer` ("pycuda" or "cuda-bindings") decides, else the environment variable YOLACT_DEPLOY_CUDA_DRIVER. Raises
+    `prefer` ("cuda-bindings" or "pycuda") decides, else the environment variable YOLACT_DEPLOY_CUDA_DRIVER. Raises
     MissingDependencyError when the package is not installed, DeviceError when there is no driver library, no such GPU, or
     one or the other is too old. The primary context is held for as long as the driver is.
     """
@@ -33,8 +34,9 @@ def open_driver(index: int = 0, prefer: str | None = None) -> Driver:
 
 def check_gpu(index: int = 0, prefer: str | None = None) -> tuple[str, GpuDevice]:
     """(package, GPU) that `open_driver` would use. Raises as it does, but opens nothing."""
-    package = choose_package(prefer)
+    choose_package(prefer)  # first of all: without a package there is nothing to look for
     device = _device(index)
+    package = choose_package(prefer, device.driver_version)
     version = bindings_version() or ""
     if package == "cuda-bindings" and not bindings_fit(version, device.driver_version):
         major, minor = device.driver_version
@@ -45,16 +47,20 @@ def check_gpu(index: int = 0, prefer: str | None = None) -> tuple[str, GpuDevice
     return package, device
 
 
-def choose_package(prefer: str | None = None) -> str:
-    """The package that `open_driver` would use. Raises MissingDependencyError, or DeviceError for an unknown name."""
+def choose_package(prefer: str | None = None, driver_version: tuple[int, int] | None = None) -> str:
+    """The package that `open_driver` would use, with a driver of a version or with any.
+
+    Raises MissingDependencyError, or DeviceError for an unknown name.
+    """
     wanted = prefer or os.environ.get(DRIVER_VARIABLE) or None
     if wanted is not None and wanted not in PACKAGES:
         source = "prefer" if prefer else DRIVER_VARIABLE
         raise DeviceError(f"no such CUDA package: {source} is {wanted!r}, want {' or '.join(PACKAGES)}.")
-    for package in PACKAGES if wanted is None else (wanted,):
-        if _is_installed(package):
-            return package
-    package = wanted or "cuda-bindings"
+    installed_ones = [package for package in (PACKAGES if wanted is None else (wanted,)) if _is_installed(package)]
+    fitting = [package for package in installed_ones if _fits(package, driver_version)]
+    if installed_ones:
+        return (fitting or installed_ones)[0]
+    package = wanted or PACKAGES[0]
     extra = "pycuda" if package == "pycuda" else "gpu"
     raise MissingDependencyError(package, extra=extra, purpose="running on a GPU")
 
@@ -97,6 +103,12 @@ def _open_pycuda(device: GpuDevice) -> Driver:
         ) from exc
 
 
+def _fits(package: str, driver_version: tuple[int, int] | None) -> bool:
+    return (
+        package != "cuda-bindings" or driver_version is None or bindings_fit(bindings_version() or "", driver_version)
+    )
+
+
 def _is_installed(package: str) -> bool:
     try:
         metadata.version(package)
@@ -112,7 +124,7 @@ def survey(devices: Sequence[GpuDevice]) -> dict[str, Any]:
     cache = cache_state()
     return {
         "driver": ".".join(map(str, devices[0].driver_version)) if devices else None,
-        "package": _package(),
+        "package": _package(devices[0].driver_version if devices else None),
         "gpus": [
             {
                 "device": f"cuda:{device.index}",
@@ -134,9 +146,9 @@ def survey(devices: Sequence[GpuDevice]) -> dict[str, Any]:
     }
 
 
-def _package() -> str | None:
+def _package(driver_version: tuple[int, int] | None) -> str | None:
     try:
-        package = choose_package()
+        package = choose_package(driver_version=driver_version)
     except YolactDeployError:
         return None
     return f"{package} {metadata.version(package)}"

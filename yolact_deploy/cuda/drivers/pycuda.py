@@ -54,6 +54,7 @@ class PycudaDriver:
         bindings = bindings_version()
         self.captures_graphs = bindings is not None and bindings_fit(bindings, device.driver_version)
         self._cuda = pycuda.driver
+        self._streams: dict[int, Any] = {}  # apart: 1 and 2 are CUDA's default streams, and numbers of ours beside
         self._objects: dict[int, Any] = {}
         self._numbers = itertools.count(1)  # handles of what pycuda gives none
         self._state = join_context(device.index)
@@ -64,7 +65,8 @@ class PycudaDriver:
             pycuda.driver.init()
             self._context = pycuda.driver.Device(device.index).retain_primary_context()
         self._functions: dict[int, list[int]] = {}  # of a module
-        self._at_end = weakref.finalize(self, _release, device.index, self._context, self._objects, self._state)
+        kept = (self._streams, self._objects)
+        self._at_end = weakref.finalize(self, _release, device.index, self._context, kept, self._state)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -81,7 +83,7 @@ class PycudaDriver:
             except self._cuda.Error:  # pycuda's own stack still has it, and would for ever
                 self._state.lost = True
                 self._at_end.detach()
-                _never_collect(self._context, *self._objects.values())
+                _never_collect(self._context, *self._streams.values(), *self._objects.values())
                 self._context.detach()
             if libcuda.current_context() != before:  # pycuda restores what it knows of, not what others made current
                 libcuda.set_current_context(before)
@@ -144,15 +146,17 @@ class PycudaDriver:
     def create_stream(self) -> int:
         with self._refusals("making a stream"):
             stream = self._cuda.Stream(_NON_BLOCKING)
-        return self._keep(stream, int(stream.handle))
+        handle = int(stream.handle)
+        self._streams[handle] = stream
+        return handle
 
     def destroy_stream(self, stream: int) -> None:
-        self._take(stream)
+        self._take(stream, self._streams)
 
     def synchronize(self, stream: int) -> None:
         with self._refusals("the work on the GPU"):
-            if self._is_own(stream):
-                self._objects[stream].synchronize()
+            if stream in self._streams:
+                self._streams[stream].synchronize()
             else:
                 self._cuda.Context.synchronize()
 
@@ -168,15 +172,15 @@ class PycudaDriver:
     def record(self, event: int, stream: int) -> None:
         """Another library's stream can't be given to pycuda: everything on the device is waited for instead."""
         with self._refusals("recording an event"):
-            if stream and not self._is_own(stream):
+            if stream and stream not in self._streams:
                 self._cuda.Context.synchronize()
-            self._objects[event].record(self._objects.get(stream))
+            self._objects[event].record(self._streams.get(stream))
 
     def wait(self, stream: int, event: int) -> None:
         """Another library's stream can't be given to pycuda: the event is waited for here instead."""
         with self._refusals("ordering two streams"):
-            if self._is_own(stream):
-                self._objects[stream].wait_for_event(self._objects[event])
+            if stream in self._streams:
+                self._streams[stream].wait_for_event(self._objects[event])
             else:
                 self._objects[event].synchronize()
 
@@ -228,23 +232,20 @@ class PycudaDriver:
         self._objects[handle] = thing
         return handle
 
-    def _take(self, handle: int) -> Any:
+    def _take(self, handle: int, kept: dict[int, Any] | None = None) -> Any:
         """What is freed as soon as the caller drops it, but never where its context is gone."""
-        thing = self._objects.pop(handle)
+        thing = (self._objects if kept is None else kept).pop(handle)
         if self._state.lost:
             _never_collect(thing)
         return thing
 
-    def _is_own(self, stream: int) -> bool:
-        return stream in self._objects
-
     def _stream(self, stream: int) -> Any:
-        if stream and not self._is_own(stream):
+        if stream and stream not in self._streams:
             raise DeviceError(
                 "pycuda can't enqueue work on a stream that another library made; "
                 "copy on a stream of the driver's own, or choose cuda-bindings (YOLACT_DEPLOY_CUDA_DRIVER)."
             )
-        return self._objects.get(stream)
+        return self._streams.get(stream)
 
     def _free_bytes(self) -> int | None:
         try:
@@ -268,7 +269,7 @@ class PycudaDriver:
             raise driver_error(self.device, action, code, libcuda.error_name(code)) from exc
 
 
-def _release(index: int, context: Any, objects: dict[int, Any], state: ContextState) -> None:
+def _release(index: int, context: Any, kept: tuple[dict[int, Any], ...], state: ContextState) -> None:
     """Free what is left and give the primary context back, from any thread."""
     if not state.lost:
         try:
@@ -276,10 +277,11 @@ def _release(index: int, context: Any, objects: dict[int, Any], state: ContextSt
         except Exception:
             state.lost = True
     if state.lost:
-        _never_collect(context, *objects.values())
+        _never_collect(context, *(thing for things in kept for thing in things.values()))
         libcuda.release_primary_context(index)
         return
-    objects.clear()
+    for things in kept:
+        things.clear()
     context.detach()
     libcuda.pop_context()  # detach leaves it on the driver's stack
 
