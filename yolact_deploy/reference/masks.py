@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from yolact_deploy.reference.ieee import fma, sigmoid
@@ -211,6 +210,8 @@ def encode_runs(
     image_hw: tuple[int, int],
 ) -> dict[str, Any]:
     """{"size": [H, W], "counts": str} of run lengths, column by column, the first one of False."""
+    from pycocotools import mask as coco_mask
+
     height, width = image_hw
     packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
