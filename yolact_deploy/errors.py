@@ -28,6 +28,11 @@ class YolactDeployError(Exception):
     exit_code = 1
 
 
+def one_line(text: object) -> str:
+    """A message without its line breaks and indents."""
+    return " ".join(str(text).split())
+
+
 class CheckpointError(YolactDeployError):
     exit_code = 2
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from yolact_deploy.cli import app
+from yolact_deploy.errors import DeviceError
 from yolact_deploy.reference.images import read_image
+from yolact_deploy.runtime.gpu import pipeline as gpu_pipeline
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 
@@ -49,6 +52,27 @@ def test_detect_json_is_all_there_is_on_stdout(shapes_onnx: Path) -> None:
     assert [image["file"] for image in report["images"]] == [str(PHOTO)]
     assert len(report["images"][0]["detections"]) == 2
     assert report["failed"] == []
+
+
+@pytest.mark.parametrize("command", ["detect", "eval"])
+def test_a_fallback_to_the_cpu_is_a_line_on_stderr_and_a_field(
+    command: str, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise DeviceError("the driver\n  is out of date.")
+
+    monkeypatch.setattr(gpu_pipeline, "BACKEND", dataclasses.replace(gpu_pipeline.BACKEND, check_network=refuse))
+    rest: dict[str, tuple[object, ...]] = {
+        "detect": (PHOTO, "--no-overlays"),
+        "eval": ("--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json", "--limit", 1),
+    }
+    result = run(command, shapes_onnx, *rest[command], "--json")
+    assert json.loads(result.stdout)["fallback"] == "the driver is out of date."
+    assert "onnxruntime" in json.loads(result.stdout)["backend"]
+    assert result.stderr == "note: No GPU is used: the driver is out of date.\n"
+    result = run(command, shapes_onnx, *rest[command], "--json", "--device", "cpu")
+    assert json.loads(result.stdout)["fallback"] is None
+    assert result.stderr == ""
 
 
 def test_one_bad_file_does_not_stop_the_others(shapes_onnx: Path, tmp_path: Path) -> None:
@@ -140,7 +164,7 @@ def test_eval_prints_the_figures_of_design(shapes_onnx: Path) -> None:
     arguments = ("eval", shapes_onnx, "--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json")
     result = run(*arguments, "--limit", 5, "--json")
     report = json.loads(result.stdout)
-    assert set(report) == {"bbox", "segm", "images", "artifact"}
+    assert set(report) == {"bbox", "segm", "images", "artifact", "backend", "fallback"}
     assert report["images"] == 5
     assert 0.3 < report["bbox"]["AP50"] <= 1
     assert {"AP", "AP50", "AP75"} <= set(report["segm"])

@@ -5,6 +5,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, sidecar_path, w
 from yolact_deploy.errors import (
     ArtifactError,
     DeviceError,
+    DeviceMemoryError,
     EngineError,
     ImageError,
     MissingDependencyError,
@@ -232,6 +234,22 @@ def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.Mo
         assert "(CPU)" in detector.description
         assert (str(error) in detector.description) is described
         assert str(error) in detector.notes[0]
+        assert detector.fallback == " ".join(str(error).split())
+        assert detector.gpu_index is None
         with pytest.raises(type(error)):
             Detector(shapes_onnx, device="cuda:0")
-    assert Detector(shapes_onnx, device="cpu").notes == ()
+    asked_for = Detector(shapes_onnx, device="cpu")
+    assert (asked_for.notes, asked_for.fallback) == ((), None)
+
+
+@pytest.mark.parametrize("error", [DeviceMemoryError("no room for 'proto'"), EngineError("the kernels do not compile")])
+def test_auto_takes_no_cpu_for_a_gpu_on_which_the_work_fails(
+    shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch, error: EngineError
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    backend = dataclasses.replace(gpu_backend.BACKEND, check_network=lambda _: None, open_driver=fail)
+    monkeypatch.setattr(gpu_backend, "BACKEND", backend)
+    with pytest.raises(type(error), match=str(error)):
+        Detector(shapes_onnx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from yolact_deploy.cli.options import (
     NmsOption,
     ThreadsOption,
 )
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.detector import Detector
 
 
 class Scenario(str, Enum):
@@ -60,9 +63,10 @@ def detect(
     if coco is not None:
         write_json(coco, report.to_coco())
     if json_output:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "backend": detector.description, "fallback": detector.fallback})
     elif report.results:
         print_table(detect_table(report))
+    _print_notes(detector)
     for error in report.failures.values():
         say(f"error: {error}")
     if report.failures and len(files) > 1:
@@ -99,9 +103,17 @@ def evaluate_ap(
             on_doubt=lambda doubt: say(f"warning: {doubt}"),
         )
     if json_output:
-        print_json(report)
+        print_json({**report, "backend": detector.description, "fallback": detector.fallback})
     else:
         print_table(eval_table(report))
+    _print_notes(detector)
+
+
+def _print_notes(detector: Detector) -> None:
+    from yolact_deploy.errors import one_line
+
+    for note in detector.notes:
+        say(f"note: {one_line(note)}")
 
 
 @reports_errors

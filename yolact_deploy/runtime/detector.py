@@ -46,13 +46,14 @@ class Detector:
     """An exported YOLACT, ready to run.
 
     `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar. `device` is "cpu", "cuda:N", or "auto": a
-    GPU where all that the model needs there is installed, else the CPU, and `description` says which. `threads` bounds the
+    GPU where all that the model needs there is installed, else the CPU, and `fallback` says why. `threads` bounds the
     CPU threads of the network; `nms` overrides the spec's; `batch_size` is the most images in one run of the network;
     `cuda_graph` allows whole frames to be replayed as CUDA graphs. Not safe to share between threads; pickles as its
     arguments, so that every process opens the model itself. Memory of a GPU is given back by `close`, at the end of a
     `with` block, or with the last reference.
 
-    Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used here.
+    Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used here; "auto" takes
+    no CPU for a GPU whose memory is full (DeviceMemoryError).
     """
 
     def __init__(
@@ -108,6 +109,11 @@ class Detector:
     def gpu_index(self) -> int | None:
         """N of the "cuda:N" that the network runs on, whatever does the rest; None: the CPU."""
         return self._opened.gpu_index
+
+    @property
+    def fallback(self) -> str | None:
+        """Why device "auto" took the CPU, in one line; None on a GPU, and where another device was asked for."""
+        return self._opened.fallback
 
     @property
     def arguments(self) -> Mapping[str, Any]:

@@ -36,9 +36,11 @@ class HostPipeline:
         nms: NmsMode | None = None,  # the spec's own
         suffix: str = "",  # of the description
         notes: tuple[str, ...] = (),
+        fallback: str | None = None,
         gpu_index: int | None = None,  # of the GPU that the network is on
     ) -> None:
-        self._network, self._suffix, self.notes, self.gpu_index = network, suffix, notes, gpu_index
+        self._network, self._suffix = network, suffix
+        self.notes, self.fallback, self.gpu_index = notes, fallback, gpu_index
         self._postprocess = network.spec.postprocess
         if nms is not None:
             self._postprocess = dataclasses.replace(self._postprocess, nms=nms)

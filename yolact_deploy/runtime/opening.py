@@ -8,9 +8,10 @@ from yolact_deploy.errors import (
     ArtifactError,
     DeviceError,
     DeviceMemoryError,
-    EngineError,
     MissingDependencyError,
     SpecError,
+    YolactDeployError,
+    one_line,
 )
 from yolact_deploy.runtime.host import HostPipeline
 from yolact_deploy.runtime.protocols import Pipeline
@@ -23,7 +24,11 @@ _WEIGHTS = (".pth", ".pt", ".ckpt")
 def open_pipeline(
     artifact: Path, *, device: str, threads: int | None, nms: NmsMode | None, cuda_graph: bool
 ) -> Pipeline:
-    """Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there."""
+    """Device "auto" takes the CPU where there is no GPU, or one that can't run the model, and says why in `fallback`; work
+    that fails on a GPU, as for want of memory, is an error there as well.
+
+    Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there.
+    """
     kind, index = _parse_device(device)
     suffix = artifact.suffix.lower()
     if suffix in PLAN_SUFFIXES:
@@ -47,8 +52,10 @@ def open_pipeline(
         return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
     try:
         return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
-    except (EngineError, MissingDependencyError, SpecError) as exc:
-        return _open_on_cpu(artifact, threads, nms, note=f"No GPU is used: {exc}", told=isinstance(exc, SpecError))
+    except DeviceMemoryError:
+        raise
+    except (DeviceError, MissingDependencyError, SpecError) as exc:
+        return _open_on_cpu(artifact, threads, nms, instead_of_gpu=exc)
 
 
 def _parse_device(device: str) -> tuple[str, int]:
@@ -83,13 +90,15 @@ def _open_plan(
 
 
 def _open_on_cpu(
-    artifact: Path, threads: int | None, nms: NmsMode | None, *, note: str | None = None, told: bool = False
+    artifact: Path, threads: int | None, nms: NmsMode | None, *, instead_of_gpu: YolactDeployError | None = None
 ) -> HostPipeline:
     from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 
+    network = OnnxNetwork(artifact, device="cpu", threads=threads)
+    if instead_of_gpu is None:
+        return HostPipeline(network, nms=nms)
+    note = f"No GPU is used: {instead_of_gpu}"
+    is_of_model = isinstance(instead_of_gpu, SpecError)  # there is a GPU, but not for this one
     return HostPipeline(
-        OnnxNetwork(artifact, device="cpu", threads=threads),
-        nms=nms,
-        suffix=f"; {note}" if told else "",
-        notes=() if note is None else (note,),
+        network, nms=nms, suffix=f"; {note}" if is_of_model else "", notes=(note,), fallback=one_line(instead_of_gpu)
     )

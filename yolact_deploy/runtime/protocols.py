@@ -132,6 +132,11 @@ class Pipeline(Protocol):
         ...
 
     @property
+    def fallback(self) -> str | None:
+        """Why device "auto" took the CPU, in one line; None where it did not, or another device was asked for."""
+        ...
+
+    @property
     def max_batch(self) -> int | None:
         """None: any."""
         ...

@@ -132,6 +132,15 @@ def test_a_golden_net_finds_what_the_original_found(tmp_path: Path) -> None:
     _assert_same(_in_order(found, outputs), _in_order(Detector(heads, device="cpu")(image), None))
 
 
+def test_auto_says_why_it_took_the_cpu(shapes_file: Path) -> None:
+    detector = Detector(shapes_file)
+    assert (detector.gpu_index is None) is (detector.fallback is not None)
+    if detector.fallback is not None:
+        assert "CUDA provider" in detector.fallback
+        assert detector.notes[0].split() == f"No GPU is used: {detector.fallback}".split()
+    assert (Detector(shapes_file, device="cpu").fallback, Detector(shapes_file, device="cpu").notes) == (None, ())
+
+
 def test_what_the_file_says_of_itself(shapes_file: Path, shapes_onnx: Path) -> None:
     model, heads = onnx.load(str(shapes_file)), onnx.load(str(shapes_onnx))
     said = metadata(model)

@@ -16,7 +16,7 @@ from tests.emulator.driver import EmulatedDriver
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import allocate, images, memory, run
 from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, soft_masks, write_plus_onnx
-from yolact_deploy.errors import ArtifactError, DeviceError, EngineError, SpecError
+from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
 from yolact_deploy.runtime.onnxruntime.cuda import BoundContext, OnnxCudaNetwork, cuda_options
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork, choose_providers
 from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceNetwork
@@ -30,6 +30,7 @@ class PlayedCuda:
     """onnxruntime as if it had a GPU: what was asked of it, and whether its CUDA provider starts."""
 
     starts: bool = True
+    fails: Exception | None = None  # instead of opening a session on the GPU
     sessions: list[Any] = field(default_factory=list)
 
 
@@ -54,7 +55,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> PlayedCuda:
     played = PlayedCuda()
 
     class Session:
-        def __init__(self, model: Any, options: Any, *, providers: list[Any]) -> None:
+        def __init__(self, model: Any, options: Any, *, providers: list[Any], enable_fallback: int = 1) -> None:
+            if played.fails is not None and providers[0] != "CPUExecutionProvider":
+                assert not enable_fallback  # it would print, and go on with the CPU
+                raise played.fails
             self.real = REAL_SESSION(model, options, providers=["CPUExecutionProvider"])
             self.options, self.providers = options, providers
             self.binding = _Binding(self.real.io_binding())
@@ -232,6 +236,28 @@ def test_a_provider_that_does_not_start_is_an_error_instead_of_a_slow_run(
     network = OnnxCudaNetwork(tiny_onnx, driver)
     with pytest.raises(DeviceError, match="CUDA provider did not start"):
         network.new_context(7)
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [
+        (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), DeviceMemoryError),
+        (
+            Exception("[ONNXRuntimeError] : 6 : BFCArena::Extend Failed to allocate memory of size 9437184"),
+            DeviceMemoryError,
+        ),
+        (RuntimeError("CUDNN failure 1: CUDNN_STATUS_NOT_INITIALIZED"), DeviceError),
+    ],
+)
+def test_a_session_that_fails_on_the_gpu_is_an_error_that_tells_want_of_memory(
+    cuda: PlayedCuda, tiny_onnx: Path, driver: EmulatedDriver, fails: Exception, error: type[DeviceError]
+) -> None:
+    network = OnnxCudaNetwork(tiny_onnx, driver)
+    cuda.fails = fails
+    with pytest.raises(DeviceError) as caught:
+        network.new_context(7)
+    assert type(caught.value) is error
+    assert str(fails) in str(caught.value)
 
 
 def test_the_default_stream_and_a_closed_context_are_refused(

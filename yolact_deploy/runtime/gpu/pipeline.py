@@ -43,6 +43,7 @@ class GpuPipeline:
 
     in_flight = _LANES
     on_gpu = True
+    fallback: str | None = None
 
     def __init__(
         self,

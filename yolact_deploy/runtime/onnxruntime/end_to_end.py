@@ -13,7 +13,14 @@ import numpy as np
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, Image
 from yolact_deploy.artifacts import end_to_end as contract
 from yolact_deploy.cuda.program import MaskForm
-from yolact_deploy.errors import ArtifactError, EngineError, SpecError
+from yolact_deploy.errors import (
+    ArtifactError,
+    DeviceError,
+    DeviceMemoryError,
+    EngineError,
+    SpecError,
+    one_line,
+)
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder
@@ -180,11 +187,20 @@ class EndToEndPipeline:
     in_flight = 1
     on_gpu = False
     graph_stages: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, *, device: str, threads: int | None, nms: NmsMode | None) -> None:
         self._path = path
-        self._network = EndToEndNetwork(path, device=device, threads=threads)
+        self.notes: tuple[str, ...] = ()
+        self.fallback: str | None = None
+        try:
+            self._network = EndToEndNetwork(path, device="cuda" if device == "auto" else device, threads=threads)
+        except DeviceMemoryError:
+            raise
+        except DeviceError as exc:
+            if device != "auto":
+                raise
+            self._network = EndToEndNetwork(path, device="cpu", threads=threads)
+            self.notes, self.fallback = (f"No GPU is used: {exc}",), one_line(exc)
         own = self._network.spec.postprocess.nms
         if nms not in (None, own):
             raise SpecError(

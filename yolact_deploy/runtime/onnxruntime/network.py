@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray
-from yolact_deploy.errors import ArtifactError, DeviceError, EngineError, SpecError
+from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
@@ -24,6 +25,7 @@ from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, ModelSp
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 _ERRORS_ONLY = 3
+_OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate memory", re.IGNORECASE)  # as CUDA and its arena say it
 
 
 class OnnxNetwork:
@@ -71,7 +73,8 @@ def open_session(
     *,
     optimize: bool = True,  # False: for looking at the model only
 ) -> Any:
-    """A session of an exported file. Raises ArtifactError for a file that is no ONNX model."""
+    """A session of an exported file. Raises ArtifactError for a file that is no ONNX model; with the CUDA provider,
+    DeviceMemoryError where the model has no room on the GPU, and DeviceError where CUDA fails."""
     if not path.is_file():
         raise ArtifactError(
             f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give an exported .onnx file."
@@ -79,9 +82,15 @@ def open_session(
     options = session_options(ort, threads)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Its own fallback would print to stdout, and go on with the CPU.
+    own_fallback = {} if providers[0] == CPU_PROVIDER else {"enable_fallback": 0}
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=providers, **own_fallback)
     except Exception as exc:  # onnxruntime's exception classes share no public base
+        if own_fallback and _OUT_OF_MEMORY.search(str(exc)):
+            raise DeviceMemoryError(f"no memory on the GPU to open {path}: {first_line(exc)}.") from exc
+        if own_fallback and isinstance(exc, RuntimeError):  # of the provider; a file's faults are of classes of its own
+            raise DeviceError(f"onnxruntime's CUDA provider can't open {path}: {first_line(exc)}.") from exc
         size = path.stat().st_size
         raise ArtifactError(
             f"onnxruntime can't open {path} ({size} bytes): {first_line(exc)}. "
