@@ -1,5 +1,6 @@
 # make demo   a trained YOLACT from checkpoint to masks and figures
-# make test   lint, types, tests
+# make test   lint, types, fast tests; make test-all: the slow ones too
+# make hooks  the same checks before every commit
 # make test-kernels   the CUDA kernels alone, without a GPU
 # make pycuda   build pycuda into the environment, so that the tests prove its driver too
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 
-.PHONY: demo test lint types tests test-kernels pycuda test-install figures clean
+.PHONY: demo test test-all lint types tests hooks test-kernels pycuda test-install figures clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -25,6 +26,10 @@ types: $(VENV)/installed
 
 tests: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# What `make test` checks before every commit: git runs .pre-commit-config.yaml.
+hooks: $(VENV)/installed
+	$(BIN)/pre-commit install
 
 # The CUDA kernels on the CPU: emulator, race detector, sanitizers, planted bugs, and NVRTC for every GPU generation.
 test-kernels: $(VENV)/installed

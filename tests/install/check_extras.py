@@ -79,6 +79,9 @@ def _check(extra: Extra, wheel: Path, work: Path) -> list[str]:
     pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
     subprocess.run([*pip, requirement], check=True)
     failures = []
+    version, built = _run(environment, ("--version",), work).stdout.strip(), wheel.name.split("-")[1]
+    if version != built:
+        failures.append(f"{label}: --version says {version}, the wheel is {built}")
     for arguments in (("--help",), ("doctor",), *extra.works):
         result = _run(environment, arguments, work)
         if result.returncode != 0:
