@@ -21,6 +21,8 @@ _KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # an overlay of another format is wr
 
 @dataclass(frozen=True)
 class DetectOptions:
+    """What `detect` was asked for."""
+
     score_threshold: float = 0.15
     top_k: int = 15
     overlays: Path | None = None  # folder for the drawn images; None draws nothing
@@ -41,10 +43,13 @@ class FileResult:
 
 @dataclass(frozen=True)
 class DetectReport:
+    """What `detect` found in all its files."""
+
     results: list[FileResult]
     failures: dict[str, str]  # file -> why
 
     def to_dict(self) -> dict[str, Any]:
+        """The JSON of `detect --json`."""
         return {
             "images": [{k: v for k, v in vars(result).items() if v is not None} for result in self.results],
             "failed": [{"file": file, "error": error} for file, error in self.failures.items()],

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 
 class YolactDeployError(Exception):
+    """Whatever this project raises on purpose; `exit_code` is the command line's."""
+
     exit_code = 1
 
 
@@ -34,58 +36,86 @@ def one_line(text: object) -> str:
 
 
 class CheckpointError(YolactDeployError):
+    """A checkpoint can't be read, or does not fit its spec."""
+
     exit_code = 2
 
 
 class SpecError(YolactDeployError):
+    """A ModelSpec is missing, malformed, or contradicts the artifact."""
+
     exit_code = 2
 
 
 class ExportError(YolactDeployError):
+    """ONNX export, or its parity check, failed."""
+
     exit_code = 1
 
 
 class CalibrationError(YolactDeployError):
+    """INT8 calibration can't be done with what was given."""
+
     exit_code = 2
 
 
 class EngineError(YolactDeployError):
+    """A plan can't be built or run."""
+
     exit_code = 1
 
 
 class DeviceError(EngineError):
+    """A device is asked for that there is not, or its driver refused."""
+
     exit_code = 2
 
 
 class DeviceMemoryError(DeviceError):
+    """A device or its host has no memory left for a buffer."""
+
     exit_code = 1
 
 
 class BuildRequestError(EngineError):
+    """A plan can't be built from what was given: the file, runtime, targets, batch or precision."""
+
     exit_code = 2
 
 
 class PlanMismatchError(EngineError):
+    """A plan does not belong to its sidecar, this runtime or this GPU."""
+
     exit_code = 2
 
 
 class ArtifactError(YolactDeployError):
+    """A model file is missing, unreadable, or not of its kind."""
+
     exit_code = 2
 
 
 class BenchmarkError(YolactDeployError):
+    """A measurement can't be made, or compared with an earlier one."""
+
     exit_code = 2
 
 
 class AnnotationError(YolactDeployError):
+    """An annotation file can't be read, or does not go with the images or the model."""
+
     exit_code = 2
 
 
 class ImageError(YolactDeployError):
+    """An input image can't be used."""
+
     exit_code = 2
 
 
 class OutputError(YolactDeployError):
+    """A result can't be written where it was asked for."""
+
     exit_code = 2
 
 

@@ -62,11 +62,13 @@ def refuse_overwriting(target: str | os.PathLike[str], source: str | os.PathLike
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text, whole or not at all. Raises OutputError as `atomic_path` does."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
+    """Write indented JSON, whole or not at all. Raises OutputError as `atomic_path` does."""
     write_text(target, json.dumps(value, indent=2) + "\n")
 
 

@@ -8,13 +8,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec_json import SINCE, decode, encode, lowest_schema_version
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
 _OLDEST_SCHEMA_VERSION = 1
@@ -35,15 +32,14 @@ DownsampleSource = Literal["output", "backbone"]
 
 IMAGENET_MEAN_RGB = (123.68, 116.78, 103.94)
 IMAGENET_STD_RGB = (58.40, 57.12, 57.38)
-_HALVINGS_BEFORE_STAGES = {
-    "resnet": 1,
-    "darknet": 0,
-}  # ResNet: the stem; its max-pool is counted with stage 0
+_HALVINGS_BEFORE_STAGES = {"resnet": 1, "darknet": 0}  # ResNet: the stem; its max-pool is counted with stage 0
 _V2 = {SINCE: 2}  # of fields that schema version 1 does not know: older files are read as if these had their defaults
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
+    """The network that sees the image first. Raises SpecError when its parts contradict each other."""
+
     kind: BackboneKind
     stages: tuple[int, ...]  # residual blocks per stage
     selected_layers: tuple[int, ...]  # stages that feed the FPN, shallowest first
@@ -87,6 +83,8 @@ class BackboneSpec:
 
 @dataclass(frozen=True)
 class FpnSpec:
+    """The feature pyramid on top of the backbone's selected stages (Lin et al. 2017), and the levels added above it."""
+
     channels: int = 256
     num_downsample: int = 2  # stride-2 convolutions after the top level (P6, P7)
     relu_pred_layers: bool = True
@@ -100,6 +98,8 @@ class FpnSpec:
 
 @dataclass(frozen=True)
 class ProtonetSpec:
+    """The branch that gives the prototypes (Bolya et al. 2019, section 3.1). Raises SpecError for layers that can't be."""
+
     # (channels, kernel); kernel -2 with channels null is a bilinear upsampling by 2. The last entry gives the prototypes.
     layers: tuple[tuple[int | None, int], ...] = ((256, 3), (256, 3), (256, 3), (None, -2), (256, 3), (32, 1))
     src_level: int = 0  # FPN level it reads, 0 = P3
@@ -116,10 +116,12 @@ class ProtonetSpec:
 
     @property
     def num_prototypes(self) -> int:
+        """K: prototypes, and so coefficients of a mask."""
         return self.layers[-1][0] or 0
 
     @property
     def upsampling(self) -> int:
+        """How many times larger the prototypes are than the FPN level they come from."""
         factor = 1
         for channels, kernel in self.layers:
             if channels is None:
@@ -129,14 +131,17 @@ class ProtonetSpec:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    extra_layers: tuple[tuple[int, int], ...] = (
-        (256, 3),
-    )  # (channels, kernel) of the convolutions shared by all outputs
+    """The prediction head, shared by all FPN levels."""
+
+    # (channels, kernel) of the convolutions shared by all outputs
+    extra_layers: tuple[tuple[int, int], ...] = ((256, 3),)
     kernel_size: int = 3  # of the loc, conf and mask_coeff convolutions
 
 
 @dataclass(frozen=True)
 class PriorsSpec:
+    """Scales and shapes of the prior boxes of every FPN level. Raises SpecError when levels disagree."""
+
     scales: tuple[tuple[float, ...], ...]  # per FPN level, shallowest first; pixels of the input when use_pixel_scales
     aspect_ratios: tuple[tuple[float, ...], ...]  # per FPN level
     use_square_anchors: bool = True
@@ -159,6 +164,7 @@ class PriorsSpec:
 
     @property
     def per_cell(self) -> int:
+        """Priors of a cell of the grid, the same on every level."""
         return len(self.scales[0]) * len(self.aspect_ratios[0])
 
 
@@ -190,6 +196,8 @@ class PreprocessSpec:
 
 @dataclass(frozen=True)
 class PostprocessSpec:
+    """Thresholds of suppression; scores are 0 to 1. Raises SpecError for values out of range."""
+
     nms: NmsMode = "fast"
     conf_threshold: float = 0.05
     iou_threshold: float = 0.5
@@ -280,10 +288,12 @@ class ModelSpec:
 
     @property
     def num_prototypes(self) -> int:
+        """K: prototypes, and so coefficients of a mask."""
         return self.protonet.num_prototypes
 
     @property
     def num_levels(self) -> int:
+        """FPN levels: those of the backbone's selected stages, and the downsampled ones above."""
         return len(self.backbone.selected_layers) + self.fpn.num_downsample
 
     @property
@@ -296,6 +306,7 @@ class ModelSpec:
 
     @property
     def num_priors(self) -> int:
+        """P: rows of `loc`, `conf` and `mask_coeff`."""
         return sum(size * size for size in self.feature_sizes) * self.priors.per_cell
 
     @property
@@ -313,12 +324,14 @@ class ModelSpec:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object, in the lowest schema version that holds it."""
         version = lowest_schema_version(self)
         fields = encode(self, version)
         del fields["schema_version"]
         return {"schema_version": version, **fields}
 
     def to_json(self, *, indent: int | None = None) -> str:
+        """The JSON text of `to_dict`; what ONNX files and sidecars carry."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
 
     @classmethod
@@ -328,6 +341,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
+        """Read back what `to_json` wrote. Raises SpecError for text that is no JSON, and as `from_dict` does."""
         try:
             value = json.loads(text)
         except ValueError as exc:
@@ -336,6 +350,7 @@ class ModelSpec:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> ModelSpec:
+        """Read a spec file. Raises SpecError when it can't be read, and as `from_dict` does."""
         return cls.from_dict(read_spec_file(path))
 
 

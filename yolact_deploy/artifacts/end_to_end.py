@@ -32,6 +32,7 @@ TRADITIONAL_IS_A_LOOP = (
 
 
 def is_end_to_end(metadata: Mapping[str, str]) -> bool:
+    """Whether an ONNX file's metadata says that it goes from image to masks."""
     return metadata.get(FORM_METADATA_KEY) == END_TO_END_FORM
 
 

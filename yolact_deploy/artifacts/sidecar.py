@@ -33,6 +33,8 @@ _SHOWN_DIGEST_CHARS = 12
 
 @dataclass(frozen=True)
 class IoTensor:
+    """An input or output of a plan; -1 in its shape is the batch."""
+
     name: str
     mode: Literal["input", "output"]
     dtype: str  # NumPy's name

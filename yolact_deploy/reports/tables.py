@@ -19,6 +19,7 @@ _SHOWN_ITEMS = 6
 
 
 def export_table(report: dict[str, Any]) -> Table:
+    """What `export` made: the spec, parity and file."""
     table = _facts(f"exported {report['spec_name']}")
     _fact(table, "file", f"{report['output']} ({_size(report['size_bytes'])}, opset {report['opset']})")
     _fact(table, "batch", f"1 to {report['max_batch']}")
@@ -37,6 +38,7 @@ def export_table(report: dict[str, Any]) -> Table:
 
 
 def end_to_end_table(report: dict[str, Any]) -> Table:
+    """What `export --end-to-end` made."""
     table = _facts("end to end")
     _fact(table, "file", f"{report['output']} ({_size(report['size_bytes'])}, {_size(report['added_bytes'])} more)")
     _fact(table, "input", f"uint8 [B, H, W, 3], {report['channel_order'].upper()}")
@@ -53,6 +55,7 @@ def end_to_end_table(report: dict[str, Any]) -> Table:
 
 
 def build_table(report: dict[str, Any]) -> Table:
+    """What `build-engine` made: runtime, targets, precision, batch."""
     sidecar = report["sidecar"]
     table = _facts(f"built a plan of {sidecar['spec']['name']}")
     _fact(table, "plan", f"{report['plan']} ({_size(sidecar['plan_bytes'])})")
@@ -66,6 +69,7 @@ def build_table(report: dict[str, Any]) -> Table:
 
 
 def detect_table(report: DetectReport) -> Table:
+    """What `detect` found, one row per image or video."""
     table = Table(title="detections", title_justify="left")
     for column in ("file", "size", "detections", "overlay"):
         table.add_column(column, overflow="fold")
@@ -81,6 +85,7 @@ def detect_table(report: DetectReport) -> Table:
 
 
 def eval_table(report: dict[str, Any]) -> Table:
+    """AP of boxes and masks, in percent."""
     table = Table(title=f"COCO AP of {escape(report['artifact'])} on {report['images']} images", title_justify="left")
     table.add_column("")
     for name in report["bbox"]:
@@ -118,6 +123,7 @@ def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:
 
 
 def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
+    """What this machine has and lacks, one table per part."""
     table = _facts(f"yolact-deploy {report['version']}")
     _fact(table, "python", f"{report['python']} ({report['executable']})")
     _fact(table, "platform", report["platform"])

@@ -18,6 +18,8 @@ OUTPUT_NAMES = ("loc", "conf", "mask_coeff", "proto")
 
 
 class HeadTensors(NamedTuple):
+    """What the network gives for a batch, float32."""
+
     loc: FloatArray  # [B, P, 4]
     conf: FloatArray  # [B, P, 1 + C]
     mask_coeff: FloatArray  # [B, P, K]
@@ -25,8 +27,12 @@ class HeadTensors(NamedTuple):
 
 
 class Network(Protocol):
+    """Head tensors of images on the host."""
+
     @property
-    def spec(self) -> ModelSpec: ...
+    def spec(self) -> ModelSpec:
+        """The ModelSpec that came with the artifact."""
+        ...
 
     @property
     def description(self) -> str:
@@ -56,14 +62,18 @@ class DeviceContext(Protocol):
         contiguous, batch first, of the network's dtypes. Returns before it is done. Raises EngineError."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give its device memory back."""
+        ...
 
 
 class DeviceNetwork(Protocol):
     """A network on a GPU: heads of a preprocessed batch, without leaving the device."""
 
     @property
-    def spec(self) -> ModelSpec: ...
+    def spec(self) -> ModelSpec:
+        """The ModelSpec that came with the artifact."""
+        ...
 
     @property
     def description(self) -> str:
@@ -86,7 +96,9 @@ class DeviceNetwork(Protocol):
         ...
 
     @property
-    def mask_iou(self) -> MaskIouModel | None: ...
+    def mask_iou(self) -> MaskIouModel | None:
+        """YOLACT++'s network that rescores masks; None where the spec has none."""
+        ...
 
     def new_context(self, stream: int) -> DeviceContext:
         """Contexts of several streams run side by side."""
@@ -100,26 +112,42 @@ class DeviceNetwork(Protocol):
 class Pending(Protocol):
     """Images on their way."""
 
-    def result(self) -> list[Detections]: ...
+    def result(self) -> list[Detections]:
+        """Wait for the batch, and return its detections."""
+        ...
 
-    def discard(self) -> None: ...
+    def discard(self) -> None:
+        """Let the batch go without reading its results."""
+        ...
 
 
 class Stages(Protocol):
     """The steps of detecting, one at a time, over arrays of the host."""
 
-    def preprocess(self, images: Sequence[Image]) -> FloatArray: ...
+    def preprocess(self, images: Sequence[Image]) -> FloatArray:
+        """Images [H, W, 3] to the network's input float32 [B, 3, S, S]."""
+        ...
 
-    def run_network(self, batch: FloatArray) -> HeadTensors: ...
+    def run_network(self, batch: FloatArray) -> HeadTensors:
+        """float32 [B, 3, S, S] to head tensors."""
+        ...
 
-    def suppress(self, heads: HeadTensors) -> list[RawDetections]: ...
+    def suppress(self, heads: HeadTensors) -> list[RawDetections]:
+        """Head tensors to the detections that non-maximum suppression leaves."""
+        ...
 
-    def assemble(self, raw: RawDetections, image_hw: tuple[int, int], score_threshold: float = 0.0) -> Detections: ...
+    def assemble(self, raw: RawDetections, image_hw: tuple[int, int], score_threshold: float = 0.0) -> Detections:
+        """Detections with their masks at the images' sizes."""
+        ...
 
 
 class Pipeline(Protocol):
+    """Images to detections on one backend: what a Detector runs."""
+
     @property
-    def spec(self) -> ModelSpec: ...
+    def spec(self) -> ModelSpec:
+        """The ModelSpec that came with the artifact."""
+        ...
 
     @property
     def description(self) -> str:
@@ -162,7 +190,9 @@ class Pipeline(Protocol):
         ...
 
     @property
-    def stages(self) -> Stages: ...
+    def stages(self) -> Stages:
+        """The steps one by one: this network between those of the NumPy reference. Raises EngineError where there are none."""
+        ...
 
     def load(self, item: Any, channel_order: ChannelOrder) -> Any:
         """An image as `submit` takes it, checked; may be called in another thread. Raises ImageError or DeviceError."""
@@ -178,4 +208,6 @@ class Pipeline(Protocol):
         """Detections, and milliseconds by stage. Raises EngineError where stages can't be timed within a call."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give back what it holds. A closed one refuses work."""
+        ...
