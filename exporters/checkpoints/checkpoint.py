@@ -1,27 +1,41 @@
-"""A trained YOLACT's checkpoint: its weights under the original's names, and the spec they belong to."""
+"""A trained YOLACT's checkpoint: what is in the file, the spec it belongs to, and the network with its weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from exporters.checkpoints.inference import infer_architecture
+from exporters.checkpoints.inference import Architecture, infer_architecture
 from exporters.checkpoints.spec_choice import choose_spec
-from exporters.checkpoints.trainers.recognition import as_original
+from exporters.checkpoints.trainers import mmdetection, yolact_edge, yolact_minimal
+from exporters.checkpoints.trainers.mapping import ORIGINAL, Weights, examples, first_match
 from exporters.checkpoints.weights_file import read_weights
 from exporters.network.yolact import Yolact
 from yolact_deploy.errors import CheckpointError
 from yolact_deploy.files import sha256_file
 from yolact_deploy.spec import ModelSpec
 
+_OTHER_TRAINERS = (mmdetection.TRAINER, yolact_edge.TRAINER, yolact_minimal.TRAINER)
 _NEVER_RUN = ("semantic_seg_conv.weight", "semantic_seg_conv.bias")
 _COUNTER = ".num_batches_tracked"
-_MAX_EXAMPLES = 3
+_CONVERTED = (torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointContent:
+    """A file that holds a YOLACT: its tensors under the original's names, and what they tell."""
+
+    path: Path
+    weights: Weights
+    architecture: Architecture
+    num_stored: int  # tensors in the file
+    notes: tuple[str, ...]  # what was forgiven
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +57,15 @@ def load_checkpoint(
     The spec comes from `spec_file`, else `config`, else the file name, else the tensors. Raises CheckpointError when
     the file can't be read, is no YOLACT or does not fit the spec, SpecError when the spec file or the name is wrong.
     """
-    path = Path(path)
-    stored, read_notes = read_weights(path)
-    notes = list(read_notes)
-    weights = as_original(stored, path)
-    notes += weights.notes
-    tensors = drop_old_names(weights.tensors, notes)
-    found = infer_architecture(tensors, path, trainer=weights.trainer, conventions=weights.conventions)
-    choice = choose_spec(path, found, spec_file=spec_file, config=config)
-    notes[:0] = choice.notes
+    content = read_checkpoint(path)
+    choice = choose_spec(content.path, content.architecture, spec_file=spec_file, config=config)
+    notes = [*choice.notes, *content.notes]
     if choice.from_tensors:
-        notes.append(f"seen in its tensors: {found.describe()}; `yolact-deploy inspect` tells in which.")
-    complete = _complete(tensors, choice.spec, path, notes, weights.in_file)
-    _check_finite(complete, path, weights.in_file)
-    return LoadedCheckpoint(choice.spec, complete, tuple(notes), path, sha256_file(path))
+        seen = content.architecture.describe()
+        notes.append(f"seen in its tensors: {seen}; `yolact-deploy inspect` tells in which.")
+    state_dict = _fitted(content, choice.spec, notes)
+    _check_finite(state_dict, content)
+    return LoadedCheckpoint(choice.spec, state_dict, tuple(notes), content.path, sha256_file(content.path))
 
 
 def build_model(loaded: LoadedCheckpoint) -> Yolact:
@@ -67,44 +76,66 @@ def build_model(loaded: LoadedCheckpoint) -> Yolact:
     return model.eval().requires_grad_(False)
 
 
-def drop_old_names(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
+    """Whose checkpoint it is and which network its tensors show. Raises CheckpointError for one that is no YOLACT."""
+    path = Path(path)
+    stored, notes = read_weights(path)
+    weights = as_original(stored, path)
+    tensors, old_names = _without_old_names(weights.tensors)
+    return CheckpointContent(
+        path=path,
+        weights=dataclasses.replace(weights, tensors=tensors),
+        architecture=infer_architecture(tensors, path, trainer=weights.trainer, conventions=weights.conventions),
+        num_stored=len(stored),
+        notes=(*notes, *weights.notes, *old_names),
+    )
+
+
+def as_original(stored: Mapping[str, Tensor], path: Path) -> Weights:
+    """The tensors under the original's names, in its order of classes and levels.
+
+    Names that no other trainer is known by are left as they are. Raises CheckpointError when names of two trainers are
+    mixed, or when the recognised trainer's model is not whole or not supported; `path` is named in errors.
+    """
+    signed = [(trainer, first_match(trainer.signature, stored)) for trainer in _OTHER_TRAINERS]
+    found = [(trainer, name) for trainer, name in signed if name is not None]
+    if not found:
+        return Weights(ORIGINAL, dict(stored), {}, None)
+    if len(found) > 1:
+        (a, name_a), (b, name_b) = found[:2]
+        raise CheckpointError(
+            f"{path} has names of {a.name} ({name_a}) and of {b.name} ({name_b}): the file mixes two models."
+        )
+    return found[0][0].read(stored, path)
+
+
+def _without_old_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Checkpoints from before October 2018 hold the backbone twice, as `layer1` and as `layers.0`."""
-    kept = {name: t for name, t in tensors.items() if name.startswith("backbone.layers") or not _is_old(name)}
-    if len(kept) < len(tensors) and any(name.startswith("backbone.layers.") for name in kept):
-        notes.append(f"ignored {len(tensors) - len(kept)} duplicates under old names (backbone.layer*).")
-        return kept
-    return tensors
+    old = [name for name in tensors if name.startswith("backbone.layer") and not name.startswith("backbone.layers")]
+    if not old or not any(name.startswith("backbone.layers.") for name in tensors):
+        return tensors, ()
+    kept = {name: tensor for name, tensor in tensors.items() if name not in old}
+    return kept, (f"ignored {len(old)} duplicates under old names (backbone.layer*).",)
 
 
-def _is_old(name: str) -> bool:
-    return name.startswith("backbone.layer")
-
-
-def _complete(
-    tensors: Mapping[str, Tensor],
-    spec: ModelSpec,
-    path: Path,
-    notes: list[str],
-    in_file: Callable[[str], str],  # a tensor's name in the file, for errors
-) -> dict[str, Tensor]:
-    """Exactly the entries of the model of `spec`, in its order, as float32."""
+def _fitted(content: CheckpointContent, spec: ModelSpec, notes: list[str]) -> dict[str, Tensor]:
+    """Exactly the entries of the model of `spec`, in its order, as float32; what was forgiven is added to `notes`."""
+    path, tensors, in_file = content.path, content.weights.tensors, content.weights.in_file
     with torch.device("meta"):
         wanted = Yolact(spec).state_dict()
     unused = [name for name in tensors if name not in wanted]
     extra_levels = [name for name in unused if name.startswith("fpn.downsample_layers.")]
     if extra_levels:
         notes.append(f"ignored {len(extra_levels)} entries of FPN levels that are not used (version 1.0 checkpoints).")
-    unknown = [name for name in unused if name not in extra_levels]
-    if unknown:
+    if unknown := [name for name in unused if name not in extra_levels]:
         raise CheckpointError(
-            f"{path} has {len(unknown)} tensors that {spec.name} does not have ({_examples(map(in_file, unknown))}): "
+            f"{path} has {len(unknown)} tensors that {spec.name} does not have ({examples(map(in_file, unknown))}): "
             "another architecture, or not only the network was saved."
         )
     missing = [name for name in wanted if name not in tensors]
-    essential = [name for name in missing if name not in _NEVER_RUN and not name.endswith(_COUNTER)]
-    if essential:
+    if essential := [name for name in missing if name not in _NEVER_RUN and not name.endswith(_COUNTER)]:
         raise CheckpointError(
-            f"{path} lacks {len(essential)} of the {len(wanted)} tensors of {spec.name} ({_examples(essential)}): "
+            f"{path} lacks {len(essential)} of the {len(wanted)} tensors of {spec.name} ({examples(essential)}): "
             "it was saved from a part of the network or from another one."
         )
     mismatched = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
@@ -118,32 +149,23 @@ def _complete(
         notes.append("it has no semantic_seg_conv, a training loss that is never run: set to zero.")
     if any(name.endswith(_COUNTER) for name in missing):
         notes.append("it has no num_batches_tracked counters, which are not used: set to zero.")
-    _note_conversions(tensors, notes)
+    for dtype in _CONVERTED:
+        if count := sum(tensor.dtype == dtype for tensor in tensors.values()):
+            notes.append(f"converted {count} tensors from {str(dtype).removeprefix('torch.')} to float32.")
     return {
-        name: torch.zeros(like.shape, dtype=like.dtype)
-        if name in missing
-        else tensors[name].to(like.dtype).contiguous()
+        name: tensors[name].to(like.dtype).contiguous()
+        if name in tensors
+        else torch.zeros(like.shape, dtype=like.dtype)
         for name, like in wanted.items()
     }
 
 
-def _note_conversions(tensors: Mapping[str, Tensor], notes: list[str]) -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        count = sum(tensor.dtype == dtype for tensor in tensors.values())
-        if count:
-            notes.append(f"converted {count} tensors from {str(dtype).removeprefix('torch.')} to float32.")
-
-
-def _check_finite(tensors: Mapping[str, Tensor], path: Path, in_file: Callable[[str], str]) -> None:
-    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+def _check_finite(state_dict: Mapping[str, Tensor], content: CheckpointContent) -> None:
+    bad = [name for name, tensor in state_dict.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        count = int((~torch.isfinite(tensors[bad[0]])).sum())
+        first = state_dict[bad[0]]
         raise CheckpointError(
-            f"{path} holds NaN or infinite weights in {len(bad)} tensors, first in {in_file(bad[0])} ({count} of "
-            f"{tensors[bad[0]].numel()} values): the training diverged. Take an earlier checkpoint."
+            f"{content.path} holds NaN or infinite weights in {len(bad)} tensors, first in "
+            f"{content.weights.in_file(bad[0])} ({int((~torch.isfinite(first)).sum())} of {first.numel()} values): the "
+            "training diverged. Take an earlier checkpoint."
         )
-
-
-def _examples(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:_MAX_EXAMPLES]) + (", ..." if len(listed) > _MAX_EXAMPLES else "")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from exporters.checkpoints.checkpoint import drop_old_names
-from exporters.checkpoints.inference import Architecture, infer_architecture
+from exporters.checkpoints.checkpoint import CheckpointContent, read_checkpoint
 from exporters.checkpoints.spec_choice import SpecChoice, choose_spec
-from exporters.checkpoints.trainers.mapping import ORIGINAL, Weights
-from exporters.checkpoints.trainers.recognition import as_original
-from exporters.checkpoints.weights_file import read_weights
 from yolact_deploy.errors import CheckpointError, SpecError
 from yolact_deploy.files import sha256_file
 from yolact_deploy.spec_json import encode
 
 _HEAD = "prediction_layers.0"
+_NOT_SHOWN = (
+    "input size",
+    "prior scales",
+    "aspect ratios",
+    "square priors",
+    "class names",
+    "category ids",
+    "image transform",
+)
 _ASK = "not in the tensors: give --config or --spec"
+_SOURCES = {"output": "the last FPN output", "backbone": "the backbone's last stage"}
 
 
 @dataclass(frozen=True)
@@ -40,62 +45,46 @@ class Evidence:
         return value
 
 
-def inferred(found: Architecture, tensors: Mapping[str, Tensor], weights: Weights) -> tuple[Evidence, ...]:
-    """Everything that the tensors (under the original's names) show, in the order of the network."""
-    see = _Seer(tensors, weights.in_file)
-    deepest = see.last(r"backbone\.layers\.(\d+)\.(\d+)\.(?:conv3|conv2\.0)\.weight")
-    offsets = see.last(r"backbone\.layers\.(\d+)\.(\d+)\.conv2\.conv_offset_mask\.weight")
-    prototypes = see.last(r"proto_net\.(\d+)\.weight")
-    judges = see.last(r"maskiou_net\.maskiou_net\.(\d+)\.weight")
-    laterals = "fpn.lat_layers.0.weight"
-    downsampled = see.last(r"fpn\.downsample_layers\.(\d+)\.weight")
-    shared = see.last(rf"{re.escape(_HEAD)}\.upfeature\.(\d+)\.weight")
-    rows = [
-        see("backbone", found.backbone, deepest, "kind by the blocks' names, depth by their numbers"),
-        see("blocks per stage", list(found.stages), deepest, "numbers of stages and blocks"),
-        see("stages into the FPN", list(found.selected_layers), laterals, "its inputs are the channels of a stage"),
-        see("FPN width", found.fpn_channels, laterals, "its outputs"),
-        see("downsampled FPN levels", found.num_downsample, downsampled, "how many there are"),
-        see(
-            "first of them is made of",
-            {"output": "the last FPN output", "backbone": "the backbone's last stage"}[found.downsample_source],
-            "fpn.downsample_layers.0.weight",
-            "its inputs",
-        ),
-        see("prototypes", found.num_prototypes, prototypes, "its outputs"),
-        see(
-            "prototype network",
-            encode(found.protonet_layers),
-            prototypes,
-            "(channels, kernel) by shapes; upsampling where a number is left out",
-        ),
-        see("shared head layers", encode(found.head_layers), shared, "(channels, kernel)"),
-        see("head kernel size", found.head_kernel, f"{_HEAD}.bbox_layer.weight", "its last axis"),
-        see(
-            "priors per cell",
-            found.per_cell,
-            f"{_HEAD}.bbox_layer.weight",
-            "outputs / 4; how many aspect ratios times how many scales is not to be seen",
-        ),
-        see(
-            "foreground classes",
-            found.num_classes,
-            f"{_HEAD}.conf_layer.weight",
-            f"outputs / {found.per_cell} - 1 for the background",
-        ),
-        see(
-            "deformable blocks per stage",
-            found.deformable_blocks if offsets else "none",
-            offsets,
-            "blocks that have it" if offsets else "no tensor of offsets",
-        ),
-        see(
-            "mask-IoU network",
-            encode(found.mask_iou_layers) if judges else "none",
-            judges,
-            "(channels, kernel) before the classes" if judges else "no tensor of it",
-        ),
-    ]
+def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """JSON-able facts: "architecture" as the tensors show it, and the "spec" where name or tensors decide it; where they
+    do not, "spec" is None and "spec_error" says what to give. "inferred" has every value with the tensor it was seen in,
+    "not_in_tensors" the others with where they come from. Raises CheckpointError for a file that is no YOLACT.
+    """
+    content = read_checkpoint(path)
+    choice: SpecChoice | None = None
+    spec_error = None
+    try:
+        choice = choose_spec(content.path, content.architecture)
+    except (CheckpointError, SpecError) as exc:
+        spec_error = str(exc)
+    found = content.architecture
+    return {
+        "kind": "checkpoint",
+        "path": str(content.path),
+        "bytes": content.path.stat().st_size,
+        "sha256": sha256_file(content.path),
+        "num_tensors": content.num_stored,
+        "num_parameters": sum(tensor.numel() for tensor in content.weights.tensors.values()),
+        "trainer": found.trainer,
+        "architecture": {"backbone": found.backbone, **encode(found)},
+        "inferred": [evidence.to_dict() for evidence in seen_in_tensors(content)],
+        "not_in_tensors": [evidence.to_dict() for evidence in not_in_tensors(choice)],
+        "notes": [*(choice.notes if choice else ()), *content.notes],
+        "spec": choice and choice.spec.to_dict(),
+        "spec_error": spec_error,
+    }
+
+
+def seen_in_tensors(content: CheckpointContent) -> tuple[Evidence, ...]:
+    """Everything that the tensors show, in the order of the network, after whose they are."""
+    found, weights = content.architecture, content.weights
+    signed = "no other trainer's names" if weights.recognised_by is None else f"recognised by {weights.recognised_by}"
+    rows = [Evidence("trainer", found.trainer, None, None, signed)]
+    for field, value, name, how in _observations(content):
+        if name is None or name not in weights.tensors:
+            rows.append(Evidence(field, value, None, None, how))
+        else:
+            rows.append(Evidence(field, value, weights.in_file(name), tuple(weights.tensors[name].shape), how))
     if found.conventions is not None:
         code = f"the code of {found.trainer}; no tensor shows it"
         rows += [
@@ -103,90 +92,68 @@ def inferred(found: Architecture, tensors: Mapping[str, Tensor], weights: Weight
             Evidence("activation of downsampled levels", found.conventions.downsample_activation, None, None, code),
             Evidence("prototype upsampling: align_corners", found.conventions.align_corners, None, None, code),
         ]
-    signed = (
-        "no other trainer's names" if found.trainer == ORIGINAL else weights.notes[0].partition(": ")[2].split(";")[0]
-    )
-    return (Evidence("trainer", found.trainer, None, None, signed), *rows)
+    return tuple(rows)
+
+
+def _observations(
+    content: CheckpointContent,
+) -> Iterable[tuple[str, Any, str | None, str]]:  # field, value, the original's name of the tensor that shows it, how
+    found, tensors = content.architecture, content.weights.tensors
+    deepest = _last(tensors, r"backbone\.layers\.(\d+)\.(\d+)\.(?:conv3|conv2\.0)\.weight")
+    offsets = _last(tensors, r"backbone\.layers\.(\d+)\.(\d+)\.conv2\.conv_offset_mask\.weight")
+    prototypes = _last(tensors, r"proto_net\.(\d+)\.weight")
+    judges = _last(tensors, r"maskiou_net\.maskiou_net\.(\d+)\.weight")
+    downsampled = _last(tensors, r"fpn\.downsample_layers\.(\d+)\.weight")
+    shared = _last(tensors, rf"{re.escape(_HEAD)}\.upfeature\.(\d+)\.weight")
+    laterals, boxes, scores = "fpn.lat_layers.0.weight", f"{_HEAD}.bbox_layer.weight", f"{_HEAD}.conf_layer.weight"
+    layers = "(channels, kernel) by shapes; upsampling where a number is left out"
+    ratios = "outputs / 4; how many aspect ratios times how many scales is not to be seen"
+    yield "backbone", found.backbone, deepest, "kind by the blocks' names, depth by their numbers"
+    yield "blocks per stage", list(found.stages), deepest, "numbers of stages and blocks"
+    yield "stages into the FPN", list(found.selected_layers), laterals, "its inputs are the channels of a stage"
+    yield "FPN width", found.fpn_channels, laterals, "its outputs"
+    yield "downsampled FPN levels", found.num_downsample, downsampled, "how many there are"
+    source = _SOURCES[found.downsample_source]
+    yield "first of them is made of", source, "fpn.downsample_layers.0.weight", "its inputs"
+    yield "prototypes", found.num_prototypes, prototypes, "its outputs"
+    yield "prototype network", encode(found.protonet_layers), prototypes, layers
+    yield "shared head layers", encode(found.head_layers), shared, "(channels, kernel)"
+    yield "head kernel size", found.head_kernel, boxes, "its last axis"
+    yield "priors per cell", found.per_cell, boxes, ratios
+    yield "foreground classes", found.num_classes, scores, f"outputs / {found.per_cell} - 1 for the background"
+    if offsets:
+        yield "deformable blocks per stage", found.deformable_blocks, offsets, "blocks that have it"
+    else:
+        yield "deformable blocks per stage", "none", None, "no tensor of offsets"
+    if judges:
+        judging = encode(found.mask_iou_layers)
+        yield "mask-IoU network", judging, judges, "(channels, kernel) before the classes"
+    else:
+        yield "mask-IoU network", "none", None, "no tensor of it"
+
+
+def _last(tensors: Mapping[str, Tensor], pattern: str) -> str | None:
+    """The name that matches with the highest numbers."""
+    matches = [match for match in (re.fullmatch(pattern, name) for name in tensors) if match]
+    return max(matches, key=lambda match: tuple(map(int, match.groups()))).string if matches else None
 
 
 def not_in_tensors(choice: SpecChoice | None) -> tuple[Evidence, ...]:
     """What no tensor shows, as the chosen spec has it; without one, with the value None."""
-    how, spec = _ASK, None
-    if choice is not None:
-        spec = choice.spec
-        reason = "the only published configuration that fits" if choice.from_tensors else choice.source
-        how = f"{spec.name} ({reason})"
-    values: dict[str, Any] = dict.fromkeys(
-        (
-            "input size",
-            "prior scales",
-            "aspect ratios",
-            "square priors",
-            "class names",
-            "category ids",
-            "image transform",
-        )
+    if choice is None:
+        return tuple(Evidence(field, None, None, None, _ASK) for field in _NOT_SHOWN)
+    spec, pre = choice.spec, choice.spec.preprocess
+    reason = "the only published configuration that fits" if choice.from_tensors else choice.source
+    values = (
+        spec.input_size,
+        encode(spec.priors.scales),
+        encode(spec.priors.aspect_ratios),
+        spec.priors.use_square_anchors,
+        list(spec.class_names),
+        list(spec.category_ids),
+        {"resize": pre.resize, "mean_rgb": list(pre.mean_rgb), "std_rgb": list(pre.std_rgb)},
     )
-    if spec is not None:
-        pre = spec.preprocess
-        values = {
-            "input size": spec.input_size,
-            "prior scales": encode(spec.priors.scales),
-            "aspect ratios": encode(spec.priors.aspect_ratios),
-            "square priors": spec.priors.use_square_anchors,
-            "class names": list(spec.class_names),
-            "category ids": list(spec.category_ids),
-            "image transform": {"resize": pre.resize, "mean_rgb": list(pre.mean_rgb), "std_rgb": list(pre.std_rgb)},
-        }
-    return tuple(Evidence(field, value, None, None, how) for field, value in values.items())
-
-
-class _Seer:
-    def __init__(self, tensors: Mapping[str, Tensor], in_file: Callable[[str], str]) -> None:
-        self._tensors, self._in_file = tensors, in_file
-
-    def __call__(self, field: str, value: Any, name: str | None, how: str) -> Evidence:
-        if name is None or name not in self._tensors:
-            return Evidence(field, value, None, None, how)
-        return Evidence(field, value, self._in_file(name), tuple(self._tensors[name].shape), how)
-
-    def last(self, pattern: str) -> str | None:
-        """The name that matches with the highest numbers."""
-        matches = [match for match in (re.fullmatch(pattern, name) for name in self._tensors) if match]
-        return max(matches, key=lambda match: tuple(map(int, match.groups()))).string if matches else None
-
-
-def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """JSON-able facts: "architecture" as the tensors show it, and the "spec" where name or tensors decide it; where they
-    do not, "spec" is None and "spec_error" says what to give. "inferred" has every value with the tensor it was seen in,
-    "not_in_tensors" the others with where they come from. Raises CheckpointError for a file that is no YOLACT.
-    """
-    path = Path(path)
-    stored, read_notes = read_weights(path)
-    notes = list(read_notes)
-    weights = as_original(stored, path)
-    notes += weights.notes
-    tensors = drop_old_names(weights.tensors, notes)
-    found = infer_architecture(tensors, path, trainer=weights.trainer, conventions=weights.conventions)
-    choice: SpecChoice | None = None
-    spec_error = None
-    try:
-        choice = choose_spec(path, found)
-        notes[:0] = choice.notes
-    except (CheckpointError, SpecError) as exc:
-        spec_error = str(exc)
-    return {
-        "kind": "checkpoint",
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "sha256": sha256_file(path),
-        "num_tensors": len(stored),
-        "num_parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "trainer": found.trainer,
-        "architecture": {"backbone": found.backbone, **encode(found)},
-        "inferred": [evidence.to_dict() for evidence in inferred(found, tensors, weights)],
-        "not_in_tensors": [evidence.to_dict() for evidence in not_in_tensors(choice)],
-        "notes": notes,
-        "spec": choice and choice.spec.to_dict(),
-        "spec_error": spec_error,
-    }
+    return tuple(
+        Evidence(field, value, None, None, f"{spec.name} ({reason})")
+        for field, value in zip(_NOT_SHOWN, values, strict=True)
+    )

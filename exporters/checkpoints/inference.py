@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exporters.checkpoints.trainers.mapping import ORIGINAL, Conventions
+from exporters.checkpoints.trainers.mapping import ORIGINAL, Conventions, examples
 from yolact_deploy.errors import CheckpointError
 from yolact_deploy.spec import BackboneKind, BackboneSpec, DownsampleSource, ModelSpec
 
@@ -20,7 +20,9 @@ _KNOWN_BACKBONES: dict[tuple[BackboneKind, tuple[int, ...]], str] = {
     ("darknet", (1, 2, 8, 8, 4)): "DarkNet53",
 }
 _UPSAMPLING = (None, -2)  # an upsampling has no weights; 2 is the only factor the published configurations use
-_INDICES_PER_ENTRY = 2  # of proto_net: every entry is followed by its ReLU
+_INDICES_PER_LAYER = 2  # of proto_net and of the mask-IoU network: every layer is followed by its ReLU
+_DEFORMABLE = re.compile(r"backbone\.layers\.(\d+)\.(\d+)\.conv2\.conv_offset_mask\.weight")
+_MASK_IOU = re.compile(r"maskiou_net\.maskiou_net\.(\d+)\.weight")
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,7 @@ class Architecture:
     mask_iou_layers: tuple[tuple[int, int], ...] = ()
     downsample_source: DownsampleSource = "output"
     trainer: str = ORIGINAL
-    conventions: Conventions | None = (
-        None  # of another trainer's code; None: the original's, which has options for them
-    )
+    conventions: Conventions | None = None  # of another trainer's code; the original's has options for them
 
     @property
     def backbone(self) -> str:
@@ -71,26 +71,6 @@ class Architecture:
             f"{of_trainer}{self.backbone}, FPN width {self.fpn_channels}, {self.num_classes} foreground classes, "
             f"{self.num_prototypes} prototypes, {self.per_cell} priors per cell{plus}"
         )
-
-
-@dataclass(frozen=True)
-class Difference:
-    what: str
-    found: str  # in the tensors
-    expected: str  # by the spec
-
-    def __str__(self) -> str:
-        return f"{self.what}: found {self.found}, expected {self.expected}"
-
-
-def backbone_name(kind: BackboneKind, stages: tuple[int, ...]) -> str:
-    known = _KNOWN_BACKBONES.get((kind, stages))
-    family = {"resnet": "ResNet", "darknet": "DarkNet"}[kind]
-    return known or f"{family} with stages {list(stages)}"
-
-
-def deformable_blocks(backbone: BackboneSpec) -> list[list[int]]:
-    return [list(backbone.deformable_blocks(stage)) for stage in range(len(backbone.stages))]
 
 
 def infer_architecture(
@@ -124,7 +104,7 @@ def infer_architecture(
             "Only heads with one coefficient per prototype are supported."
         )
     num_classes = conf_channels // per_cell - 1
-    dcn_blocks, dcn_interval = infer_deformable_blocks(tensors, kind, stages, path)
+    dcn_blocks, dcn_interval = _deformable_rule(tensors, kind, stages, path)
     return Architecture(
         backbone_kind=kind,
         stages=stages,
@@ -141,11 +121,183 @@ def infer_architecture(
         num_classes=num_classes,
         dcn_blocks=dcn_blocks,
         dcn_interval=dcn_interval,
-        mask_iou_layers=infer_mask_iou(tensors, num_classes, path),
+        mask_iou_layers=_mask_iou_layers(tensors, num_classes, path),
         downsample_source=_downsample_source(tensors, conventions, path),
         trainer=trainer,
         conventions=conventions,
     )
+
+
+def _check_is_yolact(tensors: Mapping[str, Tensor], path: Path) -> None:
+    if any(re.match(r"prediction_layers\.[1-9]", name) for name in tensors):
+        raise CheckpointError(f"{path} has a prediction head per FPN level; only the shared head is supported.")
+    parts = ("backbone.layers.", "fpn.", "proto_net.", "prediction_layers.0.")
+    missing = [part for part in parts if not any(name.startswith(part) for name in tensors)]
+    if not missing:
+        return
+    if len(missing) == len(parts):
+        if any(re.match(r"(layers?\.?\d\.|fc\.|conv1\.|_preconv\.)", name) for name in tensors):
+            raise CheckpointError(
+                f"{path} is a backbone trained on ImageNet, the file that YOLACT's training starts from, not a trained "
+                "YOLACT. Give the checkpoint that training saved."
+            )
+        raise CheckpointError(f"{path} is not a YOLACT checkpoint: its tensors are named {examples(tensors)}.")
+    old_names = "backbone.layers." in missing and any(name.startswith("backbone.layer1.") for name in tensors)
+    reason = (
+        "its backbone has only the names used before October 2018 (backbone.layer1...); load and save it with a later "
+        "version of the original YOLACT"
+        if old_names
+        else f"it has no tensors named {', '.join(part + '*' for part in missing)}"
+    )
+    raise CheckpointError(f"{path} holds only a part of a YOLACT: {reason}.")
+
+
+def _backbone(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[BackboneKind, tuple[int, ...], list[int]]:  # kind, blocks and output channels per stage
+    if "backbone._preconv.0.weight" in tensors:
+        kind: BackboneKind = "darknet"
+        leader, last = 1, "conv2.0.weight"  # index 0 of a stage is its downsampling convolution
+    elif "backbone.conv1.weight" in tensors:
+        kind, leader, last = "resnet", 0, "conv3.weight"
+    else:
+        raise CheckpointError(f"{path} has neither a ResNet nor a DarkNet backbone, the two that are supported.")
+    stages, channels = [], []
+    num_stages = len({name.split(".")[2] for name in tensors if name.startswith("backbone.layers.")})
+    for stage in range(num_stages):
+        blocks = _numbered(tensors, rf"backbone\.layers\.{stage}\.(\d+)\.{re.escape(last)}")
+        if not blocks:
+            raise CheckpointError(
+                f"{path}: stage {stage} of its {kind} backbone has no blocks that end in {last}; only the original's "
+                "kinds of blocks (ResNet bottleneck, DarkNet) are supported."
+            )
+        numbers = [int(name.split(".")[3]) for name in blocks]
+        if numbers != list(range(leader, leader + len(numbers))):
+            raise CheckpointError(f"{path}: blocks are missing from stage {stage} of its backbone, found {numbers}.")
+        stages.append(len(blocks))
+        channels.append(tensors[blocks[-1]].shape[0])
+    return kind, tuple(stages), channels
+
+
+def _deformable_rule(
+    tensors: Mapping[str, Tensor],
+    kind: BackboneKind,
+    stages: tuple[int, ...],
+    path: Path,  # named in errors
+) -> tuple[tuple[int, ...], int]:  # dcn_blocks and dcn_interval of a BackboneSpec; (), 1 for none
+    """The rule of the original's configurations that gives these deformable blocks, with the smallest interval.
+
+    Raises CheckpointError for deformable convolutions at other places, and for a choice of blocks that no rule gives.
+    """
+    names = [name for name in tensors if name.endswith("conv_offset_mask.weight")]
+    if not names:
+        return (), 1
+    places = [_DEFORMABLE.fullmatch(name) for name in names]
+    elsewhere = [name for name, place in zip(names, places, strict=True) if place is None or kind != "resnet"]
+    if elsewhere:
+        raise CheckpointError(
+            f"{path} has a deformable convolution where none is supported, {elsewhere[0]}: only the 3x3 convolutions "
+            "(conv2) of ResNet blocks can be deformable."
+        )
+    found = {(int(place[1]), int(place[2])) for place in places if place}
+    layout = [tuple(sorted(block for at, block in found if at == stage)) for stage in range(len(stages))]
+    for interval in range(1, max(stages) + 1):
+        counts = [_count(layout[stage], blocks, interval) for stage, blocks in enumerate(stages)]
+        known = tuple(count for count in counts if count is not None)
+        if len(known) == len(stages):
+            return known, interval
+    raise CheckpointError(
+        f"{path} has deformable blocks {[list(blocks) for blocks in layout]} in stages of {list(stages)} blocks, which no "
+        "configuration of the original gives: it takes every n-th of the last blocks of a stage. The file mixes two models."
+    )
+
+
+def _count(layout: tuple[int, ...], blocks: int, interval: int) -> int | None:
+    """How many last blocks of a stage may be deformable so that just `layout` is; None where no count gives that."""
+    for count in range(blocks + 1):
+        if BackboneSpec("resnet", (blocks,), (0,), (count,), interval).deformable_blocks(0) == layout:
+            return count
+    return None
+
+
+def _downsample_source(tensors: Mapping[str, Tensor], conventions: Conventions | None, path: Path) -> DownsampleSource:
+    usual: DownsampleSource = "output" if conventions is None else conventions.downsample_source
+    if "fpn.downsample_layers.0.weight" not in tensors:
+        return usual
+    width, deepest = _shape(tensors, "fpn.lat_layers.0.weight", path)[:2]
+    channels = _shape(tensors, "fpn.downsample_layers.0.weight", path)[1]
+    if channels not in (width, deepest):
+        raise CheckpointError(
+            f"{path}: the first downsampled FPN level is made of {channels} channels; the FPN has {width} and the deepest "
+            f"stage of its backbone {deepest}. The file mixes two models."
+        )
+    if width == deepest:
+        return usual
+    return "output" if channels == width else "backbone"
+
+
+def _protonet(tensors: Mapping[str, Tensor], path: Path) -> tuple[tuple[int | None, int], ...]:
+    layers: list[tuple[int | None, int]] = []
+    expected_index = 0
+    for name in _numbered(tensors, r"proto_net\.(\d+)\.weight"):
+        index = int(name.split(".")[1])
+        while expected_index < index:
+            layers.append(_UPSAMPLING)
+            expected_index += _INDICES_PER_LAYER
+        channels, *_, kernel = _shape(tensors, name, path)
+        layers.append((channels, kernel))
+        expected_index += _INDICES_PER_LAYER
+    if not layers:
+        raise CheckpointError(f"{path} has no prototype network (proto_net.*); only prototype masks are supported.")
+    return tuple(layers)
+
+
+def _mask_iou_layers(
+    tensors: Mapping[str, Tensor],
+    num_classes: int,
+    path: Path,  # named in errors
+) -> tuple[tuple[int, int], ...]:
+    """(channels, kernel) of the layers of the mask-IoU network before the one that gives the classes; () for none.
+
+    Raises CheckpointError when it is not whole or judges another number of classes.
+    """
+    numbers = sorted(int(match[1]) for match in map(_MASK_IOU.fullmatch, tensors) if match)
+    if not numbers:
+        return ()
+    if numbers != list(range(0, _INDICES_PER_LAYER * len(numbers), _INDICES_PER_LAYER)):
+        raise CheckpointError(f"{path}: layers are missing from its mask-IoU network, found {numbers}.")
+    shapes = [tuple(tensors[f"maskiou_net.maskiou_net.{number}.weight"].shape) for number in numbers]
+    if any(len(shape) != 4 for shape in shapes) or len(shapes) < 2:
+        raise CheckpointError(f"{path}: its mask-IoU network is no chain of convolutions, its weights are {shapes}.")
+    if shapes[-1][0] != num_classes:
+        raise CheckpointError(
+            f"{path}: its mask-IoU network judges {shapes[-1][0]} classes, its prediction head has {num_classes}. "
+            "The file mixes two models."
+        )
+    return tuple((shape[0], shape[-1]) for shape in shapes[:-1])
+
+
+def _numbered(tensors: Mapping[str, Tensor], pattern: str) -> list[str]:
+    """Names that match, in the order of the number in the pattern's group."""
+    matches = [match for match in (re.fullmatch(pattern, name) for name in tensors) if match]
+    return [match.string for match in sorted(matches, key=lambda match: int(match[1]))]
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, ...]:
+    """Shape of a convolution's weight. Raises CheckpointError when it is not there."""
+    if name not in tensors or tensors[name].ndim != 4:
+        raise CheckpointError(f"{path} holds only a part of a YOLACT: it has no convolution {name}.")
+    return tuple(tensors[name].shape)
+
+
+@dataclass(frozen=True)
+class Difference:
+    what: str
+    found: str  # in the tensors
+    expected: str  # by the spec
+
+    def __str__(self) -> str:
+        return f"{self.what}: found {self.found}, expected {self.expected}"
 
 
 def differences(found: Architecture, spec: ModelSpec) -> tuple[Difference, ...]:
@@ -189,89 +341,6 @@ def _convention_pairs(found: Architecture, spec: ModelSpec) -> tuple[tuple[str, 
     )
 
 
-def _downsample_source(tensors: Mapping[str, Tensor], conventions: Conventions | None, path: Path) -> DownsampleSource:
-    usual: DownsampleSource = "output" if conventions is None else conventions.downsample_source
-    if "fpn.downsample_layers.0.weight" not in tensors:
-        return usual
-    width, deepest = _shape(tensors, "fpn.lat_layers.0.weight", path)[:2]
-    channels = _shape(tensors, "fpn.downsample_layers.0.weight", path)[1]
-    if channels not in (width, deepest):
-        raise CheckpointError(
-            f"{path}: the first downsampled FPN level is made of {channels} channels; the FPN has {width} and the deepest "
-            f"stage of its backbone {deepest}. The file mixes two models."
-        )
-    if width == deepest:
-        return usual
-    return "output" if channels == width else "backbone"
-
-
-def _check_is_yolact(tensors: Mapping[str, Tensor], path: Path) -> None:
-    if any(re.match(r"prediction_layers\.[1-9]", name) for name in tensors):
-        raise CheckpointError(f"{path} has a prediction head per FPN level; only the shared head is supported.")
-    parts = ("backbone.layers.", "fpn.", "proto_net.", "prediction_layers.0.")
-    missing = [part for part in parts if not any(name.startswith(part) for name in tensors)]
-    if not missing:
-        return
-    if len(missing) == len(parts):
-        if any(re.match(r"(layers?\.?\d\.|fc\.|conv1\.|_preconv\.)", name) for name in tensors):
-            raise CheckpointError(
-                f"{path} is a backbone trained on ImageNet, the file that YOLACT's training starts from, not a trained "
-                "YOLACT. Give the checkpoint that training saved."
-            )
-        raise CheckpointError(f"{path} is not a YOLACT checkpoint: its tensors are named {_examples(tensors)}.")
-    old_names = "backbone.layers." in missing and any(name.startswith("backbone.layer1.") for name in tensors)
-    reason = (
-        "its backbone has only the names used before October 2018 (backbone.layer1...); load and save it with a later "
-        "version of the original YOLACT"
-        if old_names
-        else f"it has no tensors named {', '.join(part + '*' for part in missing)}"
-    )
-    raise CheckpointError(f"{path} holds only a part of a YOLACT: {reason}.")
-
-
-def _backbone(
-    tensors: Mapping[str, Tensor], path: Path
-) -> tuple[BackboneKind, tuple[int, ...], list[int]]:  # kind, blocks and output channels per stage
-    if "backbone._preconv.0.weight" in tensors:
-        kind: BackboneKind = "darknet"
-        leader, last = 1, "conv2.0.weight"  # index 0 of a stage is its downsampling convolution
-    elif "backbone.conv1.weight" in tensors:
-        kind, leader, last = "resnet", 0, "conv3.weight"
-    else:
-        raise CheckpointError(f"{path} has neither a ResNet nor a DarkNet backbone, the two that are supported.")
-    stages, channels = [], []
-    num_stages = len({name.split(".")[2] for name in tensors if name.startswith("backbone.layers.")})
-    for stage in range(num_stages):
-        blocks = _numbered(tensors, rf"backbone\.layers\.{stage}\.(\d+)\.{re.escape(last)}")
-        if not blocks:
-            raise CheckpointError(
-                f"{path}: stage {stage} of its {kind} backbone has no blocks that end in {last}; only the original's "
-                "kinds of blocks (ResNet bottleneck, DarkNet) are supported."
-            )
-        numbers = [int(name.split(".")[3]) for name in blocks]
-        if numbers != list(range(leader, leader + len(numbers))):
-            raise CheckpointError(f"{path}: blocks are missing from stage {stage} of its backbone, found {numbers}.")
-        stages.append(len(blocks))
-        channels.append(tensors[blocks[-1]].shape[0])
-    return kind, tuple(stages), channels
-
-
-def _protonet(tensors: Mapping[str, Tensor], path: Path) -> tuple[tuple[int | None, int], ...]:
-    layers: list[tuple[int | None, int]] = []
-    expected_index = 0
-    for name in _numbered(tensors, r"proto_net\.(\d+)\.weight"):
-        index = int(name.split(".")[1])
-        while expected_index < index:
-            layers.append(_UPSAMPLING)
-            expected_index += _INDICES_PER_ENTRY
-        channels, *_, kernel = _shape(tensors, name, path)
-        layers.append((channels, kernel))
-        expected_index += _INDICES_PER_ENTRY
-    if not layers:
-        raise CheckpointError(f"{path} has no prototype network (proto_net.*); only prototype masks are supported.")
-    return tuple(layers)
-
-
 def _visible_protonet(spec: ModelSpec) -> list[list[int | None]]:
     # The factor of an upsampling leaves no trace in the tensors.
     return _lists(_UPSAMPLING if channels is None else (channels, kernel) for channels, kernel in spec.protonet.layers)
@@ -281,90 +350,11 @@ def _lists(layers: Iterable[tuple[int | None, int]]) -> list[list[int | None]]:
     return [list(layer) for layer in layers]
 
 
-def _numbered(tensors: Mapping[str, Tensor], pattern: str) -> list[str]:
-    """Names that match, in the order of the number in the pattern's group."""
-    matches = [match for match in (re.fullmatch(pattern, name) for name in tensors) if match]
-    return [match.string for match in sorted(matches, key=lambda match: int(match[1]))]
+def backbone_name(kind: BackboneKind, stages: tuple[int, ...]) -> str:
+    known = _KNOWN_BACKBONES.get((kind, stages))
+    family = {"resnet": "ResNet", "darknet": "DarkNet"}[kind]
+    return known or f"{family} with stages {list(stages)}"
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, ...]:
-    """Shape of a convolution's weight. Raises CheckpointError when it is not there."""
-    if name not in tensors or tensors[name].ndim != 4:
-        raise CheckpointError(f"{path} holds only a part of a YOLACT: it has no convolution {name}.")
-    return tuple(tensors[name].shape)
-
-
-def _examples(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
-
-
-_DEFORMABLE = re.compile(r"backbone\.layers\.(\d+)\.(\d+)\.conv2\.conv_offset_mask\.weight")
-_MASK_IOU = re.compile(r"maskiou_net\.maskiou_net\.(\d+)\.weight")
-_INDICES_PER_LAYER = 2  # of the mask-IoU network: every convolution is followed by its ReLU
-
-
-def infer_deformable_blocks(
-    tensors: Mapping[str, Tensor],
-    kind: BackboneKind,
-    stages: tuple[int, ...],
-    path: Path,  # named in errors
-) -> tuple[tuple[int, ...], int]:  # dcn_blocks and dcn_interval of a BackboneSpec; (), 1 for none
-    """The rule of the original's configurations that gives these deformable blocks, with the smallest interval.
-
-    Raises CheckpointError for deformable convolutions at other places, and for a choice of blocks that no rule gives.
-    """
-    names = [name for name in tensors if name.endswith("conv_offset_mask.weight")]
-    if not names:
-        return (), 1
-    places = [_DEFORMABLE.fullmatch(name) for name in names]
-    elsewhere = [name for name, place in zip(names, places, strict=True) if place is None or kind != "resnet"]
-    if elsewhere:
-        raise CheckpointError(
-            f"{path} has a deformable convolution where none is supported, {elsewhere[0]}: only the 3x3 convolutions "
-            "(conv2) of ResNet blocks can be deformable."
-        )
-    found = {(int(place[1]), int(place[2])) for place in places if place}
-    layout = [tuple(sorted(block for at, block in found if at == stage)) for stage in range(len(stages))]
-    for interval in range(1, max(stages) + 1):
-        counts = [_count(layout[stage], blocks, interval) for stage, blocks in enumerate(stages)]
-        known = tuple(count for count in counts if count is not None)
-        if len(known) == len(stages):
-            return known, interval
-    raise CheckpointError(
-        f"{path} has deformable blocks {[list(blocks) for blocks in layout]} in stages of {list(stages)} blocks, which no "
-        "configuration of the original gives: it takes every n-th of the last blocks of a stage. The file mixes two models."
-    )
-
-
-def infer_mask_iou(
-    tensors: Mapping[str, Tensor],
-    num_classes: int,
-    path: Path,  # named in errors
-) -> tuple[tuple[int, int], ...]:
-    """(channels, kernel) of the layers of the mask-IoU network before the one that gives the classes; () for none.
-
-    Raises CheckpointError when it is not whole or judges another number of classes.
-    """
-    numbers = sorted(int(match[1]) for match in map(_MASK_IOU.fullmatch, tensors) if match)
-    if not numbers:
-        return ()
-    if numbers != list(range(0, _INDICES_PER_LAYER * len(numbers), _INDICES_PER_LAYER)):
-        raise CheckpointError(f"{path}: layers are missing from its mask-IoU network, found {numbers}.")
-    shapes = [tuple(tensors[f"maskiou_net.maskiou_net.{number}.weight"].shape) for number in numbers]
-    if any(len(shape) != 4 for shape in shapes) or len(shapes) < 2:
-        raise CheckpointError(f"{path}: its mask-IoU network is no chain of convolutions, its weights are {shapes}.")
-    if shapes[-1][0] != num_classes:
-        raise CheckpointError(
-            f"{path}: its mask-IoU network judges {shapes[-1][0]} classes, its prediction head has {num_classes}. "
-            "The file mixes two models."
-        )
-    return tuple((shape[0], shape[-1]) for shape in shapes[:-1])
-
-
-def _count(layout: tuple[int, ...], blocks: int, interval: int) -> int | None:
-    """How many last blocks of a stage may be deformable so that just `layout` is; None where no count gives that."""
-    for count in range(blocks + 1):
-        if BackboneSpec("resnet", (blocks,), (0,), (count,), interval).deformable_blocks(0) == layout:
-            return count
-    return None
+def deformable_blocks(backbone: BackboneSpec) -> list[list[int]]:
+    return [list(backbone.deformable_blocks(stage)) for stage in range(len(backbone.stages))]

@@ -168,7 +168,7 @@ def _inspect(artifact: Path) -> dict[str, Any]:
 
         return inspect_plan(artifact)
     if suffix == ".json":
-        from exporters.checkpoints.spec_choice import load_spec
+        from exporters.checkpoints.configs import load_spec
 
         return {"kind": "spec", "path": str(artifact), "spec": load_spec(artifact).to_dict()}
     require_export("reading a checkpoint")

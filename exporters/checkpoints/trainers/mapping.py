@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,6 +37,7 @@ class Weights:
     tensors: dict[str, Tensor]
     sources: dict[str, str]  # name here -> name in the file; empty for the original's own
     conventions: Conventions | None  # None: the original's, which its configurations can change
+    recognised_by: str | None = None  # the name in the file that only this trainer writes; None for the original
     notes: tuple[str, ...] = ()
 
     def in_file(self, name: str) -> str:
@@ -62,17 +63,16 @@ class Trainer:
                 raise CheckpointError(
                     f"{path} is a checkpoint of {self.name} that can't be used: {reason} (found {name})."
                 )
+        signed = first_match(self.signature, stored)
         for what, pattern in self.required:
             if first_match(pattern, stored) is None:
                 raise CheckpointError(
-                    f"{path} has names of {self.name} ({first_match(self.signature, stored)}), but it is no whole YOLACT: "
+                    f"{path} has names of {self.name} ({signed}), but it is no whole YOLACT: "
                     f"it has no {what} ({readable(pattern)})."
                 )
         tensors, sources, notes = self.convert(stored, path)
-        recognised = (
-            f"trainer {self.name}: recognised by {first_match(self.signature, stored)}; names mapped to the original's."
-        )
-        return Weights(self.name, tensors, sources, self.conventions, (recognised, *notes))
+        recognised = f"trainer {self.name}: recognised by {signed}; names mapped to the original's."
+        return Weights(self.name, tensors, sources, self.conventions, signed, (recognised, *notes))
 
 
 def rename(
@@ -102,10 +102,9 @@ def rename(
             )
         tensors[mapped], sources[mapped] = tensor, name
     if unknown:
-        listed = ", ".join(unknown[:_MAX_EXAMPLES]) + (", ..." if len(unknown) > _MAX_EXAMPLES else "")
         raise CheckpointError(
-            f"{path} has {len(unknown)} tensors that a YOLACT of {trainer} with a ResNet does not have ({listed}): another "
-            "backbone or configuration, or the file mixes two models."
+            f"{path} has {len(unknown)} tensors that a YOLACT of {trainer} with a ResNet does not have "
+            f"({examples(unknown)}): another backbone or configuration, or the file mixes two models."
         )
     return tensors, sources
 
@@ -118,6 +117,12 @@ def count(pattern: str, names: Mapping[str, Tensor]) -> int:
 def first_match(pattern: str, names: Mapping[str, Tensor]) -> str | None:
     """The first name that starts with the pattern."""
     return next((name for name in names if re.match(pattern, name)), None)
+
+
+def examples(names: Iterable[str]) -> str:
+    """The first names of many, for an error."""
+    listed = list(names)
+    return ", ".join(listed[:_MAX_EXAMPLES]) + (", ..." if len(listed) > _MAX_EXAMPLES else "")
 
 
 def readable(pattern: str) -> str:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from exporters.checkpoints.evidence import inspect_checkpoint
+from exporters.checkpoints.checkpoint import read_checkpoint
+from exporters.checkpoints.evidence import inspect_checkpoint, seen_in_tensors
 from tests import goldens
 from tests.unit.exporters.trainer_states import mmdetection
 from yolact_deploy.errors import CheckpointError
@@ -83,6 +85,16 @@ def test_a_checkpoint_of_another_trainer_is_shown_under_its_own_names(tmp_path: 
     }
     titles = [str(table.title) for table in inspect_tables(report)]
     assert titles[1:3] == ["seen in the tensors", "not in the tensors"]
+
+
+def test_whose_checkpoint_it_is_does_not_hang_on_the_wording_of_a_note(tmp_path: Path) -> None:
+    torch.save(mmdetection(), tmp_path / "epoch_55.pth")
+    content = read_checkpoint(tmp_path / "epoch_55.pth")
+    unsaid = dataclasses.replace(content, notes=(), weights=dataclasses.replace(content.weights, notes=()))
+    for told in (content, unsaid):
+        trainer = seen_in_tensors(told)[0]
+        assert (trainer.field, trainer.value) == ("trainer", "mmdetection")
+        assert trainer.how == "recognised by neck.lateral_convs.0.conv.weight"
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

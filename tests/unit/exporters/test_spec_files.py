@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from exporters.checkpoints.configs import published_spec
-from exporters.checkpoints.spec_choice import load_spec
+from exporters.checkpoints.configs import load_spec, published_spec
 from tests import goldens
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import ModelSpec

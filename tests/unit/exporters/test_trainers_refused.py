@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from exporters.checkpoints.checkpoint import as_original
 from exporters.checkpoints.configs import OTHER_TRAINERS
 from exporters.checkpoints.inference import infer_architecture
 from exporters.checkpoints.spec_choice import choose_spec
 from exporters.checkpoints.trainers.mmdetection import background_first
-from exporters.checkpoints.trainers.recognition import as_original
 from exporters.network.yolact import Yolact
 from tests import goldens
 from tests.unit.exporters.trainer_states import StateDict, empty, mmdetection, yolact_edge, yolact_minimal
