@@ -53,7 +53,9 @@ def test_no_module_loads_anything_heavy_when_it_is_imported(package: str) -> Non
     assert json.loads(walk.stdout) == {}
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join
+)
 def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
     run = f"from yolact_deploy.cli import app; app({arguments!r}, standalone_mode=False)"
     loaded = _loaded(run)
