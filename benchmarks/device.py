@@ -16,10 +16,9 @@ from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
-from yolact_deploy.runtime.gpu import frame as gpu_frame
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceContext, DeviceNetwork
+from yolact_deploy.runtime.protocols import DEVICE_STAGES, OUTPUT_NAMES, DeviceContext, DeviceNetwork
 
 NewContext = Callable[[int], DeviceContext]  # on a stream
 
@@ -106,7 +105,7 @@ def open_pipeline(detector: Detector, driver: Driver, network: DeviceNetwork) ->
 
 
 HOST = "host"  # what no stage of the device accounts for: launching, waiting, unpacking masks
-DEVICE_STAGES = (*gpu_frame.STAGES, HOST)
+TIMED_STAGES = (*DEVICE_STAGES, HOST)
 _EMPTY_STAGES = 200
 _NS_PER_MS = 1e6
 
@@ -125,7 +124,7 @@ class DeviceSamples(Samples):
     """A round is two calls: one as users make it, with CUDA graphs where the Detector uses them, and one marked by stage,
     for which there are none. Both end when all masks are in host memory at full size, unpacked from bits."""
 
-    stages: ClassVar[tuple[str, ...]] = DEVICE_STAGES
+    stages: ClassVar[tuple[str, ...]] = TIMED_STAGES
 
     def __init__(self, detector: Detector, calls: Calls | None = None) -> None:
         super().__init__(detector)
@@ -162,7 +161,7 @@ class DeviceSamples(Samples):
         taken = perf_counter_ns() - begin
         del found, masks
         device = 0
-        for stage in gpu_frame.STAGES:
+        for stage in DEVICE_STAGES:
             stage_ns = round(_NS_PER_MS * stages_ms.get(stage, 0.0))
             self.stages_ns[stage].append(stage_ns)
             device += stage_ns

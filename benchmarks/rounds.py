@@ -13,8 +13,8 @@ import numpy as np
 
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.runtime.protocols import STAGES
 
-STAGES = ("preprocess", "network", "detect", "masks")
 _WHOLE_EVERY = 4  # rounds; a whole call is timed beside that many staged ones
 _WARMUP_WINDOW = 5  # rounds whose median is compared with that of the window before
 _WARMUP_STABLE = 0.05

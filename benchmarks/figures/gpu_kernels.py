@@ -25,9 +25,8 @@ from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import Buffer, Launch
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.priors import make_priors
-from yolact_deploy.runtime.gpu.frame import STAGES
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline, LoadKernels
-from yolact_deploy.runtime.protocols import DeviceNetwork, HeadTensors
+from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 _RESULTS = ("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "coeff")
@@ -277,7 +276,7 @@ def measure_frames(
     finally:
         pipeline.close()
     stages: dict[str, float] = {
-        str(stage): statistics.median([mark.get(stage, 0.0) for mark in marks]) for stage in STAGES
+        str(stage): statistics.median([mark.get(stage, 0.0) for mark in marks]) for stage in DEVICE_STAGES
     }
     frame_ms = percentiles(times)
     floor = bare_ms + sum(stages[stage] for stage in _COPIES)

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from yolact_deploy.cli import app
+from yolact_deploy.runtime.protocols import DEVICE_STAGES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/shapes/demo.sh"]
@@ -53,3 +54,9 @@ def test_every_command_and_option_has_help() -> None:
 def test_links_in_the_documents_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_stages_are_documented_by_the_names_that_timed_and_bench_give_them() -> None:
+    text = (ROOT / "docs" / "benchmarking.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+)`", text)
+    assert [stage for stage in DEVICE_STAGES if stage not in named] == []

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from benchmarks.latency import bench, without_samples
-from benchmarks.rounds import STAGES, Limit
+from benchmarks.rounds import Limit
 from benchmarks.subjects import bench_images, made_up_image
 from tests.goldens import SHAPES
 from tests.unit.benchmarks.recorder import Recorder
 from yolact_deploy import Detector
+from yolact_deploy.runtime.protocols import STAGES
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.spec import ModelSpec
 
 OUTPUT_NAMES = ("loc", "conf", "mask_coeff", "proto")
+
+Stage: TypeAlias = Literal["host_to_device", "preprocess", "network", "detect", "masks", "device_to_host"]
+STAGES: tuple[Stage, ...] = ("preprocess", "network", "detect", "masks")  # what every Detector does, in this order
+DEVICE_STAGES: tuple[Stage, ...] = ("host_to_device", *STAGES, "device_to_host")  # of one whose work is on a GPU
 
 
 class HeadTensors(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.device import DEVICE_STAGES, DeviceSamples, empty_stage_ms
+from benchmarks.device import TIMED_STAGES, DeviceSamples, empty_stage_ms
 from benchmarks.device_sweep import PlantedNetwork
 from benchmarks.latency import bench
 from benchmarks.scenarios import _Answerer
@@ -27,9 +27,10 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.cli import app
 from yolact_deploy.reference.postprocess import softmax
 from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.runtime.protocols import DEVICE_STAGES
 
 Emulate = Callable[..., EmulatedGpu]
-ALL_STAGES = list(DEVICE_STAGES[:-1])
+ALL_STAGES = list(DEVICE_STAGES)
 
 
 def _photo(image_hw: tuple[int, int] = (60, 80)) -> Image:
@@ -65,7 +66,7 @@ def test_whole_calls_are_of_the_host_and_stages_of_the_device(emulated: Emulate,
     emulated(in_stream=True)
     with Detector(shapes_onnx, device="cuda:0") as detector:
         run = bench([detector], [_photo()], iterations=3, warmup=1)["runs"][0]
-    assert tuple(run["stages_ms"]) == DEVICE_STAGES
+    assert tuple(run["stages_ms"]) == TIMED_STAGES
     device = {stage: run["stages_ms"][stage]["p50"] for stage in ALL_STAGES}
     assert device == {
         "host_to_device": 1, "preprocess": 1, "network": 1, "detect": 4, "masks": 1, "device_to_host": 2,
@@ -73,7 +74,7 @@ def test_whole_calls_are_of_the_host_and_stages_of_the_device(emulated: Emulate,
     assert run["device_ms"]["p50"] == sum(device.values())
     samples = run["samples_ms"]
     for i in range(3):
-        assert sum(samples[stage][i] for stage in DEVICE_STAGES) == pytest.approx(samples["staged"][i])
+        assert sum(samples[stage][i] for stage in TIMED_STAGES) == pytest.approx(samples["staged"][i])
         assert samples["call"][i] < samples["latency"][i]  # the masks are unpacked after the call
     assert run["latency_ms"]["n"] == run["staged_ms"]["n"] == 3
     assert run["stages_share"] == pytest.approx(
@@ -202,12 +203,12 @@ def test_a_sweep_finds_on_the_gpu_what_was_planted(
     with Detector(shapes_onnx, device="cuda:0") as detector:
         found = sweep(detector, [_photo()])
     assert [point["batch"] for point in found["batch"]] == [1, 2]
-    assert tuple(found["batch"][0]["stages_ms"]) == DEVICE_STAGES
+    assert tuple(found["batch"][0]["stages_ms"]) == TIMED_STAGES
     assert [(*point["image_hw"], point["detections"]) for point in found["work"]] == [
         (60, 80, count) for count in (1, 10, 100)
     ]
     for point in found["work"]:
-        assert tuple(point["stages_ms"]) == tuple(stage for stage in DEVICE_STAGES if stage != "network")
+        assert tuple(point["stages_ms"]) == tuple(stage for stage in TIMED_STAGES if stage != "network")
         assert point["latency_ms"]["n"] == 1
     assert 2 in gpu.networks[1].batches
     assert set(gpu.networks[2].batches) == {1}  # the network runs beneath what is planted

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import charts
-from benchmarks.device import DEVICE_STAGES
+from benchmarks.device import TIMED_STAGES
 from benchmarks.gate import Judgement
 from benchmarks.latency import bench
 from benchmarks.report_html import render_report, write_report
@@ -67,7 +67,7 @@ def _times(milliseconds: float) -> dict[str, float]:
 
 
 def _on_gpu(run: dict[str, Any]) -> dict[str, Any]:
-    stages = {stage: _times(number / 4) for number, stage in enumerate(DEVICE_STAGES, start=1)}
+    stages = {stage: _times(number / 4) for number, stage in enumerate(TIMED_STAGES, start=1)}
     intervals = {stage: dict.fromkeys(("p50", "p90", "p95", "p99"), (0.1, None)) for stage in stages}
     return {
         **run,
@@ -142,7 +142,7 @@ def test_the_page_is_well_formed_and_has_its_parts(report: dict[str, Any]) -> No
 
 def test_what_a_gpu_adds_is_shown(report: dict[str, Any]) -> None:
     words = Page(render_report(report)).words
-    assert {*DEVICE_STAGES, "a call by stage, no graph", "2 streams", "321.0", "GPU memory", "512 MiB"} <= set(words)
+    assert {*TIMED_STAGES, "a call by stage, no graph", "2 streams", "321.0", "GPU memory", "512 MiB"} <= set(words)
     assert "none, none, on" in words  # of the artifacts, in their order
     assert any("images per second, 4 batches in flight" in word for word in words)
     assert any("CUDA graph: detect, masks." in word for word in words)
@@ -153,7 +153,7 @@ def test_the_terminal_shows_what_a_gpu_adds(report: dict[str, Any]) -> None:
     for table in bench_tables(report):
         console.print(table)
     shown = " ".join(console.export_text().split())  # captions are broken into lines
-    for part in (*DEVICE_STAGES, "by stage, no graph", "512 MiB on the GPU", "CUDA graph of all but host_to_device"):
+    for part in (*TIMED_STAGES, "by stage, no graph", "512 MiB on the GPU", "CUDA graph of all but host_to_device"):
         assert part in shown
     assert "321.0 through 2 streams with 4 batches in flight" in shown
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -16,10 +15,7 @@ from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import Buffer
 from yolact_deploy.cuda.program import BatchLayout, MaskForm, MaskPlan, Model, Values, align, pixel_bytes, place
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceContext
-
-Stage: TypeAlias = Literal["host_to_device", "preprocess", "network", "detect", "masks", "device_to_host"]
-STAGES: tuple[Stage, ...] = ("host_to_device", "preprocess", "network", "detect", "masks", "device_to_host")
+from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceContext, Stage
 
 
 @dataclass(frozen=True)

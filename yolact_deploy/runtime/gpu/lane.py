@@ -21,14 +21,13 @@ from yolact_deploy.runtime.gpu.frame import (
     FramePlan,
     Request,
     Segment,
-    Stage,
     Step,
     plan_frames,
     preprocess_values,
     write_staging,
 )
 from yolact_deploy.runtime.gpu.results import Crossing, ResultReader
-from yolact_deploy.runtime.protocols import DeviceNetwork
+from yolact_deploy.runtime.protocols import DeviceNetwork, Stage
 
 
 @dataclass(frozen=True)

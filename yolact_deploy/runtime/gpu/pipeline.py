@@ -23,11 +23,11 @@ from yolact_deploy.errors import DeviceError, EngineError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import ChannelOrder, check_channel_order, check_image, read_image
 from yolact_deploy.reference.priors import make_priors
-from yolact_deploy.runtime.gpu.frame import STAGES, Request
+from yolact_deploy.runtime.gpu.frame import Request
 from yolact_deploy.runtime.gpu.heads import HeadsOnHost
 from yolact_deploy.runtime.gpu.lane import Frame, Lane, PendingBatch
 from yolact_deploy.runtime.host import HostPipeline
-from yolact_deploy.runtime.protocols import DeviceNetwork
+from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 LoadKernels = Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
@@ -88,7 +88,7 @@ class GpuPipeline:
     @property
     def graph_stages(self) -> tuple[str, ...]:
         captured = frozenset().union(*(lane.graph_stages for lane in self._lanes))
-        return tuple(stage for stage in STAGES if stage in captured)
+        return tuple(stage for stage in DEVICE_STAGES if stage in captured)
 
     @property
     def max_batch(self) -> int:
