@@ -45,6 +45,10 @@ def evaluate(
     score count, 100 per image, as in the original's evaluation. `on_doubt` is told where the model's classes and the file's
     categories hardly mean the same. Raises AnnotationError when the file is no COCO instance
     file, names an image that `images` lacks, or has none of the model's category ids; ImageError for an unreadable image.
+
+    >>> report = evaluate(Detector("model.onnx"), images=".", annotations="annotations.json")  # a network with random weights
+    >>> report["images"], sorted(report["segm"])
+    (1, ['AP', 'AP50', 'AP75', 'AP_large', 'AP_medium', 'AP_small'])
     """
     coco = load_annotations(annotations)
     check_categories(coco, detector.spec.category_ids, annotations)

@@ -22,6 +22,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps the target's suffix, as some writers choose the format by it.
     Raises OutputError when the folder is missing or not writable, or `target` is a folder.
+
+    >>> with atomic_path("boxes.txt") as temporary:
+    ...     _ = temporary.write_text("1 2 3 4")
+    ...     Path("boxes.txt").exists()
+    False
+    >>> Path("boxes.txt").read_text()
+    '1 2 3 4'
     """
     path = Path(target)
     if path.is_dir():

@@ -220,6 +220,18 @@ class ModelSpec:
     """Architecture, preprocessing, priors, classes and thresholds of one YOLACT; travels inside ONNX files and sidecars.
 
     Raises SpecError when its parts contradict each other.
+
+    >>> spec = ModelSpec.from_file("spec.json")
+    >>> spec.class_names
+    ('disc', 'bar')
+    >>> spec.output_shapes()  # of one image
+    {'loc': (80, 4), 'conf': (80, 3), 'mask_coeff': (80, 4), 'proto': (8, 8, 4)}
+    >>> ModelSpec.from_json(spec.to_json()) == spec
+    True
+    >>> ModelSpec.from_dict({**spec.to_dict(), "input_size": 16})
+    Traceback (most recent call last):
+        ...
+    yolact_deploy.errors.SpecError: input_size must be from 32 to 8192 pixels, found 16.
     """
 
     name: str

@@ -32,7 +32,7 @@ class RawDetections:
         return len(self.scores)
 
     def take(self, rows: IntArray) -> RawDetections:
-        """The given rows, in the given order."""
+        """The given rows [m], in the given order."""
         return RawDetections(
             self.prior_idx[rows],
             self.class_ids[rows],
@@ -112,7 +112,7 @@ class Detections:
         return self.take(np.arange(min(count, len(self))))
 
     def take(self, rows: IntArray) -> Detections:
-        """The given rows, in the given order."""
+        """The given rows [m], in the given order."""
         return dataclasses.replace(
             self,
             raw=self.raw.take(rows),

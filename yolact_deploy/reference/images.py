@@ -55,6 +55,13 @@ def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "
     """An array as uint8 [H, W, 3] BGR: 2-D and one-channel arrays are taken as gray, a fourth channel is dropped.
 
     Raises ImageError for other types and shapes, and for an image without pixels.
+
+    >>> check_image(np.zeros((48, 64), np.uint8)).shape  # gray
+    (48, 64, 3)
+    >>> check_image(np.zeros((48, 64, 3), np.float32))
+    Traceback (most recent call last):
+        ...
+    yolact_deploy.errors.ImageError: image must be uint8, found float32. Give values 0..255.
     """
     check_channel_order(channel_order)
     if not isinstance(image, np.ndarray):

@@ -35,7 +35,7 @@ class MaskSource(Protocol):
         ...
 
     def take(self, rows: IntArray) -> MaskSource:
-        """The given masks, in the given order."""
+        """The masks of the given rows [m], in the given order."""
         ...
 
 

@@ -209,7 +209,11 @@ def encode_runs(
     counts: AnyArray,  # integers, summing up to H * W
     image_hw: tuple[int, int],
 ) -> dict[str, Any]:
-    """{"size": [H, W], "counts": str} of run lengths, column by column, the first one of False."""
+    """{"size": [H, W], "counts": str} of run lengths, column by column, the first one of False.
+
+    >>> encode_runs(np.array([0, 16]), (4, 4))  # all True
+    {'size': [4, 4], 'counts': '0`0'}
+    """
     from pycocotools import mask as coco_mask
 
     height, width = image_hw
@@ -221,6 +225,9 @@ def run_lengths(packed: str) -> list[int]:
     """The numbers in packed `counts`: 5 bits a character, from the fourth number on the difference from the last but one.
 
     The format is that of rleFrString in pycocotools, which does not check it. Raises ValueError for anything else.
+
+    >>> run_lengths("0`0")
+    [0, 16]
     """
     lengths: list[int] = []
     value = shift = 0

@@ -37,6 +37,13 @@ def fast_nms(
 
     Whether a pair (class, candidate) stays depends on higher scores alone, so pairs are looked at from the top in growing
     slices until max_detections have stayed; the rest can't matter.
+
+    The second box overlaps the first, which has a higher score:
+
+    >>> boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]])
+    >>> scores = np.float32([[0.9], [0.8], [0.7]])
+    >>> fast_nms(boxes, scores, iou_threshold=0.5, top_k=200, max_detections=100).candidate
+    array([0, 2])
     """
     flat = np.ascontiguousarray(scores.T).reshape(-1)  # class-major: a stable sort then breaks ties as documented
     slice_size = _FIRST_SLICE * max_detections
@@ -57,7 +64,13 @@ def cross_class_fast_nms(
     iou_threshold: float,
     top_k: int,
 ) -> Kept:
-    """FastNMS over each candidate's best class, all classes competing; up to top_k results, as in the original."""
+    """FastNMS over each candidate's best class, all classes competing; up to top_k results, as in the original.
+
+    >>> boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]])
+    >>> scores = np.float32([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])  # the best class of the second is another one
+    >>> cross_class_fast_nms(boxes, scores, iou_threshold=0.5, top_k=200).candidate
+    array([0, 2])
+    """
     class_ids = scores.argmax(axis=1)
     best = scores[np.arange(len(scores)), class_ids]
     order = _descending(best)[:top_k]

@@ -42,6 +42,14 @@ def detect(
     taken in pixels of `input_size`). A prior counts when its best foreground score is strictly above `conf_threshold`
     in float32; one whose scores hold NaN is dropped. `clip_boxes` cuts boxes at the image's border before they are
     compared, as mmdetection does. Raises ValueError for an unknown `nms` or shapes that disagree.
+
+    >>> priors = np.float32([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
+    >>> loc = np.zeros((1, 2, 4), np.float32)  # every box is its prior
+    >>> conf = np.float32([[[0.1, 0.9], [0.98, 0.02]]])  # background, and one class
+    >>> mask_coeff, proto = np.ones((1, 2, 1), np.float32), np.ones((1, 4, 4, 1), np.float32)
+    >>> (found,) = detect(loc, conf, mask_coeff, proto, priors)
+    >>> found.prior_idx, found.scores, found.boxes_xyxy
+    (array([0]), array([0.9], dtype=float32), array([[0. , 0. , 0.5, 0.5]], dtype=float32))
     """
     _check_arguments(loc, conf, mask_coeff, proto, priors, nms)
     results = []
@@ -83,6 +91,12 @@ def decode(
 
     SSD's encoding with variances 0.1 and 0.2 (Liu et al. 2016), in the original's order of float32 operations
     (layers/box_utils.py, decode). Overflow gives inf, as there.
+
+    >>> priors = np.float32([[0.5, 0.5, 0.2, 0.2]])
+    >>> decode(np.float32([[0, 0, 0, 0]]), priors)
+    array([[0.4, 0.4, 0.6, 0.6]], dtype=float32)
+    >>> decode(np.float32([[1, 0, 0, 0]]), priors)  # a tenth of its width to the right
+    array([[0.42, 0.4 , 0.62, 0.6 ]], dtype=float32)
     """
     with np.errstate(over="ignore", invalid="ignore"):
         centres = priors[:, :2] + loc[:, :2] * CENTRE_VARIANCE * priors[:, 2:]
@@ -94,7 +108,11 @@ def decode(
 def softmax(
     logits: FloatArray,  # [..., 1 + C]
 ) -> FloatArray:
-    """Softmax over the last axis, for models exported with `--conf logits`."""
+    """Softmax over the last axis, for models exported with `--conf logits`.
+
+    >>> softmax(np.float32([[0, 0]]))
+    array([[0.5, 0.5]], dtype=float32)
+    """
     scores: FloatArray = exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     return scores
@@ -113,6 +131,24 @@ def assemble_masks(
     The masks are assembled when first asked for: sigmoid(proto · coefficients), cropped to the box (`crop`), stretched
     bilinearly to the image, True where > 0.5. With `resize` "pad", boxes and masks are those of the padded square, cut at
     the image's border.
+
+    >>> raw = RawDetections(
+    ...     prior_idx=np.array([0]),
+    ...     class_ids=np.array([0]),
+    ...     scores=np.float32([0.9]),
+    ...     boxes_xyxy=np.float32([[0, 0, 0.5, 0.5]]),
+    ...     mask_coeff=np.float32([[1]]),
+    ...     proto=np.full((4, 4, 1), 5, np.float32),
+    ... )
+    >>> assemble_masks(raw, (6, 8)).masks[0].astype(int)  # one cell beyond the box, as in the original
+    array([[1, 1, 1, 1, 1, 1, 0, 0],
+           [1, 1, 1, 1, 1, 1, 0, 0],
+           [1, 1, 1, 1, 1, 1, 0, 0],
+           [1, 1, 1, 1, 1, 1, 0, 0],
+           [0, 0, 0, 0, 0, 0, 0, 0],
+           [0, 0, 0, 0, 0, 0, 0, 0]])
+    >>> len(assemble_masks(raw, (6, 8), score_threshold=0.95))
+    0
     """
     kept = raw.take(np.flatnonzero(raw.scores > np.float32(score_threshold)))
     if resize == "stretch":
@@ -130,6 +166,9 @@ def pixel_boxes(
 ) -> FloatArray:
     """The original's integer boxes, as float32 [n, 4]: corners ordered, the first clamped at 0 only and the second at the
     image's size only, truncated. A box outside of the image comes out inverted, as it does there.
+
+    >>> pixel_boxes(np.float32([[-0.2, 0.1, 0.333, 0.5]]), (100, 200))
+    array([[ 0., 10., 66., 50.]], dtype=float32)
     """
     height, width = image_hw
     x1, x2 = ordered_limits(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width, padding=0)

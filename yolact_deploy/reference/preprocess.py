@@ -18,6 +18,13 @@ def preprocess(
 
     The resize is OpenCV's bilinear on float32, as in the original's evaluation (utils/augmentations.py, BaseTransform).
     A spec that pads has the image in the top left of a square of the padding's colour before that.
+
+    >>> spec = ModelSpec.from_file("spec.json")
+    >>> black = np.zeros((48, 64, 3), np.uint8)
+    >>> preprocess([black], spec).shape
+    (1, 3, 32, 32)
+    >>> preprocess([black], spec)[0, :, 0, 0].round(2)  # - mean / std, red first
+    array([-2.12, -2.04, -1.81], dtype=float32)
     """
     import cv2
 

@@ -17,6 +17,13 @@ def make_priors(spec: ModelSpec) -> FloatArray:
 
     Order: level, row, column, scale, aspect ratio. Computed in double and rounded once, as the original does
     (dbolya/yolact, yolact.py, PredictionModule.make_priors).
+
+    >>> spec = ModelSpec.from_file("spec.json")
+    >>> priors = make_priors(spec)
+    >>> priors.shape == (spec.num_priors, 4)
+    True
+    >>> priors[0] * spec.input_size  # the first cell's centre, and the smallest scale
+    array([2., 2., 8., 8.], dtype=float32)
     """
     levels = []
     for size, scales, ratios in zip(spec.feature_sizes, spec.priors.scales, spec.priors.aspect_ratios, strict=True):

@@ -54,6 +54,15 @@ class Detector:
 
     Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used here; "auto" takes
     no CPU for a GPU whose memory is full (DeviceMemoryError).
+
+    >>> detector = Detector("model.onnx", device="cpu")
+    >>> detections = detector("image.jpg", score_threshold=0.3)
+    >>> detections.boxes_xyxy.shape == (len(detections), 4)
+    True
+    >>> detections.masks.shape == (len(detections), 48, 64)
+    True
+    >>> len(detector(["image.jpg", np.zeros((32, 32, 3), np.uint8)]))
+    2
     """
 
     def __init__(
@@ -199,6 +208,10 @@ class Detector:
         on one batch while the next is handed to it. An exception of `images`, or of an image that can't be used, is raised
         after the detections of all images before it. The Detector can be used as usual while the iterator is, and after it
         is closed half-way. Raises ImageError at once for a single image.
+
+        >>> frames = (np.full((48, 64, 3), gray, np.uint8) for gray in range(3))
+        >>> [found.image_hw for found in Detector("model.onnx").stream(frames)]
+        [(48, 64), (48, 64), (48, 64)]
         """
         _check_form(masks)
         is_array = isinstance(images, np.ndarray) or is_device_array(images)
