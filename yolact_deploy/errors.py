@@ -23,11 +23,25 @@ returns for it: 2 for wrong usage or bad input, 1 for work that failed.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class YolactDeployError(Exception):
-    """Whatever this project raises on purpose; `exit_code` is the command line's."""
+    """Whatever this project raises on purpose; `exit_code` is the command line's.
+
+    Survives pickle and copy with its fields, whatever its constructor takes, so that workers can raise it.
+    """
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[YolactDeployError], args: tuple[Any, ...], fields: dict[str, Any]) -> YolactDeployError:
+    error = kind.__new__(kind, *args)  # a constructor need not take the message
+    error.__dict__.update(fields)
+    return error
 
 
 def one_line(text: object) -> str:
