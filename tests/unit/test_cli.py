@@ -274,6 +274,32 @@ def test_errors_as_json_and_with_their_traceback() -> None:
     assert result.returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("detect", "m.onnx", "a.jpg", "--no-such", "--json"), "--no-such"),
+        (("detect", "--json"), "artifact"),
+        (("bench", "m.onnx", "--batch", "0", "--json"), "--batch"),
+        (("quantize", "--json", "m.onnx", "-o", "x.onnx", "--precision", "fp64"), "fp64"),
+        (("--json", "inspect", "m.onnx"), "--json"),
+        (("inspct", "m.onnx", "--json"), "inspct"),
+    ],
+    ids=["unknown option", "no argument", "out of range", "no choice", "before the command", "unknown command"],
+)
+def test_wrong_usage_is_json_where_json_is_asked_for(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["type"] == "UsageError"
+    assert message in json.loads(result.stdout)["error"]["message"].lower()
+    assert message in result.stderr.lower()
+
+
+def test_wrong_usage_is_words_alone_where_no_json_is_asked_for() -> None:
+    result = run("detect", "--no-such")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--no-such" in result.stderr
+
+
 def test_json_holds_file_names_of_any_bytes(shapes_onnx: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.jpg")
     (tmp_path / name).write_text("no image")

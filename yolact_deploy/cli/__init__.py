@@ -12,11 +12,13 @@ import typer
 
 from yolact_deploy import __version__
 from yolact_deploy.cli import look, make, run
+from yolact_deploy.cli.console import Commands
 
 _QUIET_DECODERS = {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # files they can't read, we name
 
 app = typer.Typer(
     name="yolact-deploy",
+    cls=Commands,
     help="Deploy YOLACT: checkpoint to ONNX, ONNX to TensorRT plans, images to masks, with proof at every step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

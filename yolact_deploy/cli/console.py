@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
+import typer.core
 
 from yolact_deploy.errors import YolactDeployError
 
@@ -55,6 +56,30 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             _fail(exc, message, 1, kwargs)
 
     return wrapped
+
+
+class Commands(typer.core.TyperGroup):
+    """The group of commands, where wrong usage too is {"error": {"type": "UsageError", "message"}} on stdout with `--json`,
+    beside the words on stderr."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        self._wants_json = "--json" in args
+        with self._usage_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._usage_errors():
+            return super().invoke(ctx)
+
+    @contextlib.contextmanager
+    def _usage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            in_words = getattr(exc, "format_message", None)  # of Click's exceptions, which Typer may bring with it
+            if self._wants_json and in_words is not None:
+                print_json({"error": {"type": "UsageError", "message": in_words()}})
+            raise
 
 
 def print_json(value: Any) -> None:
