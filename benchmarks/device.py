@@ -14,11 +14,12 @@ from benchmarks.device_timer import Memory
 from benchmarks.rounds import Samples
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
-from yolact_deploy.runtime.protocols import DEVICE_STAGES, OUTPUT_NAMES, DeviceContext, DeviceNetwork
+from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceContext, DeviceNetwork
 
 NewContext = Callable[[int], DeviceContext]  # on a stream
 
@@ -53,13 +54,12 @@ def bare_network(
 
     `new_context` gives another context for the same inputs and outputs than the network's own.
     """
-    size = network.spec.input_size
-    shapes = {"image": (3, size, size), **network.spec.output_shapes()}
+    shapes = network.spec.io_shapes()
     with driver.current(), Memory(driver) as memory:
         memory.callback(network.close)
         stream = memory.stream()
         addresses = {}
-        for name in ("image", *OUTPUT_NAMES):
+        for name in (INPUT, *OUTPUTS):
             nbytes = batch * network.dtypes[name].itemsize
             for length in shapes[name]:
                 nbytes *= length

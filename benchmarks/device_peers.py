@@ -29,12 +29,12 @@ from benchmarks.peers import (
 )
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import is_onnx
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError, MissingDependencyError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.reference.priors import make_priors
-from yolact_deploy.runtime.gpu.pipeline import ONNX_SUFFIX
 from yolact_deploy.runtime.onnxruntime.cuda import BoundContext
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, CUDA_PROVIDER, choose_providers
 from yolact_deploy.runtime.protocols import DeviceContext
@@ -89,7 +89,7 @@ def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: 
                 _on_device_clock(stack, driver, bare.stream, replay),
             )
         )
-    if detector.artifact.suffix.lower() == ONNX_SUFFIX:
+    if is_onnx(detector.artifact):
         try:
             other = stack.enter_context(
                 bare_network(driver, open_network(detector, driver), new_context=_default_session(detector, driver))

@@ -15,11 +15,10 @@ from typing import Any
 from benchmarks.device import bare_network, open_driver, open_network
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.names import is_plan, module_of
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.preprocess import preprocess
-from yolact_deploy.runtime.detector import PLAN_SUFFIXES
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
@@ -44,7 +43,7 @@ def layer_times(
     under the last module they contain. Raises BenchmarkError where the engine does not tell.
     """
     path = Path(detector.artifact)
-    if path.suffix.lower() in PLAN_SUFFIXES:
+    if is_plan(path):
         profiler, times = "TensorRT", plan_layer_times(detector, len(images), runs)
     else:
         profiler = "onnxruntime"

@@ -16,10 +16,10 @@ import numpy as np
 from benchmarks.statistics import percentiles
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.optional import require, require_export
 from yolact_deploy.reference.priors import make_priors
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.spec import ModelSpec, PostprocessSpec
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ def _bare_onnxruntime(detector: Detector, batch: Any, threads: int | None) -> Pe
         options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(detector.artifact), options, providers=["CPUExecutionProvider"])
     half = session.get_inputs()[0].type == "tensor(float16)"
-    feed = {"image": batch.astype(np.float16) if half else batch}
-    return Peer(NETWORK, "onnxruntime session", on_host_clock(lambda: session.run(list(OUTPUT_NAMES), feed)))
+    feed = {INPUT: batch.astype(np.float16) if half else batch}
+    return Peer(NETWORK, "onnxruntime session", on_host_clock(lambda: session.run(list(OUTPUTS), feed)))
 
 
 def _torch_peers(

@@ -10,12 +10,11 @@ import numpy as np
 
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, PRECISION_METADATA_KEY, is_onnx, is_plan
 from yolact_deploy.artifacts.sidecar import Sidecar, read_sidecar
 from yolact_deploy.errors import PlanMismatchError
 from yolact_deploy.files import sha256_file
 from yolact_deploy.reference.images import list_images, read_image
-from yolact_deploy.runtime.detector import PLAN_SUFFIXES
-from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, PRECISION_METADATA_KEY
 
 _DEFAULT_HW = (480, 640)
 _BLOCK_PX = 40
@@ -67,7 +66,7 @@ def _precision(path: Path) -> str | None:
 
 def _sidecar(path: Path) -> Sidecar | None:
     """Of a plan; the Detector has told what is wrong with it."""
-    if path.suffix.lower() not in PLAN_SUFFIXES:
+    if not is_plan(path):
         return None
     try:
         return read_sidecar(path)
@@ -77,7 +76,7 @@ def _sidecar(path: Path) -> Sidecar | None:
 
 def onnx_metadata(path: Path) -> dict[str, str]:
     """`metadata_props` of an ONNX file; empty where they can't be read."""
-    if path.suffix.lower() != ".onnx":
+    if not is_onnx(path):
         return {}
     try:
         import onnxruntime as ort

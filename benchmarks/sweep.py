@@ -16,10 +16,10 @@ from benchmarks.statistics import percentiles
 from benchmarks.subjects import batch_limits, made_up_image
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import is_plan
 from yolact_deploy.errors import EngineError
 from yolact_deploy.reference.postprocess import detect
 from yolact_deploy.reference.priors import make_priors
-from yolact_deploy.runtime.detector import PLAN_SUFFIXES
 from yolact_deploy.runtime.protocols import HeadTensors
 
 BATCHES = (1, 2, 4, 8)
@@ -49,7 +49,7 @@ def sweep(
     if batches[-1] < BATCHES[-1]:
         report["notes"].append(
             f"made for batches of {least} to {limit}; more with `build-engine --batch`."
-            if detector.artifact.suffix.lower() in PLAN_SUFFIXES
+            if is_plan(detector.artifact)
             else f"exported for batches up to {limit}; more with `yolact-deploy export --max-batch`."
         )
 

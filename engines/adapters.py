@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from engines.messages import LogRecord
-from yolact_deploy.artifacts.sidecar import RuntimeName
+from yolact_deploy.artifacts.names import PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX, RuntimeName
 from yolact_deploy.cuda.drivers.opening import visible_devices
 from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, OutputError
 from yolact_deploy.files import atomic_path
@@ -40,8 +40,11 @@ class Adapter(ABC):
     trt: Any
     version: str
     name: ClassVar[RuntimeName]
-    title: ClassVar[str]
     builds_for_this_gpu: ClassVar[bool]  # so that the plan can be opened where it was built
+
+    @property
+    def title(self) -> str:
+        return PLAN_RUNTIMES[self.name].title
 
     @property
     def label(self) -> str:
@@ -64,8 +67,7 @@ class Adapter(ABC):
 
 @dataclass(frozen=True)
 class TensorRt(Adapter):
-    name = "tensorrt"
-    title = "TensorRT"
+    name = TENSORRT
     builds_for_this_gpu = True
 
     def resolve_targets(self, requested: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -111,8 +113,7 @@ class TensorRt(Adapter):
 
 @dataclass(frozen=True)
 class TensorRtRtx(Adapter):
-    name = "tensorrt-rtx"
-    title = "TensorRT-RTX"
+    name = TENSORRT_RTX
     builds_for_this_gpu = False
 
     @property
@@ -158,9 +159,7 @@ class TensorRtRtx(Adapter):
         return []
 
 
-_ADAPTERS: dict[RuntimeName, type[Adapter]] = {"tensorrt": TensorRt, "tensorrt-rtx": TensorRtRtx}
-_MODULES: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_EXTRAS: dict[RuntimeName, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+_ADAPTERS: dict[RuntimeName, type[Adapter]] = {TENSORRT: TensorRt, TENSORRT_RTX: TensorRtRtx}
 
 
 def available_runtimes() -> list[RuntimeInfo]:
@@ -180,10 +179,10 @@ def choose_runtime(name: str = "auto") -> tuple[Adapter, str]:
     usable = next((info for info in infos if info.usable), None)
     if usable is None:
         raise _nothing_usable(infos)
-    adapter = _ADAPTERS[usable.name](trt=import_module(_MODULES[usable.name]), version=usable.version or "")
+    adapter = _ADAPTERS[usable.name](trt=import_module(PLAN_RUNTIMES[usable.name].module), version=usable.version or "")
     # That TensorRT is not installed where it could not build anyway is no news.
     passed_over = [info for info in infos[: infos.index(usable)] if info.installed or visible_devices()]
-    reasons = [f"{_ADAPTERS[info.name].title} was passed over: {info.reason}" for info in passed_over]
+    reasons = [f"{PLAN_RUNTIMES[info.name].title} was passed over: {info.reason}" for info in passed_over]
     return adapter, " ".join([f"built with {adapter.label}.", *reasons])
 
 
@@ -206,8 +205,8 @@ def _sm(target: str) -> int:
 
 
 def _probe(name: RuntimeName) -> RuntimeInfo:
-    module_name = _MODULES[name]
-    install = f'pip install "yolact-deploy[{_EXTRAS[name]}]"'
+    module_name, extra = PLAN_RUNTIMES[name].module, PLAN_RUNTIMES[name].extra
+    install = f'pip install "yolact-deploy[{extra}]"'
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as exc:
@@ -220,9 +219,9 @@ def _probe(name: RuntimeName) -> RuntimeInfo:
     if version is None or not hasattr(module, "Builder"):
         # PyPI's `tensorrt` is a stub that fetches its libraries when it is installed, and may be left without them.
         return RuntimeInfo(name, version, False, f"installed without its libraries: {install}.")
-    if name == "tensorrt" and (problem := _tensorrt_problem(version)):
+    if name == TENSORRT and (problem := _tensorrt_problem(version)):
         return RuntimeInfo(name, version, False, problem)
-    if name == "tensorrt":
+    if name == TENSORRT:
         return RuntimeInfo(name, version, True, f"builds for this machine's {visible_devices()[0].name}.")
     return RuntimeInfo(name, version, True, "builds ahead of time; needs no GPU.")
 
@@ -241,7 +240,7 @@ def _tensorrt_problem(version: str) -> str | None:
 def _nothing_usable(infos: list[RuntimeInfo]) -> Exception:
     if not any(info.installed for info in infos):
         # TensorRT is of no use without a GPU; TensorRT-RTX builds anywhere.
-        name: RuntimeName = infos[0].name if len(infos) == 1 or visible_devices() else "tensorrt-rtx"
-        return MissingDependencyError(_MODULES[name].replace("_", "-"), extra=_EXTRAS[name], purpose="building a plan")
+        name: RuntimeName = infos[0].name if len(infos) == 1 or visible_devices() else TENSORRT_RTX
+        return MissingDependencyError(name, extra=PLAN_RUNTIMES[name].extra, purpose="building a plan")
     found = "\n".join(f"  {info.name}: {info.reason}" for info in infos)
     return EngineError(f"no plan can be built here:\n{found}")

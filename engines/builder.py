@@ -18,9 +18,10 @@ from engines.end_to_end import Hw, Shape, check_graph_io, input_shapes
 from engines.inspection import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
 from engines.lint.linter import lint_onnx
 from engines.messages import BuildControl, LogRecord, Progress, build_errors, build_log, parser_errors, progress_monitor
-from engines.onnx_graph import INPUT_NAME, OnnxGraph, read_onnx
+from engines.onnx_graph import OnnxGraph, read_onnx
 from yolact_deploy import __version__
 from yolact_deploy.artifacts.end_to_end import is_end_to_end
+from yolact_deploy.artifacts.names import INPUT, PRECISIONS
 from yolact_deploy.artifacts.sidecar import (
     BatchRange,
     CompanionFile,
@@ -35,7 +36,6 @@ from yolact_deploy.files import atomic_path, check_writable
 from yolact_deploy.runtime.onnxruntime.network import extract_mask_iou
 from yolact_deploy.spec import ModelSpec
 
-_PRECISIONS = ("fp32", "fp16", "int8")
 _MAX_LISTED_FINDINGS = 10
 
 # TensorRT has one logger per process, so two builds at once could not tell their messages apart.
@@ -106,8 +106,8 @@ def build_engine(
     MissingDependencyError.
     """
     batch_range = _batch_range(batch)
-    if precision is not None and precision not in _PRECISIONS:
-        raise BuildRequestError(f"unknown precision {precision!r}; choose {', '.join(_PRECISIONS)}.")
+    if precision is not None and precision not in PRECISIONS:
+        raise BuildRequestError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}.")
     if workspace_bytes is not None and workspace_bytes < 1:
         raise BuildRequestError(f"the workspace must be a positive number of bytes, found {workspace_bytes}.")
     if Path(output).exists() and Path(onnx_path).exists() and Path(output).samefile(onnx_path):
@@ -187,7 +187,7 @@ def _check_precision(graph: OnnxGraph, precision: str | None) -> None:
 
 
 def _check_batch(graph: OnnxGraph, batch: BatchRange) -> None:
-    fixed = next(tensor.shape[0] for tensor in graph.io_tensors if tensor.name == INPUT_NAME)
+    fixed = next(tensor.shape[0] for tensor in graph.io_tensors if tensor.name == INPUT)
     asked = f"{batch.min},{batch.opt},{batch.max}"
     if fixed != -1 and (batch.min, batch.max) != (fixed, fixed):
         raise BuildRequestError(
@@ -245,7 +245,7 @@ def _build(
         if workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
         profile = builder.create_optimization_profile()
-        profile.set_shape(INPUT_NAME, *shapes)
+        profile.set_shape(INPUT, *shapes)
         config.add_optimization_profile(profile)
         notes = adapter.load_timing_cache(config, timing_cache, log) if timing_cache is not None else []
         monitor = progress_monitor(trt, control)  # named, as the config does not keep it alive

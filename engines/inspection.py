@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines.onnx_graph import OnnxGraph, read_onnx
-from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, module_of
 from yolact_deploy.artifacts.sidecar import verify_plan
 from yolact_deploy.errors import SpecError
 from yolact_deploy.files import write_text
-from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.spec_json import decode, encode
 
 LAYERS_SCHEMA_VERSION = 1

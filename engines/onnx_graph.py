@@ -10,16 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_deploy.artifacts.names import module_of
-from yolact_deploy.artifacts.sidecar import IoTensor, Precision
+from yolact_deploy.artifacts.names import (
+    INPUT,
+    MAX_BATCH_METADATA_KEY,
+    SPEC_METADATA_KEY,
+    Precision,
+    is_checkpoint,
+    is_plan,
+    module_of,
+)
+from yolact_deploy.artifacts.sidecar import IoTensor
 from yolact_deploy.errors import ArtifactError, SpecError
 from yolact_deploy.optional import require
-from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.spec import ModelSpec
 
 if TYPE_CHECKING:
     import onnx
-
-INPUT_NAME = "image"
 
 _EXPORT_AGAIN = "Export it with `yolact-deploy export CHECKPOINT -o model.onnx`."
 
@@ -96,8 +102,8 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as exc:  # protobuf's own error type, which moved between its versions
-        hint = f" Export it first: yolact-deploy export {file} -o {file.stem}.onnx" if file.suffix in _WEIGHTS else ""
-        if file.suffix in _PLANS:
+        hint = f" Export it first: yolact-deploy export {file} -o {file.stem}.onnx" if is_checkpoint(file) else ""
+        if is_plan(file):
             hint = " It is named as a plan is: give the ONNX it was built from."
         raise ArtifactError(f"{file} is not an ONNX model, or is damaged ({_first_line(exc)}).{hint}") from exc
     if not model.graph.node:
@@ -112,8 +118,6 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     return OnnxGraph(file, data, model)
 
 
-_WEIGHTS = (".pth", ".pt", ".ckpt")
-_PLANS = (".engine", ".plan")
 _IO_DTYPES = ("float32", "float16")  # float16 by `quantize --io-precision fp16`
 
 
@@ -124,7 +128,7 @@ def check_io(
 ) -> None:
     """Raise SpecError unless the tensors are the input and outputs that `spec` describes. A size of -1 fits any."""
     size = spec.input_size
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {INPUT_NAME: ("input", (-1, 3, size, size))}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {INPUT: ("input", (-1, 3, size, size))}
     expected |= {name: ("output", (-1, *shape)) for name, shape in spec.output_shapes().items()}
     found = {tensor.name: tensor for tensor in tensors}
     if missing := [name for name in expected if name not in found]:

@@ -13,11 +13,12 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from yolact_deploy.artifacts.end_to_end import is_end_to_end
+from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.runtime.onnxruntime.end_to_end import no_stages
 from yolact_deploy.runtime.onnxruntime.network import session_options
-from yolact_deploy.spec import PRECISION_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.spec import ModelSpec
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 QUANTIZING = frozenset(

@@ -22,21 +22,23 @@ from torch import nn
 
 from exporters.network.deformable import NATIVE_OPSET, DcnForm, exportable
 from yolact_deploy import __version__
-from yolact_deploy.errors import ExportError
-from yolact_deploy.files import atomic_path
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
-from yolact_deploy.spec import (
+from yolact_deploy.artifacts.names import (
+    INPUT,
+    MASK_IOU_INPUT,
     MASK_IOU_METADATA_KEY,
+    MASK_IOU_OUTPUT,
     MAX_BATCH_METADATA_KEY,
+    OUTPUTS,
     PRECISION_METADATA_KEY,
     SPEC_METADATA_KEY,
     VERSION_METADATA_KEY,
-    ModelSpec,
 )
+from yolact_deploy.errors import ExportError
+from yolact_deploy.files import atomic_path
+from yolact_deploy.spec import ModelSpec
 
-INPUT_NAME = "image"
 BATCH_DIM = "batch"
-MASK_IOU_INPUT_NAME, MASK_IOU_OUTPUT_NAME, MASK_COUNT_DIM = "masks", "mask_iou", "count"
+MASK_COUNT_DIM = "count"
 DEFAULT_OPSET = 19
 SUPPORTED_OPSETS = (18, 19, 20)  # 18 is the exporter's first, 20 the last that is tested here
 DEFAULT_MAX_BATCH = 8
@@ -99,13 +101,13 @@ def export_onnx(
 def _trace_network(model: nn.Module, spec: ModelSpec, opset: int, max_batch: int) -> onnx.ModelProto:
     batch = torch.export.Dim(BATCH_DIM, min=1, max=max_batch) if max_batch > 1 else None
     shape = (3, spec.input_size, spec.input_size)
-    return _trace(model, spec.name, (INPUT_NAME, shape, batch), OUTPUT_NAMES, opset)
+    return _trace(model, spec.name, (INPUT, shape, batch), OUTPUTS, opset)
 
 
 def _trace_mask_iou(model: nn.Module, spec: ModelSpec, opset: int) -> onnx.ModelProto:
     count = torch.export.Dim(MASK_COUNT_DIM, min=1)
     name, shape = f"the mask-IoU network of {spec.name}", (spec.proto_size, spec.proto_size)
-    return _trace(model, name, (MASK_IOU_INPUT_NAME, shape, count), (MASK_IOU_OUTPUT_NAME,), opset)
+    return _trace(model, name, (MASK_IOU_INPUT, shape, count), (MASK_IOU_OUTPUT,), opset)
 
 
 def _trace(

@@ -13,11 +13,12 @@ from typing import Any
 from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 from exporters.onnx_export import DEFAULT_MAX_BATCH, DEFAULT_OPSET, DcnChoice, export_onnx
 from exporters.parity import ParityReport, check_parity
+from yolact_deploy.artifacts.names import CHECKPOINT_SHA256_METADATA_KEY
 from yolact_deploy.errors import ExportError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.optional import require
 from yolact_deploy.reference.images import read_image
-from yolact_deploy.spec import CHECKPOINT_SHA256_METADATA_KEY, ConfActivation
+from yolact_deploy.spec import ConfActivation
 
 _MAX_LISTED_FAILURES = 3
 

@@ -16,13 +16,10 @@ from yolact_deploy.spec_json import SINCE, decode, encode, lowest_schema_version
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
 _OLDEST_SCHEMA_VERSION = 1
 _MIN_INPUT_SIZE, _MAX_INPUT_SIZE = 32, 8192  # beyond, priors alone would fill the memory
-# In an ONNX's metadata_props.
-SPEC_METADATA_KEY = "yolact_deploy.spec"  # ModelSpec.to_json()
-PRECISION_METADATA_KEY = "yolact_deploy.precision"  # "fp32", "fp16", "int8"
-CHECKPOINT_SHA256_METADATA_KEY = "yolact_deploy.checkpoint_sha256"
-VERSION_METADATA_KEY = "yolact_deploy.version"  # of this project, when it wrote the file
-MAX_BATCH_METADATA_KEY = "yolact_deploy.max_batch"  # largest batch the file was exported for
-MASK_IOU_METADATA_KEY = "yolact_deploy.mask_iou"  # YOLACT++: the mask-IoU network, itself an ONNX file, in base64
+
+# The network's tensors.
+INPUT = "image"  # [B, 3, S, S], preprocessed
+OUTPUTS = ("loc", "conf", "mask_coeff", "proto")
 
 BackboneKind = Literal["resnet", "darknet"]
 ConfActivation = Literal["softmax", "logits"]
@@ -328,12 +325,13 @@ class ModelSpec:
 
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the head tensors without the batch dimension."""
-        return {
-            "loc": (self.num_priors, 4),
-            "conf": (self.num_priors, 1 + self.num_classes),
-            "mask_coeff": (self.num_priors, self.num_prototypes),
-            "proto": (self.proto_size, self.proto_size, self.num_prototypes),
-        }
+        priors, prototypes = self.num_priors, self.num_prototypes
+        loc, conf, coeff = (priors, 4), (priors, 1 + self.num_classes), (priors, prototypes)
+        return dict(zip(OUTPUTS, (loc, conf, coeff, (self.proto_size, self.proto_size, prototypes)), strict=True))
+
+    def io_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the network's input, then of the head tensors, without the batch dimension."""
+        return {INPUT: (3, self.input_size, self.input_size), **self.output_shapes()}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object, in the lowest schema version that holds it."""

@@ -27,6 +27,7 @@ from benchmarks.statistics import percentiles
 from exporters.checkpoints.configs import published_spec
 from yolact_deploy import Detector
 from yolact_deploy.arrays import AnyArray, Image
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.buffers import MAX_BLOCKS
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Argument, Driver, GpuDevice
@@ -36,7 +37,6 @@ from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.gpu.pipeline import GpuBackend
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.spec import ModelSpec
 
 IMAGE_SIZES_HW = ((550, 550), (1080, 1920))
@@ -275,7 +275,7 @@ class NullNetwork:
 
     def __init__(self, spec: ModelSpec, *, capturable: bool = True) -> None:
         self.spec, self.capturable = spec, capturable
-        self.dtypes: Mapping[str, np.dtype[np.generic]] = dict.fromkeys(("image", *OUTPUT_NAMES), np.dtype(np.float32))
+        self.dtypes: Mapping[str, np.dtype[np.generic]] = dict.fromkeys((INPUT, *OUTPUTS), np.dtype(np.float32))
 
     def new_context(self, stream: int) -> NullNetwork:
         return self

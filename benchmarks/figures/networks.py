@@ -18,10 +18,10 @@ from exporters.checkpoints.configs import published_spec
 from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, INPUT, OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.spec import ModelSpec
 
 CONFIG = "yolact_resnet50"
@@ -58,7 +58,6 @@ if __name__ == "__main__":
 
 
 _WARMUP = 3
-_WIDE = ("loc", "conf")  # float32 in half precision too, as in a typed ONNX
 
 
 class TorchNetwork:
@@ -86,7 +85,7 @@ class TorchNetwork:
     @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
         narrow = np.dtype(np.float16 if self._half else np.float32)
-        return {name: np.dtype(np.float32) if name in _WIDE else narrow for name in ("image", *OUTPUT_NAMES)}
+        return {name: np.dtype(np.float32) if name in FLOAT32_OUTPUTS else narrow for name in (INPUT, *OUTPUTS)}
 
     @property
     def max_batch(self) -> int | None:
@@ -115,7 +114,7 @@ class TorchContext:
         self._graphs: dict[tuple[int, ...], Any] = {}
 
     def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:
-        key = (batch, *(addresses[name] for name in ("image", *OUTPUT_NAMES)))
+        key = (batch, *(addresses[name] for name in (INPUT, *OUTPUTS)))
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             if key not in self._graphs:
                 self._graphs[key] = self._capture(addresses, batch)
@@ -126,16 +125,16 @@ class TorchContext:
 
     def _capture(self, addresses: Mapping[str, int], batch: int) -> Any:
         spec, dtypes = self._network.spec, self._network.dtypes
-        shapes = {"image": (3, spec.input_size, spec.input_size), **spec.output_shapes()}
+        shapes = spec.io_shapes()
         tensors = {
             name: torch.as_tensor(
                 _DeviceArray(addresses[name], (batch, *shapes[name]), dtypes[name]), device=self._network.device
             )
-            for name in ("image", *OUTPUT_NAMES)
+            for name in (INPUT, *OUTPUTS)
         }
 
         def run() -> None:
-            for name, output in zip(OUTPUT_NAMES, self._network.model(tensors["image"]), strict=True):
+            for name, output in zip(OUTPUTS, self._network.model(tensors[INPUT]), strict=True):
                 tensors[name].copy_(output)
 
         for _ in range(_WARMUP):

@@ -29,12 +29,12 @@ from exporters.comparison.report import (
 )
 from exporters.parity import Matches, capped_size, detect_heads, mask_ious, match_detections
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.errors import AnnotationError, ImageError
 from yolact_deploy.evaluation import check_categories, coco_ap, load_annotations
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import list_images, read_image
 from yolact_deploy.reference.preprocess import preprocess
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 
 PathLike = str | os.PathLike[str]
 
@@ -75,7 +75,7 @@ def compare(
     sides = (side_a, side_b)
     scoring = None if coco is None else _Scoring(coco, paths, sides, str(annotations))
 
-    tensors = [_Tensor(name, side_a.spec.output_shapes()[name]) for name in OUTPUT_NAMES]
+    tensors = [_Tensor(name, side_a.spec.output_shapes()[name]) for name in OUTPUTS]
     compared: list[ImageComparison] = []
     skipped: list[tuple[str, str]] = []
     worst: list[tuple[float, int, Example]] = []  # a heap with the least bad on top

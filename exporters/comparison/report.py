@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from exporters.parity import Matches
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import is_onnx, is_plan
 from yolact_deploy.artifacts.sidecar import verify_plan
 from yolact_deploy.errors import ArtifactError, EngineError, SpecError
 from yolact_deploy.files import sha256_file
@@ -19,7 +20,7 @@ from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_iou import rescore_masks
 from yolact_deploy.reference.postprocess import assemble_masks, softmax
-from yolact_deploy.runtime.detector import PLAN_SUFFIXES, Detector
+from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, ResizeMode
 
@@ -67,9 +68,9 @@ def open_side(
         raise ArtifactError(
             f"{path} is no artifact to compare. Give a checkpoint (.pth), an .onnx or a plan (.engine)."
         )
-    if suffix in PLAN_SUFFIXES:
+    if is_plan(path):
         return _open_plan(path, device)
-    if suffix == ".onnx":
+    if is_onnx(path):
         return _of_detector(Detector(path, device=device), "onnx", _onnx_precision(path))
     return _open_checkpoint(path, spec_file, config)
 

@@ -19,7 +19,6 @@ from onnx import TensorProto
 from exporters.end_to_end import stages
 from exporters.end_to_end.stages import PREPARED, PRIOR_IDX, GraphWriter
 from exporters.onnx_edit import FLOAT, Names, check_types, load_onnx, metadata, open_session, read_spec, with_outputs
-from exporters.onnx_export import INPUT_NAME
 from exporters.parity import (
     ImageParity,
     ParityReport,
@@ -34,6 +33,16 @@ from exporters.parity import (
 )
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.artifacts.names import (
+    CHANNEL_ORDER_METADATA_KEY,
+    END_TO_END,
+    FORM_METADATA_KEY,
+    INPUT,
+    MASK_IOU_METADATA_KEY,
+    OUTPUTS,
+    PRECISION_METADATA_KEY,
+    SPEC_METADATA_KEY,
+)
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.reference.detections import Detections
@@ -44,8 +53,8 @@ from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork, extract_mask_iou
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
-from yolact_deploy.spec import MASK_IOU_METADATA_KEY, PRECISION_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.runtime.protocols import HeadTensors
+from yolact_deploy.spec import ModelSpec
 
 HEIGHT_DIM, WIDTH_DIM = "height", "width"
 _MASK_IOU_PREFIX = "mask_iou."  # keeps its names apart from the network's
@@ -132,8 +141,8 @@ def make_end_to_end(
     before, after = GraphWriter(names), GraphWriter(names)
     prepared = stages.write_preprocess(before.inside("preprocess"), contract.IMAGE, spec, channel_order)
     for node in graph.node:
-        node.input[:] = [prepared if name == INPUT_NAME else name for name in node.input]
-    heads = stages.Heads(*OUTPUT_NAMES)
+        node.input[:] = [prepared if name == INPUT else name for name in node.input]
+    heads = stages.Heads(*OUTPUTS)
     found = stages.write_detect(after.inside("detect"), heads, spec, make_priors(spec))
     stages.write_outputs(after.inside("results"), contract.IMAGE, found)
     masks = after.inside("masks")
@@ -150,17 +159,17 @@ def make_end_to_end(
     _declare_io(graph, spec)
     described = {key: value for key, value in metadata(model).items() if key != MASK_IOU_METADATA_KEY}
     described[SPEC_METADATA_KEY] = spec.to_json()
-    described[contract.FORM_METADATA_KEY] = contract.END_TO_END_FORM
-    described[contract.CHANNEL_ORDER_METADATA_KEY] = channel_order
+    described[FORM_METADATA_KEY] = END_TO_END
+    described[CHANNEL_ORDER_METADATA_KEY] = channel_order
     onnx.helper.set_model_props(model, described)
     return check_types(model)
 
 
 def _check_heads(model: onnx.ModelProto, path: Path) -> None:
     found = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    if set(found) != {INPUT_NAME, *OUTPUT_NAMES}:
+    if set(found) != {INPUT, *OUTPUTS}:
         raise ArtifactError(
-            f"{path} has the inputs and outputs {', '.join(found)}; expected are {INPUT_NAME}, {', '.join(OUTPUT_NAMES)}. "
+            f"{path} has the inputs and outputs {', '.join(found)}; expected are {INPUT}, {', '.join(OUTPUTS)}. "
             "Export it with `yolact-deploy export`."
         )
     if half := [name for name, element_type in found.items() if element_type != FLOAT]:
@@ -227,7 +236,7 @@ def check_end_to_end(
     """
     network = OnnxNetwork(heads_onnx, device="cpu")
     is_float32 = metadata(model).get(PRECISION_METADATA_KEY, "fp32") == "fp32"
-    session = open_session(with_outputs(model, [PREPARED, PRIOR_IDX, *([] if is_float32 else OUTPUT_NAMES)]))
+    session = open_session(with_outputs(model, [PREPARED, PRIOR_IDX, *([] if is_float32 else OUTPUTS)]))
     names = [output.name for output in session.get_outputs()]
 
     def run(batch: Image) -> dict[str, AnyArray]:
@@ -240,7 +249,7 @@ def check_end_to_end(
         image = _capped(original)
         outputs = run(image[None])
         prepared = preprocess([image], spec)
-        heads = network.run(prepared) if is_float32 else HeadTensors(*(outputs[name] for name in OUTPUT_NAMES))
+        heads = network.run(prepared) if is_float32 else HeadTensors(*(outputs[name] for name in OUTPUTS))
         raw = detect_heads(heads, spec)
         expected = assemble_masks(raw, (image.shape[0], image.shape[1]))
         if network.mask_iou is not None:

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from exporters.onnx_edit import FLOAT, HALF, QUANTIZING, GraphIndex, Names, check_types, float_tensors, opset_of
 from yolact_deploy.arrays import FloatArray
-from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, module_of
 from yolact_deploy.errors import ArtifactError
 
 IoPrecision = Literal["fp32", "fp16"]
@@ -32,7 +32,6 @@ MAX_WEIGHT_ERROR = 2.0**-10
 FLOAT32_OPERATORS = frozenset({"Softmax"})
 # Outputs that stay float32 even with half I/O: the decoder computes exp(0.2 * loc), which overflows half past loc = 55.4;
 # half has ties among scores that float32 tells apart.
-FLOAT32_OUTPUTS = frozenset({"loc", "conf"})
 _READS_SHAPES_ONLY = frozenset({"Shape", "Size"})
 _HALF_SUFFIX = ":half"
 

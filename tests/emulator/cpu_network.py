@@ -12,10 +12,11 @@ import numpy as np
 
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy.arrays import AnyArray
+from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
+from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 RunHeads = Callable[[AnyArray], HeadTensors]
@@ -42,7 +43,7 @@ class CpuNetwork:
         self._network = OnnxNetwork(path, device="cpu", threads=threads)
         self._driver, self._in_stream, self._alter = driver, in_stream, alter
         dtype = np.dtype(np.float16 if half else np.float32)
-        self.dtypes: Mapping[str, np.dtype[Any]] = dict.fromkeys(("image", *OUTPUT_NAMES), dtype)
+        self.dtypes: Mapping[str, np.dtype[Any]] = dict.fromkeys(("image", *OUTPUTS), dtype)
         self.max_batch = max_batch
         self.batches: list[int] = []  # of every run
         self.is_closed = False
@@ -103,7 +104,7 @@ class CpuContext:
         self._driver.copy_to_host(image.ctypes.data, addresses["image"], image.nbytes, self._stream)
         self._driver.synchronize(self._stream)
         heads = self._run(image)._asdict()
-        for name in OUTPUT_NAMES:
+        for name in OUTPUTS:
             head = self._array(name, shapes[name])
             head[...] = heads[name]
             self._driver.copy_to_device(addresses[name], head.ctypes.data, head.nbytes, self._stream)
@@ -148,7 +149,7 @@ class InStreamContext:
 
         def work() -> None:
             heads = self._run(arrays["image"])._asdict()
-            for name in OUTPUT_NAMES:
+            for name in OUTPUTS:
                 arrays[name][...] = heads[name]
 
         self._driver.call(self._stream, work)

@@ -14,6 +14,7 @@ import pytest
 from exporters.pipeline import export_checkpoint
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from yolact_deploy import Detections, Detector
+from yolact_deploy.artifacts.names import SPEC_METADATA_KEY
 from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, sidecar_path, write_sidecar
 from yolact_deploy.errors import (
     ArtifactError,
@@ -27,7 +28,7 @@ from yolact_deploy.errors import (
 )
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
-from yolact_deploy.spec import SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.spec import ModelSpec
 
 PHOTOS = [SHAPES / "val" / f"val_public_000{i}.jpg" for i in range(4)]
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from yolact_deploy.artifacts.names import END_TO_END, FORM_METADATA_KEY, INPUT
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import ModelSpec, PostprocessSpec, PreprocessSpec
 
-# In an ONNX's metadata_props.
-FORM_METADATA_KEY = "yolact_deploy.form"
-CHANNEL_ORDER_METADATA_KEY = "yolact_deploy.channel_order"  # "bgr" or "rgb": of the input's last axis
-END_TO_END_FORM = "end-to-end"
 EndToEndNms = Literal["fast", "cross_class"]
 
-IMAGE = "image"  # uint8 [B, H, W, 3]
+IMAGE = INPUT  # uint8 [B, H, W, 3]
 NUM_DETECTIONS = "num_detections"  # int32 [B]; of the M rows, the first so many are detections
 BOXES = "boxes_xyxy"  # float32 [B, M, 4], whole pixels of the input image; 0 beyond
 SCORES = "scores"  # float32 [B, M], descending; 0 beyond
@@ -33,7 +30,7 @@ TRADITIONAL_IS_A_LOOP = (
 
 def is_end_to_end(metadata: Mapping[str, str]) -> bool:
     """Whether an ONNX file's metadata says that it goes from image to masks."""
-    return metadata.get(FORM_METADATA_KEY) == END_TO_END_FORM
+    return metadata.get(FORM_METADATA_KEY) == END_TO_END
 
 
 def output_rows(spec: ModelSpec) -> int:

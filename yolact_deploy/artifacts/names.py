@@ -1,11 +1,81 @@
-"""Names of ONNX nodes: the path of the PyTorch module they come from, then the operator, as in "fpn.lat_layers.0/Conv"."""
+"""What things are called in and around our files: tensors, metadata, suffixes, precisions, the TensorRTs that run plans.
+
+These strings are the file format: an artifact made today is read by them tomorrow.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, get_args
+
+from yolact_deploy.spec import INPUT as INPUT
+from yolact_deploy.spec import OUTPUTS as OUTPUTS
+
+FLOAT32_OUTPUTS = frozenset({"loc", "conf"})  # in every precision: boxes and scores can't spare the digits
+
+ONNX_SUFFIX = ".onnx"
+PLAN_SUFFIXES = (".engine", ".plan")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")  # the usual ones: what is neither ONNX nor plan is tried as a checkpoint
+
+# In an ONNX's metadata_props.
+SPEC_METADATA_KEY = "yolact_deploy.spec"  # ModelSpec.to_json()
+PRECISION_METADATA_KEY = "yolact_deploy.precision"  # one of PRECISIONS, as the file says of itself
+CHECKPOINT_SHA256_METADATA_KEY = "yolact_deploy.checkpoint_sha256"
+VERSION_METADATA_KEY = "yolact_deploy.version"  # of this project, when it wrote the file
+MAX_BATCH_METADATA_KEY = "yolact_deploy.max_batch"  # largest batch the file was exported for
+MASK_IOU_METADATA_KEY = "yolact_deploy.mask_iou"  # YOLACT++: the mask-IoU network, itself an ONNX file, in base64
+FORM_METADATA_KEY = "yolact_deploy.form"  # END_TO_END; without it, the ordinary export
+CHANNEL_ORDER_METADATA_KEY = "yolact_deploy.channel_order"  # end to end: "bgr" or "rgb", of the input's last axis
+
+Form = Literal["heads", "end-to-end"]  # what the outputs are: head tensors, or finished detections
+END_TO_END: Final = "end-to-end"
+
+# Of the mask-IoU network: soft masks in, their IoU by class out.
+MASK_IOU_INPUT, MASK_IOU_OUTPUT = "masks", "mask_iou"
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+RuntimeName = Literal["tensorrt", "tensorrt-rtx"]  # of what runs a plan; also the package's name on PyPI
+TENSORRT: Final = "tensorrt"
+TENSORRT_RTX: Final = "tensorrt-rtx"
+
+
+class PlanRuntime(NamedTuple):
+    title: str  # for people
+    module: str  # that is imported
+    extra: str  # of this project, which brings it
+
+
+PLAN_RUNTIMES: Mapping[RuntimeName, PlanRuntime] = {
+    TENSORRT: PlanRuntime("TensorRT", "tensorrt", "gpu"),
+    TENSORRT_RTX: PlanRuntime("TensorRT-RTX", "tensorrt_rtx", "rtx"),
+}
+
+
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """By its name: `model.onnx`, `MODEL.ONNX`."""
+    return Path(path).suffix.lower() == ONNX_SUFFIX
+
+
+def is_plan(path: str | os.PathLike[str]) -> bool:
+    """By its name: `model.engine`, `model.plan`."""
+    return Path(path).suffix.lower() in PLAN_SUFFIXES
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """By its name: `model.pth`, `model.pt`, `model.ckpt`."""
+    return Path(path).suffix.lower() in CHECKPOINT_SUFFIXES
+
 
 def module_of(node_name: str) -> str:
-    """The module that a node comes from: "fpn.lat_layers.0" of "fpn.lat_layers.0/Conv", "" where the name has none.
+    """The module that an ONNX node comes from, which the exporter writes before its operator; "" where the name has none.
 
-    Paths with slashes ("/fpn/lat_layers.0/Conv", as PyTorch's older exporter writes them) become dotted ones.
+    Paths with slashes, as PyTorch's older exporter writes them, become dotted ones.
+
+    >>> module_of("fpn.lat_layers.0/Conv"), module_of("/fpn/lat_layers.0/Conv")
+    ('fpn.lat_layers.0', 'fpn.lat_layers.0')
     """
     return node_name.strip("/").rpartition("/")[0].replace("/", ".")

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
+from yolact_deploy.artifacts.names import Precision, RuntimeName
 from yolact_deploy.errors import PlanMismatchError, SpecError
 from yolact_deploy.files import sha256_file, write_json
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import decode, encode
 
 SIDECAR_SCHEMA_VERSION = 1
-
-RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "int8"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"sm\d{2,3}")

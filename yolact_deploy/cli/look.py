@@ -152,22 +152,22 @@ def _warm(artifact: Path | None, target: Sequence[str] | None, gpus: Sequence[Gp
 
 
 def _inspect(artifact: Path) -> dict[str, Any]:
+    from yolact_deploy.artifacts.names import is_onnx, is_plan
     from yolact_deploy.errors import ArtifactError
 
     if not artifact.is_file():
         raise ArtifactError(
             f"{artifact} {'is a folder' if artifact.is_dir() else 'does not exist'}; nothing to inspect."
         )
-    suffix = artifact.suffix.lower()
-    if suffix == ".onnx":
+    if is_onnx(artifact):
         from engines.inspection import inspect_onnx
 
         return inspect_onnx(artifact)
-    if suffix in (".engine", ".plan"):
+    if is_plan(artifact):
         from engines.inspection import inspect_plan
 
         return inspect_plan(artifact)
-    if suffix == ".json":
+    if artifact.suffix.lower() == ".json":
         from exporters.checkpoints.configs import load_spec
 
         return {"kind": "spec", "path": str(artifact), "spec": load_spec(artifact).to_dict()}

@@ -285,8 +285,8 @@ def _typed_model(model: Path, precision: Precision | None, progress: Progress) -
     if precision is not Precision.fp16:
         return model
     from engines.onnx_graph import read_onnx
+    from yolact_deploy.artifacts.names import CHECKPOINT_SHA256_METADATA_KEY, SPEC_METADATA_KEY
     from yolact_deploy.errors import OutputError
-    from yolact_deploy.spec import CHECKPOINT_SHA256_METADATA_KEY, SPEC_METADATA_KEY
 
     graph = read_onnx(model)
     if graph.precision != Precision.fp32.value:

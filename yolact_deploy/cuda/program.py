@@ -103,7 +103,7 @@ class Model:
 
     spec: ModelSpec
     specialization: Specialization
-    dtypes: dict[str, np.dtype[np.generic]]  # of "image" and of every head
+    dtypes: dict[str, np.dtype[np.generic]]  # of the input and of every head
     scores_masks: bool  # a mask-IoU network wants the soft masks
 
     @property
@@ -111,9 +111,8 @@ class Model:
         return self.spec.proto_size, self.spec.proto_size
 
     def network_buffers(self, batch: int) -> dict[str, int]:
-        """Bytes of the network's input ("image") and of every head."""
-        size = self.spec.input_size
-        shapes = {"image": (3, size, size), **self.spec.output_shapes()}
+        """Bytes of the network's input and of every head."""
+        shapes = self.spec.io_shapes()
         return {name: batch * _count(shape) * self.dtypes[name].itemsize for name, shape in shapes.items()}
 
     def results(self, batch: int, form: MaskForm) -> dict[str, Buffer]:

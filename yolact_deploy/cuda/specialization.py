@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolact_deploy.errors import SpecError
-from yolact_deploy.spec import ModelSpec, NmsMode
+from yolact_deploy.spec import INPUT, OUTPUTS, ModelSpec, NmsMode
 
 SOURCES = ("common.cu", "preprocess.cu", "decode.cu", "nms.cu", "masks.cu", "rle.cu")  # in the order of their use
 COMPILE_FLAGS = ("--std=c++17", "--fmad=false")  # exact: no fused multiply-add that is not written
 MAX_SORTED = 1024  # largest top_k and max_detections: what a block's shared memory sorts
 MAX_CLASSES = 4095  # a warp holds a row of scores in registers
-HEADS = ("loc", "conf", "mask_coeff", "proto")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def specialize(
     spec: ModelSpec,
     *,
     nms: NmsMode | None = None,  # the spec's own
-    fp16_tensors: Mapping[str, bool] | None = None,  # by I/O name ("image", "loc", ...); those left out are float32
+    fp16_tensors: Mapping[str, bool] | None = None,  # by I/O name (INPUT and OUTPUTS); those left out are float32
 ) -> Specialization:
     """The specialization of a model. Raises SpecError for one that the kernels are not made for ("traditional" NMS too)."""
     mode = nms or spec.postprocess.nms
@@ -80,9 +79,10 @@ def specialize(
             "choose one of them, or detect on the CPU."
         )
     fp16 = dict(fp16_tensors or {})
-    unknown = sorted(set(fp16) - {*HEADS, "image"})
+    unknown = sorted(set(fp16) - {*OUTPUTS, INPUT})
     if unknown:
-        raise SpecError(f"no such I/O tensors: {', '.join(unknown)}; want image, {', '.join(HEADS)}.")
+        raise SpecError(f"no such I/O tensors: {', '.join(unknown)}; want {INPUT}, {', '.join(OUTPUTS)}.")
+    loc, conf, coeff, proto = (fp16.get(name, False) for name in OUTPUTS)
     return Specialization(
         num_classes=spec.num_classes,
         num_coeff=spec.num_prototypes,
@@ -92,11 +92,11 @@ def specialize(
         conf_logits=spec.conf_activation == "logits",
         clip_boxes=spec.postprocess.clip_boxes,
         pad=spec.preprocess.resize == "pad",
-        loc_fp16=fp16.get("loc", False),
-        conf_fp16=fp16.get("conf", False),
-        coeff_fp16=fp16.get("mask_coeff", False),
-        proto_fp16=fp16.get("proto", False),
-        input_fp16=fp16.get("image", False),
+        loc_fp16=loc,
+        conf_fp16=conf,
+        coeff_fp16=coeff,
+        proto_fp16=proto,
+        input_fp16=fp16.get(INPUT, False),
     )
 
 

@@ -16,7 +16,6 @@ from yolact_deploy.cuda.program import MaskForm
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder
-from yolact_deploy.runtime.opening import PLAN_SUFFIXES as PLAN_SUFFIXES
 from yolact_deploy.runtime.opening import open_pipeline
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
 from yolact_deploy.runtime.streaming import stream_detections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yolact_deploy.artifacts.names import ONNX_SUFFIX, PLAN_SUFFIXES, is_checkpoint, is_onnx, is_plan
 from yolact_deploy.errors import (
     ArtifactError,
     DeviceError,
@@ -17,9 +18,6 @@ from yolact_deploy.runtime.host import HostPipeline
 from yolact_deploy.runtime.protocols import Pipeline
 from yolact_deploy.spec import NmsMode
 
-PLAN_SUFFIXES = (".engine", ".plan")
-_WEIGHTS = (".pth", ".pt", ".ckpt")
-
 
 def open_pipeline(
     artifact: Path, *, device: str, threads: int | None, nms: NmsMode | None, cuda_graph: bool
@@ -30,14 +28,14 @@ def open_pipeline(
     Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there.
     """
     kind, index = _parse_device(device)
-    suffix = artifact.suffix.lower()
-    if suffix in PLAN_SUFFIXES:
+    if is_plan(artifact):
         return _open_plan(artifact, kind, index, threads, nms, cuda_graph)
-    if suffix != ".onnx":
-        hint = (
-            f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx" if suffix in _WEIGHTS else ""
+    if not is_onnx(artifact):
+        hint = f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx"
+        raise ArtifactError(
+            f"{artifact} is neither {ONNX_SUFFIX} nor {' or '.join(PLAN_SUFFIXES)}: it can't be run."
+            f"{hint if is_checkpoint(artifact) else ''}"
         )
-        raise ArtifactError(f"{artifact} is neither .onnx nor {' or '.join(PLAN_SUFFIXES)}: it can't be run.{hint}")
     from yolact_deploy.runtime.onnxruntime.end_to_end import is_end_to_end_file
 
     if is_end_to_end_file(artifact):

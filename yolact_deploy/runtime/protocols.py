@@ -14,8 +14,6 @@ from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.spec import ModelSpec
 
-OUTPUT_NAMES = ("loc", "conf", "mask_coeff", "proto")
-
 Stage: TypeAlias = Literal["host_to_device", "preprocess", "network", "detect", "masks", "device_to_host"]
 STAGES: tuple[Stage, ...] = ("preprocess", "network", "detect", "masks")  # what every Detector does, in this order
 DEVICE_STAGES: tuple[Stage, ...] = ("host_to_device", *STAGES, "device_to_host")  # of one whose work is on a GPU
@@ -62,7 +60,7 @@ class DeviceContext(Protocol):
         ...
 
     def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:
-        """Enqueue a run from device memory to device memory: `addresses` of "image" and of every one of OUTPUT_NAMES, each
+        """Enqueue a run from device memory to device memory: `addresses` of INPUT and of every one of OUTPUTS, each
         contiguous, batch first, of the network's dtypes. Returns before it is done. Raises EngineError."""
         ...
 
@@ -91,7 +89,7 @@ class DeviceNetwork(Protocol):
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
-        """float32 or float16 of "image" and of every one of OUTPUT_NAMES."""
+        """float32 or float16 of INPUT and of every one of OUTPUTS."""
         ...
 
     @property

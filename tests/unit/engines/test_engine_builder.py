@@ -19,6 +19,7 @@ from engines import builder
 from engines.builder import BuildResult, build_engine
 from engines.inspection import read_layers
 from tests.unit.engines.tiny_network import WriteOnnx
+from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.artifacts.sidecar import BatchRange, verify_plan
 from yolact_deploy.errors import (
     ArtifactError,
@@ -28,7 +29,7 @@ from yolact_deploy.errors import (
     PlanMismatchError,
     SpecError,
 )
-from yolact_deploy.spec import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.spec import ModelSpec
 
 pytest.importorskip("tensorrt_rtx")
 

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from yolact_deploy.spec import SPEC_METADATA_KEY, BackboneSpec, FpnSpec, ModelSpec, PriorsSpec, ProtonetSpec
+from yolact_deploy.artifacts.names import SPEC_METADATA_KEY
+from yolact_deploy.spec import BackboneSpec, FpnSpec, ModelSpec, PriorsSpec, ProtonetSpec
 
 CHANNELS = 8
 _INT8_ZERO = np.int8(0)

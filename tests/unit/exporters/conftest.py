@@ -15,7 +15,7 @@ from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
-from yolact_deploy.spec import CHECKPOINT_SHA256_METADATA_KEY
+from yolact_deploy.artifacts.names import CHECKPOINT_SHA256_METADATA_KEY
 
 StateDict = dict[str, Tensor]
 

@@ -22,9 +22,9 @@ from exporters.onnx_export import export_onnx
 from exporters.precision.fp16 import to_half
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS
+from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.errors import EngineError, ExportError
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 
 Array = npt.NDArray[Any]
 
@@ -122,7 +122,7 @@ def test_both_forms_compute_what_the_module_does_for_any_batch(
     with torch.inference_mode():
         expected = plus_model(torch.from_numpy(images))
     for count in (3, 1):
-        for name, found, wanted in zip(OUTPUT_NAMES, network.run(images[:count]), expected, strict=True):
+        for name, found, wanted in zip(OUTPUTS, network.run(images[:count]), expected, strict=True):
             spread = float(wanted.std())
             assert spread > 1e-3, f"{name} would be equal whatever the offsets do"
             np.testing.assert_allclose(found, wanted[:count].numpy(), rtol=0, atol=1e-4 * spread, err_msg=name)

@@ -28,6 +28,13 @@ from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS
 from yolact_deploy.artifacts import end_to_end as contract
 from yolact_deploy.artifacts.end_to_end import EndToEndNms
+from yolact_deploy.artifacts.names import (
+    CHANNEL_ORDER_METADATA_KEY,
+    END_TO_END,
+    FORM_METADATA_KEY,
+    MASK_IOU_METADATA_KEY,
+    SPEC_METADATA_KEY,
+)
 from yolact_deploy.cli import app
 from yolact_deploy.errors import ArtifactError, EngineError, ExportError, SpecError
 from yolact_deploy.files import sha256_file
@@ -35,7 +42,7 @@ from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork, is_end_to_end_file, read_outputs
-from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec, PreprocessSpec
+from yolact_deploy.spec import ModelSpec, PreprocessSpec
 
 Array = npt.NDArray[Any]
 
@@ -144,8 +151,8 @@ def test_auto_says_why_it_took_the_cpu(shapes_file: Path) -> None:
 def test_what_the_file_says_of_itself(shapes_file: Path, shapes_onnx: Path) -> None:
     model, heads = onnx.load(str(shapes_file)), onnx.load(str(shapes_onnx))
     said = metadata(model)
-    assert said[contract.FORM_METADATA_KEY] == contract.END_TO_END_FORM
-    assert said[contract.CHANNEL_ORDER_METADATA_KEY] == "bgr"
+    assert said[FORM_METADATA_KEY] == END_TO_END
+    assert said[CHANNEL_ORDER_METADATA_KEY] == "bgr"
     assert said[SPEC_METADATA_KEY] == metadata(heads)[SPEC_METADATA_KEY]
     assert is_end_to_end_file(shapes_file)
     assert not is_end_to_end_file(shapes_onnx)
@@ -262,7 +269,7 @@ def test_the_command_writes_one_file_and_tells_of_it(tmp_path: Path) -> None:
     assert report["end_to_end"]["nms"] == "cross_class"
     assert report["end_to_end"]["parity"] is None
     assert report["sha256"] == sha256_file(target)
-    assert metadata(load_onnx(target))[contract.CHANNEL_ORDER_METADATA_KEY] == "rgb"
+    assert metadata(load_onnx(target))[CHANNEL_ORDER_METADATA_KEY] == "rgb"
     assert list(tmp_path.iterdir()) == [target]
 
 

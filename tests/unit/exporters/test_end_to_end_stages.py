@@ -22,11 +22,12 @@ from tests import goldens
 from tests.goldens import f32
 from tests.unit.exporters.plus_models import SMALL_PLUS
 from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.reference.postprocess import assemble_masks, detect
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
+from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, PostprocessSpec
 
 Array = npt.NDArray[Any]
@@ -46,7 +47,7 @@ def test_detections_of_recorded_cases_are_the_references(case_id: str, nms: cont
     width, height = CASES[case_id]["wh"]
     spec = _spec_of(inputs, PostprocessSpec(nms=nms))
     outputs = _run(spec, inputs, (height, width))
-    heads = HeadTensors(*(inputs[name] for name in OUTPUT_NAMES))
+    heads = HeadTensors(*(inputs[name] for name in OUTPUTS))
     for row, raw in enumerate(detect(*heads, inputs["priors"], nms=nms)):
         expected, found = assemble_masks(raw, (height, width)), read_outputs(outputs, row, spec)
         np.testing.assert_array_equal(outputs[stages.PRIOR_IDX][row, : len(found)], raw.prior_idx)
@@ -147,13 +148,13 @@ def _detect_boxes(
 def _run(spec: ModelSpec, inputs: dict[str, Array], image_hw: tuple[int, int]) -> dict[str, Array]:
     """The stages behind the network as a graph of their own; the image gives its size only."""
     writer = GraphWriter(Names(onnx.ModelProto()))
-    heads = stages.Heads(*OUTPUT_NAMES)
+    heads = stages.Heads(*OUTPUTS)
     found = stages.write_detect(writer.inside("detect"), heads, spec, inputs["priors"])
     stages.write_outputs(writer.inside("outputs"), contract.IMAGE, found)
     masks = writer.inside("masks")
     stages.write_masks(masks, contract.IMAGE, stages.write_soft_masks(masks, heads, found, spec))
     image = np.zeros((len(inputs["loc"]), *image_hw, 3), np.uint8)
-    given = {contract.IMAGE: image, **{name: inputs[name] for name in OUTPUT_NAMES}}
+    given = {contract.IMAGE: image, **{name: inputs[name] for name in OUTPUTS}}
     return _run_nodes(writer, given, [*list(contract.end_to_end_io(spec))[1:], stages.PRIOR_IDX])
 
 

@@ -22,11 +22,11 @@ from exporters.parity import check_parity
 from exporters.pipeline import export_checkpoint
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
+from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.detect_files import DetectOptions, detect_files
 from yolact_deploy.errors import SpecError
 from yolact_deploy.reference.mask_iou import MaskIouReference, rescore_masks
 from yolact_deploy.runtime.detector import Detector
-from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from exporters.precision.run import apply_precision
 from tests import goldens
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
+from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.errors import ArtifactError, CalibrationError, ExportError, OutputError, SpecError, YolactDeployError
 from yolact_deploy.runtime.detector import Detector
-from yolact_deploy.spec import PRECISION_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.spec import ModelSpec
 
 VAL = goldens.SHAPES / "val"
 ANNOTATIONS = VAL / "instances.json"

@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy.arrays import AnyArray
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
+from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.spec import ModelSpec
 
 Shape = tuple[int, ...]
@@ -326,5 +326,5 @@ def _compute(
         return driver.view(addresses[name], nbytes).view(dtype).reshape(shape)
 
     heads = fake_heads(view("image"), spec)
-    for name in OUTPUT_NAMES:
+    for name in OUTPUTS:
         view(name)[:] = heads[name]

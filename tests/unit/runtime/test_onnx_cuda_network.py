@@ -16,10 +16,11 @@ from tests.emulator.driver import EmulatedDriver
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import allocate, images, memory, run
 from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, soft_masks, write_plus_onnx
+from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
 from yolact_deploy.runtime.onnxruntime.cuda import BoundContext, OnnxCudaNetwork, cuda_options
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork, choose_providers
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceNetwork
+from yolact_deploy.runtime.protocols import DeviceNetwork
 
 CUDA = "CUDAExecutionProvider"
 REAL_SESSION = onnxruntime.InferenceSession
@@ -143,7 +144,7 @@ def test_a_context_binds_once_for_a_batch_and_its_addresses_and_waits_for_nothin
             found = run(driver, network, context, stream, image, addresses)
             for name, expected in plain.run(image)._asdict().items():
                 np.testing.assert_array_equal(found[name], expected)
-        assert [name for name, *_ in session.binding.bound] == ["image", *OUTPUT_NAMES] * 2
+        assert [name for name, *_ in session.binding.bound] == ["image", *OUTPUTS] * 2
         size = TINY_SPEC.input_size
         assert session.binding.bound[-5] == ("image", "cuda", 0, np.float32, (1, 3, size, size), addresses["image"])
         for options in session.run_options:

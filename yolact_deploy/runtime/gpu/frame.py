@@ -9,13 +9,14 @@ from itertools import groupby
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, Image
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import Buffer
 from yolact_deploy.cuda.program import BatchLayout, MaskForm, MaskPlan, Model, Values, align, pixel_bytes, place
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceContext, Stage
+from yolact_deploy.runtime.protocols import DeviceContext, Stage
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def plan_frames(
         **model.scalars(request.score_threshold),
         **{name: buffers.address(name) for name in sizes},
         **{name: buffers.address("results") + offset for name, offset in placed.items()},
-        "input": buffers.address("image"),
+        "input": buffers.address(INPUT),
         "image_hw": buffers.address("staging") + staging["image_hw"],
         "priors": priors,
     }
@@ -111,7 +112,7 @@ def plan_frames(
         _views(buffers.pinned_view("results", result_bytes), results, placed),
         context,
     )
-    addresses = {name: buffers.address(name) for name in ("image", *OUTPUT_NAMES)}
+    addresses = {name: buffers.address(name) for name in (INPUT, *OUTPUTS)}
     detect = launches.detect_launches(model.specialization, model.spec.num_priors, batch)
     make_masks = list(masks.launches(values, int(values.get("run_start", 0))))
     host_staging, host_results = buffers.pinned_address("staging"), buffers.pinned_address("results")
@@ -160,7 +161,7 @@ def preprocess_values(
 ) -> Values:
     """Of a launch that starts with a given image of the batch; where its pixels are is for the caller to say."""
     size = model.spec.input_size
-    plane_bytes = 3 * size * size * model.dtypes["image"].itemsize
+    plane_bytes = 3 * size * size * model.dtypes[INPUT].itemsize
     return {
         "input": values["input"] + image * plane_bytes,
         "image_h": image_hw[0],

@@ -8,11 +8,12 @@ from contextlib import ExitStack
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, FloatArray
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import DeviceError, YolactDeployError
 from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, DeviceNetwork, HeadTensors
+from yolact_deploy.runtime.protocols import DeviceNetwork, HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 
@@ -67,7 +68,7 @@ class HeadsOnHost:
 
     def _run(self, image: FloatArray) -> HeadTensors:
         batch, driver = len(image), self._driver
-        shapes = {"image": image.shape[1:], **self.spec.output_shapes()}
+        shapes = self.spec.io_shapes()
         dtypes = self._network.dtypes
         sizes = {
             name: batch * int(np.prod(shape, dtype=np.int64)) * dtypes[name].itemsize for name, shape in shapes.items()
@@ -80,13 +81,13 @@ class HeadsOnHost:
             }
             addresses = {name: self._buffers.address(name) for name in sizes}
             try:
-                views["image"][...] = image
-                pixels = self._buffers.pinned_address("image")
-                driver.copy_to_device(addresses["image"], pixels, sizes["image"], self._stream)
+                views[INPUT][...] = image
+                pixels = self._buffers.pinned_address(INPUT)
+                driver.copy_to_device(addresses[INPUT], pixels, sizes[INPUT], self._stream)
                 self._context.enqueue(addresses, batch)
-                for name in OUTPUT_NAMES:
+                for name in OUTPUTS:
                     host = self._buffers.pinned_address(name)
                     driver.copy_to_host(host, addresses[name], sizes[name], self._stream)
             finally:
                 driver.synchronize(self._stream)
-        return HeadTensors(*(views[name].astype(np.float32) for name in OUTPUT_NAMES))
+        return HeadTensors(*(views[name].astype(np.float32) for name in OUTPUTS))

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS, is_onnx
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.device_arrays import is_device_array
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.program import MaskForm, Model
-from yolact_deploy.cuda.specialization import HEADS, Specialization, specialize
+from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.errors import DeviceError, EngineError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import ChannelOrder, check_channel_order, check_image, read_image
@@ -174,12 +175,9 @@ def _model(network: DeviceNetwork, nms: NmsMode | None) -> Model:
     spec = network.spec
     if nms is not None:
         spec = dataclasses.replace(spec, postprocess=dataclasses.replace(spec.postprocess, nms=nms))
-    dtypes = {name: np.dtype(network.dtypes[name]) for name in ("image", *HEADS)}
+    dtypes = {name: np.dtype(network.dtypes[name]) for name in (INPUT, *OUTPUTS)}
     half = {name: dtype == np.float16 for name, dtype in dtypes.items()}
     return Model(spec, specialize(spec, fp16_tensors=half), dtypes, scores_masks=network.mask_iou is not None)
-
-
-ONNX_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ def open_gpu_pipeline(
 
 
 def _check_network(artifact: Path) -> None:
-    if artifact.suffix.lower() == ONNX_SUFFIX:
+    if is_onnx(artifact):
         from yolact_deploy.optional import require
         from yolact_deploy.runtime.onnxruntime.network import choose_providers
 
@@ -234,7 +232,7 @@ def _open_driver(index: int) -> Driver:
 
 
 def _open_network(artifact: Path, driver: Driver, threads: int | None) -> DeviceNetwork:
-    if artifact.suffix.lower() == ONNX_SUFFIX:
+    if is_onnx(artifact):
         from yolact_deploy.runtime.onnxruntime.cuda import OnnxCudaNetwork
 
         return OnnxCudaNetwork(artifact, driver, threads=threads)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError
 from yolact_deploy.optional import require
@@ -24,10 +25,8 @@ from yolact_deploy.runtime.onnxruntime.network import (
     open_session,
     read_spec,
 )
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.spec import ModelSpec
 
-_INPUT = "image"
 _SPEC_ONLY_THREADS = 1
 
 
@@ -115,8 +114,7 @@ class BoundContext:
     def __init__(self, ort: Any, session: Any, spec: ModelSpec, path: Path, placement: tuple[str, int]) -> None:
         self._session, self._path, self._placement = session, path, placement
         self._dtypes = io_dtypes(session)
-        size = spec.input_size
-        self._shapes: dict[str, tuple[int, ...]] = {_INPUT: (3, size, size), **spec.output_shapes()}
+        self._shapes: dict[str, tuple[int, ...]] = spec.io_shapes()
         self._binding = session.io_binding()
         self._bound: tuple[int, dict[str, int]] | None = None
         self._run_options = ort.RunOptions()
@@ -132,7 +130,7 @@ class BoundContext:
         """Enqueue a run. Raises EngineError when onnxruntime refuses it."""
         if self._binding is None:
             raise EngineError(f"a context of {self._path} was run after it was closed.")
-        wanted = (batch, {name: addresses[name] for name in (_INPUT, *OUTPUT_NAMES)})
+        wanted = (batch, {name: addresses[name] for name in (INPUT, *OUTPUTS)})
         try:
             if wanted != self._bound:
                 self._bound = None
@@ -151,5 +149,5 @@ class BoundContext:
     def _bind(self, batch: int, addresses: dict[str, int]) -> None:
         kind, index = self._placement
         for name, address in addresses.items():
-            bind = self._binding.bind_input if name == _INPUT else self._binding.bind_output
+            bind = self._binding.bind_input if name == INPUT else self._binding.bind_output
             bind(name, kind, index, self._dtypes[name].type, (batch, *self._shapes[name]), address)

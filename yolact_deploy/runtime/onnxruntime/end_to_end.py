@@ -12,6 +12,7 @@ import numpy as np
 
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, Image
 from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.artifacts.names import CHANNEL_ORDER_METADATA_KEY, END_TO_END, FORM_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.cuda.program import MaskForm
 from yolact_deploy.errors import (
     ArtifactError,
@@ -34,12 +35,11 @@ from yolact_deploy.runtime.onnxruntime.network import (
     open_session,
     session_gpu,
 )
-from yolact_deploy.spec import SPEC_METADATA_KEY, ModelSpec, NmsMode
+from yolact_deploy.spec import ModelSpec, NmsMode
 
 # The metadata entry as protobuf writes it: key, then value, each after its tag and length.
 _MARK = b"".join(
-    bytes([tag, len(text)]) + text.encode()
-    for tag, text in ((0x0A, contract.FORM_METADATA_KEY), (0x12, contract.END_TO_END_FORM))
+    bytes([tag, len(text)]) + text.encode() for tag, text in ((0x0A, FORM_METADATA_KEY), (0x12, END_TO_END))
 )
 _EXPORT_AGAIN = "Export it again with `yolact-deploy export --end-to-end`."
 
@@ -97,7 +97,7 @@ class EndToEndNetwork:
         images: Image,  # [B, H, W, 3] BGR
         score_threshold: float,
     ) -> list[Detections]:
-        if self._metadata.get(contract.CHANNEL_ORDER_METADATA_KEY) == "rgb":
+        if self._metadata.get(CHANNEL_ORDER_METADATA_KEY) == "rgb":
             images = images[..., ::-1]
         names = [output.name for output in self._session.get_outputs()]
         try:
@@ -161,7 +161,7 @@ def no_stages(path: str | os.PathLike[str]) -> ArtifactError:
 def _read_spec(session: Any, metadata: Mapping[str, str], path: Path) -> ModelSpec:
     if not contract.is_end_to_end(metadata) or SPEC_METADATA_KEY not in metadata:
         raise SpecError(
-            f"{path} is not an end-to-end ONNX of this project: its metadata lacks {contract.FORM_METADATA_KEY!r} or "
+            f"{path} is not an end-to-end ONNX of this project: its metadata lacks {FORM_METADATA_KEY!r} or "
             f"{SPEC_METADATA_KEY!r}. {_EXPORT_AGAIN}"
         )
     try:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray
+from yolact_deploy.artifacts.names import INPUT, MASK_IOU_METADATA_KEY, OUTPUTS, SPEC_METADATA_KEY
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES, HeadTensors
-from yolact_deploy.spec import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, ModelSpec
+from yolact_deploy.runtime.protocols import HeadTensors
+from yolact_deploy.spec import ModelSpec
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -41,7 +42,7 @@ class OnnxNetwork:
         self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
         check_device(self._session, device)
         self._spec = read_spec(self._session, self._path)
-        self._input_dtype = io_dtypes(self._session)["image"]
+        self._input_dtype = io_dtypes(self._session)[INPUT]
         self._mask_iou = embedded_mask_iou(
             ort, self._session, self._spec, self._path, self._session.get_providers(), threads
         )
@@ -57,7 +58,7 @@ class OnnxNetwork:
 
     def run(self, image: FloatArray) -> HeadTensors:
         try:
-            outputs = self._session.run(OUTPUT_NAMES, {"image": image.astype(self._input_dtype, copy=False)})
+            outputs = self._session.run(OUTPUTS, {INPUT: image.astype(self._input_dtype, copy=False)})
         except Exception as exc:  # onnxruntime's exception classes share no public base
             raise EngineError(
                 f"onnxruntime failed to run {self._path} on a batch of {len(image)}: {first_line(exc)}."
@@ -172,7 +173,7 @@ def read_spec(session: Any, path: Path) -> ModelSpec:
         spec = ModelSpec.from_json(text)
     except SpecError as exc:
         raise SpecError(f"{path} carries a spec that can't be used: {exc}") from exc
-    expected = {"image": (3, spec.input_size, spec.input_size), **spec.output_shapes()}
+    expected = spec.io_shapes()
     found = {tensor.name: tuple(tensor.shape[1:]) for tensor in (*session.get_inputs(), *session.get_outputs())}
     if found != expected:
         differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]

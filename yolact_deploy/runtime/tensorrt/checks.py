@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.artifacts.end_to_end import NUM_DETECTIONS
-from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor, RuntimeName, Sidecar
+from yolact_deploy.artifacts.names import INPUT, PLAN_RUNTIMES, TENSORRT
+from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor, Sidecar
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.errors import EngineError, PlanMismatchError, SpecError
 from yolact_deploy.optional import require
 
-TITLES: dict[RuntimeName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_EXTRAS: dict[RuntimeName, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
-_MODULES: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # TensorRT's names -> NumPy's
-_INPUT = "image"
 _RELEASE_NUMBERS = 3  # of 10.13.3.9: the fourth counts builds of one release
 
 
@@ -38,7 +35,7 @@ def check_gpu(plan: str | os.PathLike[str], sidecar: Sidecar, device: GpuDevice)
         return
     remedy = (
         f"Build it on this machine with {rebuild(plan, sidecar)}"
-        if sidecar.runtime == "tensorrt"
+        if sidecar.runtime == TENSORRT
         else f"Build it again with --target {here} where TensorRT-RTX has that target, else by TensorRT on this machine"
     )
     raise PlanMismatchError(
@@ -49,12 +46,10 @@ def check_gpu(plan: str | os.PathLike[str], sidecar: Sidecar, device: GpuDevice)
 
 def import_runtime(plan: str | os.PathLike[str], sidecar: Sidecar) -> Any:
     """The module that runs the plan. Raises MissingDependencyError, EngineError for one without its libraries."""
-    title, extra = TITLES[sidecar.runtime], _EXTRAS[sidecar.runtime]
+    title, module, extra = PLAN_RUNTIMES[sidecar.runtime]
     install = f'pip install --force-reinstall "yolact-deploy[{extra}]"'
     try:
-        trt = require(
-            _MODULES[sidecar.runtime], extra=extra, purpose=f"running the plan {plan}", package=sidecar.runtime
-        )
+        trt = require(module, extra=extra, purpose=f"running the plan {plan}", package=sidecar.runtime)
     except (ImportError, OSError, RuntimeError) as exc:
         raise EngineError(
             f"{title} is installed, but can't be loaded, so {plan} can't run: {exc}. Install it again:\n  {install}"
@@ -75,7 +70,7 @@ def check_version(plan: str | os.PathLike[str], sidecar: Sidecar, installed: str
     """
     if _release(sidecar.runtime_version) == _release(installed):
         return
-    title = TITLES[sidecar.runtime]
+    title = PLAN_RUNTIMES[sidecar.runtime].title
     raise PlanMismatchError(
         f"{plan} was built by {title} {sidecar.runtime_version}, but {title} {installed} is installed here, and a plan opens "
         f"only with the release that built it. Build it again with {rebuild(plan, sidecar)}, or install that release:\n"
@@ -94,7 +89,7 @@ def check_io(
     difference = _first_difference(tensors, sidecar)
     if difference is not None:
         raise _contradiction(plan, sidecar, difference)
-    smallest, best, largest = (shape[0] for shape in engine.get_tensor_profile_shape(_INPUT, 0))
+    smallest, best, largest = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT, 0))
     try:
         batch = BatchRange(smallest, best, largest)
     except SpecError as exc:
@@ -116,7 +111,7 @@ def rebuild(plan: str | os.PathLike[str], sidecar: Sidecar) -> str:
 
 def _first_difference(tensors: dict[str, IoTensor], sidecar: Sidecar) -> str | None:
     spec = sidecar.spec
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {_INPUT: ("input", (3, spec.input_size, spec.input_size))}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {INPUT: ("input", (3, spec.input_size, spec.input_size))}
     expected |= {name: ("output", shape) for name, shape in spec.output_shapes().items()}
     recorded = {tensor.name: tensor for tensor in sidecar.io_tensors}
     for name, (mode, shape) in expected.items():

@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS, PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX
 from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, load_mask_iou, load_plan
 from yolact_deploy.cuda.cache import cache_folder
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, PlanMismatchError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.runtime.protocols import OUTPUT_NAMES
 from yolact_deploy.runtime.tensorrt.checks import (
-    TITLES,
     check_form,
     check_gpu,
     check_io,
@@ -61,7 +60,7 @@ class PlanNetwork:
         check_gpu(path, self._sidecar, driver.device)
         self._trt = import_runtime(path, self._sidecar)
         check_version(path, self._sidecar, self._trt.__version__)
-        self._engine = f"{TITLES[self._sidecar.runtime]} {self._trt.__version__}"
+        self._engine = f"{PLAN_RUNTIMES[self._sidecar.runtime].title} {self._trt.__version__}"
         self._mask_iou = self._open_mask_iou(mask_iou, threads)
         with driver.current():
             self._plan: OpenPlan | None
@@ -140,10 +139,10 @@ class PlanNetwork:
         return OpenPlan(self._path, self._engine, self._trt, log, engine, runtime, size, batch, kernels), dtypes
 
     def _open_kernels(self, folder: Path | None) -> RtxKernels | None:
-        if self._sidecar.runtime != "tensorrt-rtx":
+        if self._sidecar.runtime != TENSORRT_RTX:
             return None
         name = f"{self._sidecar.plan_sha256[:16]}-{self._driver.device.architecture}-{self._trt.__version__}.cache"
-        return RtxKernels((folder or cache_folder().parent) / "tensorrt-rtx" / name)
+        return RtxKernels((folder or cache_folder().parent) / TENSORRT_RTX / name)
 
     def _open_mask_iou(self, content: bytes | None, threads: int | None) -> MaskIouModel | None:
         if content is None and self.spec.mask_iou_layers:
@@ -157,7 +156,7 @@ class PlanNetwork:
 
         ort = require(
             "onnxruntime",
-            extra="gpu" if self._sidecar.runtime == "tensorrt" else "cpu",
+            extra="gpu" if self._sidecar.runtime == TENSORRT else "cpu",
             purpose=f"scoring the masks of {self._path}, a YOLACT++,",
         )
         has_cuda = CUDA_PROVIDER in ort.get_available_providers()
@@ -165,7 +164,6 @@ class PlanNetwork:
         return mask_iou_model(ort, content, self.spec, str(self._path), providers, threads)
 
 
-_INPUT = "image"
 _OUT_OF_MEMORY = re.compile(r"(?i)out ?of ?memory")
 
 
@@ -224,7 +222,7 @@ class PlanContext:
         try:
             if found is None:
                 found = self._open(batch)
-            self._run(found, {name: addresses[name] for name in (_INPUT, *OUTPUT_NAMES)}, batch)
+            self._run(found, {name: addresses[name] for name in (INPUT, *OUTPUTS)}, batch)
         except EngineError:
             self._batches.pop(batch, None)  # so that the next run begins anew
             raise
@@ -275,7 +273,7 @@ class PlanContext:
             context.profiler = self._profiler  # which reports within execute_async_v3 (`enqueue_emits_profile`)
         if self._activations is not None:
             context.set_device_memory(self._activations, self._activation_bytes)
-        if not context.set_input_shape(_INPUT, (batch, 3, plan.input_size, plan.input_size)):
+        if not context.set_input_shape(INPUT, (batch, 3, plan.input_size, plan.input_size)):
             raise self._refusal(f"take a batch of {batch}", quote_errors(self._messages))
         return _Batch(context)
 
