@@ -8,13 +8,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 
-.PHONY: demo test test-all lint types tests hooks test-kernels pycuda test-install figures clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels pycuda test-install figures clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/shapes/demo.sh
 
 test: lint types tests
+
+test-all: lint types tests-all
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -25,6 +27,9 @@ types: $(VENV)/installed
 	$(BIN)/mypy
 
 tests: $(VENV)/installed
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+
+tests-all: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 # What `make test` checks before every commit: git runs .pre-commit-config.yaml.

@@ -74,9 +74,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
 ) -> None:
     bench = make_bench(rtx=rtx)
     path = bench.write()
-    monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr("sys.path", [])
-    monkeypatch.setattr("sys.meta_path", [])
+    monkeypatch.setitem(sys.modules, module, None)  # importing it is a ModuleNotFoundError
     with pytest.raises(
         MissingDependencyError, match=rf"(?s)running the plan .*tiny.engine needs {bench.runtime}.*\[{extra}\]"
     ):
