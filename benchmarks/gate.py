@@ -16,6 +16,7 @@ from benchmarks.latency import SCHEMA
 from benchmarks.statistics import bootstrap_quantiles, order_interval
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.files import sha256_file
+from yolact_deploy.json_files import JsonError, read_json
 
 Verdict = Literal["passed", "regressed", "inconclusive"]
 ATTEMPTS = 3  # a regression is still there when measured again; a busy neighbour seldom is
@@ -217,10 +218,10 @@ def read_baseline(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A file of `bench --json`. Raises BenchmarkError when it is not, or of another schema."""
     path = Path(path)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
     except OSError as exc:
         raise BenchmarkError(f"can't read the baseline {path}: {exc.strerror or exc}.") from exc
-    except ValueError as exc:
+    except JsonError as exc:
         raise BenchmarkError(f"the baseline {path} is not JSON ({exc}). {_how_to_make(path)}") from exc
     if not isinstance(report, dict) or "schema" not in report:
         raise BenchmarkError(f"the baseline {path} is no report of `yolact-deploy bench --json`. {_how_to_make(path)}")

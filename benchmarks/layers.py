@@ -17,6 +17,7 @@ from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import is_plan, module_of
 from yolact_deploy.errors import BenchmarkError
+from yolact_deploy.json_files import read_json
 from yolact_deploy.optional import require
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
@@ -207,7 +208,7 @@ def _stored_modules(plan: Path, plan_sha256: str) -> dict[str, tuple[str, ...]]:
     that is the plan's."""
     path = plan.with_name(f"{plan.name}.layers.json")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         if stored["plan_sha256"] != plan_sha256:
             return {}
         return {layer["name"]: tuple(layer["modules"]) for layer in stored["layers"]}

@@ -18,6 +18,7 @@ from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_K
 from yolact_deploy.artifacts.sidecar import verify_plan
 from yolact_deploy.errors import SpecError
 from yolact_deploy.files import write_text
+from yolact_deploy.json_files import read_json
 from yolact_deploy.spec_json import decode, encode
 
 LAYERS_SCHEMA_VERSION = 1
@@ -141,7 +142,7 @@ def write_layers(target: str | os.PathLike[str], layers: Layers, plan_sha256: st
 def read_layers(plan: str | os.PathLike[str], plan_sha256: str) -> Layers | None:
     """The layers stored beside a plan; None when there are none, or they can't be read, or are another plan's."""
     try:
-        value = json.loads(layers_path(plan).read_text(encoding="utf-8"))
+        value = read_json(layers_path(plan))
         stored = decode(_LayersFile, value, "layers")
     except (OSError, ValueError, SpecError):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.errors import AnnotationError
+from yolact_deploy.json_files import JsonError, read_json
 from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.spec import ModelSpec
 
@@ -82,10 +82,10 @@ def load_annotations(path: str | os.PathLike[str]) -> Any:
     from pycocotools.coco import COCO
 
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as exc:
         raise AnnotationError(f"can't read the annotations {path}: {exc.strerror or exc}.") from exc
-    except ValueError as exc:
+    except JsonError as exc:
         raise AnnotationError(f"the annotations {path} are not valid JSON: {exc}.") from exc
     if problem := _problem(content):
         raise AnnotationError(f"{path} is no COCO instance annotation file: {problem}.")

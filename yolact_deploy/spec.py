@@ -7,10 +7,10 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from yolact_deploy.errors import SpecError
+from yolact_deploy.json_files import JsonError, parse_json, read_json
 from yolact_deploy.spec_json import SINCE, decode, encode, lowest_schema_version
 
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
@@ -353,8 +353,8 @@ class ModelSpec:
     def from_json(cls, text: str) -> ModelSpec:
         """Read back what `to_json` wrote. Raises SpecError for text that is no JSON, and as `from_dict` does."""
         try:
-            value = json.loads(text)
-        except ValueError as exc:
+            value = parse_json(text)
+        except JsonError as exc:
             raise SpecError(f"the spec is not valid JSON: {exc}.") from exc
         return cls.from_dict(value)
 
@@ -367,13 +367,10 @@ class ModelSpec:
 def read_spec_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON object of a spec file, not yet checked. Raises SpecError when it can't be read or is no object."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise SpecError(f"can't read the spec file {path}: {reason}.") from exc
-    try:
-        value = json.loads(text)
-    except ValueError as exc:
+        value = read_json(path)
+    except OSError as exc:
+        raise SpecError(f"can't read the spec file {path}: {exc.strerror or exc}.") from exc
+    except JsonError as exc:
         raise SpecError(f"{path} is not valid JSON: {exc}.") from exc
     if not isinstance(value, dict):
         raise SpecError(f"{path} must hold a JSON object, found {type(value).__name__}.")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from yolact_deploy.errors import SpecError
 
 T = TypeVar("T")
+_SHOWN_CHARS = 60
 SINCE = "since"  # in a field's metadata: the schema version that brought it; without it, 1
 
 
@@ -50,7 +51,7 @@ def decode(cls: type[T], value: Any, path: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in value:
         if name not in fields:
-            raise SpecError(f"{path} has the unknown field {name!r}; known are {', '.join(fields)}.")
+            raise SpecError(f"{path} has the unknown field {_show(name)}; known are {', '.join(fields)}.")
     arguments: dict[str, Any] = {}
     for name, info in fields.items():
         if name in value:
@@ -68,7 +69,7 @@ def _decode_value(hint: Any, value: Any, path: str) -> Any:
         return _decode_tuple(args, value, path)
     if origin is typing.Literal:
         if value not in args:
-            raise SpecError(f"{path} must be one of {', '.join(map(repr, args))}, found {value!r}.")
+            raise SpecError(f"{path} must be one of {', '.join(map(repr, args))}, found {_show(value)}.")
         return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -94,5 +95,9 @@ def _decode_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ..
 
 
 def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {_show(value)}"
+
+
+def _show(value: Any) -> str:
     text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."

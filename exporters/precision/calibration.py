@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from exporters.precision.ranges import CALIBRATORS, Calibrator, Progress, choose
 from yolact_deploy import __version__
 from yolact_deploy.errors import CalibrationError
 from yolact_deploy.files import check_writable, sha256_file, write_json
+from yolact_deploy.json_files import JsonError, read_json
 from yolact_deploy.spec import ModelSpec
 
 # On the trained example it loses the least box AP (0.04 point; max 0.07, mse 0.18, percentile 0.26), at an error of the
@@ -198,10 +198,10 @@ def _differences(content: Mapping[str, Any], key: CacheKey) -> Iterable[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as exc:
         raise CalibrationError(f"can't read the calibration cache {path}: {exc.strerror or exc}.") from exc
-    except ValueError as exc:
+    except JsonError as exc:
         raise CalibrationError(
             f"{path} is no calibration cache: it is not JSON ({exc}). Name another file, or delete it."
         ) from exc

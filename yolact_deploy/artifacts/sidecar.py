@@ -9,7 +9,6 @@ sidecar (or the plan did not change, and the new sidecar is right about it).
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from yolact_deploy.artifacts.names import Precision, RuntimeName
 from yolact_deploy.errors import PlanMismatchError, SpecError
 from yolact_deploy.files import sha256_file, write_json
+from yolact_deploy.json_files import JsonError, read_json
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import decode, encode
 
@@ -135,7 +135,7 @@ def read_sidecar(plan: str | os.PathLike[str]) -> Sidecar:
     """
     path = sidecar_path(plan)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError as exc:
         raise PlanMismatchError(
             f"{plan} has no sidecar: {path.name} is not beside it. The sidecar says what the plan is, and must "
@@ -143,7 +143,7 @@ def read_sidecar(plan: str | os.PathLike[str]) -> Sidecar:
         ) from exc
     except OSError as exc:
         raise PlanMismatchError(f"can't read the sidecar {path}: {exc.strerror or exc}.") from exc
-    except ValueError as exc:
+    except JsonError as exc:
         raise PlanMismatchError(
             f"the sidecar {path} is not valid JSON: {exc}. Build again with {_rebuild(plan)}."
         ) from exc

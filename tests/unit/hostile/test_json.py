@@ -1,0 +1,74 @@
+"""JSON of every kind that is read: what a careless or hostile writer can put into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.hostile.json_readers import KINDS, SPEC, JsonReader, comparable, json_readers
+from yolact_deploy.errors import SpecError
+from yolact_deploy.json_files import MAX_DEPTH, JsonError, parse_json
+from yolact_deploy.spec import ModelSpec
+
+
+@pytest.fixture(params=KINDS)
+def reader(request: pytest.FixtureRequest, tmp_path: Path) -> JsonReader:
+    return json_readers(tmp_path)[request.param]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "nested 100000 deep"),
+        (b'{"schema": ' * 100_000 + b"1" + b"}" * 100_000, "nested 100000 deep"),
+        (b'{"schema": 1, "schema": 2}', "the key 'schema' is given twice"),
+        (b'{"schema": 1' + b"0" * 5000 + b"}", "has 5001 digits"),
+        (b'{"schema": "\\ud800"}', "half a character"),
+        (b'{"schema": "\xff"}', "not UTF-8"),
+        (b"", "Expecting value"),
+    ],
+    ids=["lists", "objects", "twice", "digits", "surrogate", "encoding", "empty"],
+)
+def test_what_no_reader_of_json_should_meet_is_refused(
+    reader: JsonReader, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    file = tmp_path / reader.file_name
+    file.write_bytes(content)
+    with pytest.raises(reader.error, match=reason):
+        reader.read(file)
+
+
+def test_a_byte_order_mark_changes_nothing(reader: JsonReader, tmp_path: Path) -> None:
+    file = tmp_path / reader.file_name
+    text = json.dumps(reader.valid, ensure_ascii=False)
+    file.write_text(text, encoding="utf-8")
+    plain = comparable(reader.read(file))
+    file.write_text(text, encoding="utf-8-sig")
+    assert comparable(reader.read(file)) == plain
+
+
+def test_depth_counts_brackets_and_not_what_strings_hold() -> None:
+    brackets = "[" * (MAX_DEPTH + 1)
+    assert parse_json(json.dumps([brackets, f'\\"{brackets}'])) == [brackets, f'\\"{brackets}']
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    with pytest.raises(JsonError, match=f"nested {MAX_DEPTH + 1} deep, {MAX_DEPTH} are read"):
+        parse_json("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"\\\\ud83d"', '"\\\\\\ud83d\\ude00"'])
+def test_whole_characters_and_escaped_backslashes_are_read(text: str) -> None:
+    assert parse_json(text) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d"', '"\\ude00"', '"a\\ud83d\\ud83d\\ude00"', '"\\ud83d\\ude00\\ude00"'])
+def test_halves_of_characters_are_refused(text: str) -> None:
+    with pytest.raises(JsonError, match="half a character"):
+        parse_json(text)
+
+
+def test_the_spec_inside_an_onnx_is_read_as_strictly() -> None:
+    with pytest.raises(SpecError, match="'name' is given twice"):
+        ModelSpec.from_json(SPEC.to_json().replace('"name"', '"name": "other", "name"', 1))
+    assert ModelSpec.from_json("\ufeff" + SPEC.to_json()) == SPEC
