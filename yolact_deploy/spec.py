@@ -12,10 +12,12 @@ from typing import Any, Literal
 from yolact_deploy.errors import SpecError
 from yolact_deploy.json_files import JsonError, parse_json, read_json
 from yolact_deploy.spec_json import SINCE, decode, encode, lowest_schema_version
+from yolact_deploy.text import is_printable, shorten
 
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
 _OLDEST_SCHEMA_VERSION = 1
 _MIN_INPUT_SIZE, _MAX_INPUT_SIZE = 32, 8192  # beyond, priors alone would fill the memory
+_MAX_NAME_CHARS = 200  # names are printed, drawn and put into tables
 
 # The network's tensors.
 INPUT = "image"  # [B, 3, S, S], preprocessed
@@ -258,8 +260,7 @@ class ModelSpec:
             raise SpecError(
                 f"input_size must be from {_MIN_INPUT_SIZE} to {_MAX_INPUT_SIZE} pixels, found {self.input_size}."
             )
-        if not self.class_names:
-            raise SpecError("class_names is empty; give one name per foreground class.")
+        self._check_names()
         if len(self.category_ids) != len(self.class_names):
             raise SpecError(
                 f"category_ids has {len(self.category_ids)} entries but there are {len(self.class_names)} class_names; "
@@ -277,6 +278,19 @@ class ModelSpec:
                 f"protonet.src_level {self.protonet.src_level} is not one of the {self.num_levels} FPN levels."
             )
         self._check_mask_iou()
+
+    def _check_names(self) -> None:
+        if not self.class_names:
+            raise SpecError("class_names is empty; give one name per foreground class.")
+        _require_name("name", self.name)
+        first: dict[str, int] = {}  # where each name stands
+        for number, name in enumerate(self.class_names):
+            _require_name(f"class_names[{number}]", name)
+            if first.setdefault(name, number) != number:
+                raise SpecError(
+                    f"class_names[{first[name]}] and class_names[{number}] are both {name!r}; results could not tell them "
+                    "apart. Give every class a name of its own."
+                )
 
     def _check_mask_iou(self) -> None:
         size = self.proto_size
@@ -375,6 +389,20 @@ def read_spec_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SpecError(f"{path} must hold a JSON object, found {type(value).__name__}.")
     return value
+
+
+def _require_name(field: str, name: str) -> None:
+    problem = (
+        "is empty"
+        if not name.strip()
+        else f"has {len(name)} characters, {_MAX_NAME_CHARS} are allowed"
+        if len(name) > _MAX_NAME_CHARS
+        else "holds control characters"
+        if not is_printable(name)
+        else None
+    )
+    if problem:
+        raise SpecError(f"{field} {problem}: '{shorten(name)}'. Give a name that can be shown.")
 
 
 def _require_positive(name: str, values: Iterable[float]) -> None:
