@@ -1,11 +1,15 @@
-"""Optional packages: imported where they are used, missing in words."""
+"""What may be missing on a machine: optional packages, imported where they are used and missing in words; a GPU's driver."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
 from types import ModuleType
 
 from yolact_deploy.errors import MissingDependencyError
+
+NVIDIA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 def require(module: str, *, extra: str, purpose: str, package: str | None = None) -> ModuleType:
@@ -27,3 +31,16 @@ def require_export(purpose: str) -> None:
     """Raise MissingDependencyError now unless all that `exporters` imports is here."""
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         require(module, extra="export", purpose=purpose)
+
+
+@functools.cache
+def has_nvidia_driver() -> bool:
+    """Whether the driver's library is here. Without it there is no GPU to use, and nothing to install that would change that;
+    knowing so takes none of the modules that use one."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(NVIDIA_DRIVER)
+    except OSError:
+        return False
+    return True

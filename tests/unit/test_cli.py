@@ -61,6 +61,7 @@ def test_a_fallback_to_the_cpu_is_a_line_on_stderr_and_a_field(
     def refuse(_: Path) -> None:
         raise DeviceError("the driver\n  is out of date.")
 
+    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
     monkeypatch.setattr(gpu_pipeline, "BACKEND", dataclasses.replace(gpu_pipeline.BACKEND, check_network=refuse))
     rest: dict[str, tuple[object, ...]] = {
         "detect": (PHOTO, "--no-overlays"),
@@ -73,6 +74,21 @@ def test_a_fallback_to_the_cpu_is_a_line_on_stderr_and_a_field(
     result = run(command, shapes_onnx, *rest[command], "--json", "--device", "cpu")
     assert json.loads(result.stdout)["fallback"] is None
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["detect", "bench"])
+def test_without_a_driver_nobody_is_told_how_to_use_a_gpu(
+    command: str, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: False)
+    rest: dict[str, tuple[object, ...]] = {
+        "detect": (PHOTO, "--no-overlays"),
+        "bench": ("--iterations", 1, "--warmup", 0),
+    }
+    result = run(command, shapes_onnx, *rest[command])
+    assert result.exit_code == 0, result.stderr
+    assert "pip" not in result.stderr
+    assert "CUDA" not in result.stderr
 
 
 def test_one_bad_file_does_not_stop_the_others(shapes_onnx: Path, tmp_path: Path) -> None:

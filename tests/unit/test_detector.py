@@ -218,6 +218,8 @@ def test_a_plan_runs_on_gpus_only(tmp_path: Path) -> None:
 
 
 def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
+
     def refuse(error: Exception) -> Callable[[Path], None]:
         def check(artifact: Path) -> None:
             raise error
@@ -239,6 +241,9 @@ def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.Mo
         assert detector.gpu_index is None
         with pytest.raises(type(error)):
             Detector(shapes_onnx, device="cuda:0")
+    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: False)
+    without = Detector(shapes_onnx, threads=1)
+    assert (without.notes, without.fallback) == ((), "this machine has no NVIDIA driver.")
     asked_for = Detector(shapes_onnx, device="cpu")
     assert (asked_for.notes, asked_for.fallback) == ((), None)
 
@@ -250,6 +255,7 @@ def test_auto_takes_no_cpu_for_a_gpu_on_which_the_work_fails(
     def fail(*_: object) -> NoReturn:
         raise error
 
+    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
     backend = dataclasses.replace(gpu_backend.BACKEND, check_network=lambda _: None, open_driver=fail)
     monkeypatch.setattr(gpu_backend, "BACKEND", backend)
     with pytest.raises(type(error), match=str(error)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from yolact_deploy.artifacts.names import ONNX_SUFFIX, PLAN_SUFFIXES, is_checkpoint, is_onnx, is_plan
 from yolact_deploy.errors import (
@@ -11,19 +12,22 @@ from yolact_deploy.errors import (
     DeviceMemoryError,
     MissingDependencyError,
     SpecError,
-    YolactDeployError,
     one_line,
 )
+from yolact_deploy.optional import has_nvidia_driver
 from yolact_deploy.runtime.host import HostPipeline
 from yolact_deploy.runtime.protocols import Pipeline
 from yolact_deploy.spec import NmsMode
+
+_NO_DRIVER = "this machine has no NVIDIA driver."
 
 
 def open_pipeline(
     artifact: Path, *, device: str, threads: int | None, nms: NmsMode | None, cuda_graph: bool
 ) -> Pipeline:
     """Device "auto" takes the CPU where there is no GPU, or one that can't run the model, and says why in `fallback`; work
-    that fails on a GPU, as for want of memory, is an error there as well.
+    that fails on a GPU, as for want of memory, is an error there as well. A machine without a driver is not told in `notes`
+    what a GPU would take.
 
     Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there.
     """
@@ -36,14 +40,17 @@ def open_pipeline(
             f"{artifact} is neither {ONNX_SUFFIX} nor {' or '.join(PLAN_SUFFIXES)}: it can't be run."
             f"{hint if is_checkpoint(artifact) else ''}"
         )
+    fallback = None
+    if kind == "auto" and not has_nvidia_driver():
+        kind, device, fallback = "cpu", "cpu", _NO_DRIVER
     from yolact_deploy.runtime.onnxruntime.end_to_end import is_end_to_end_file
 
     if is_end_to_end_file(artifact):
         from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndPipeline
 
-        return EndToEndPipeline(artifact, device=device, threads=threads, nms=nms)
+        return EndToEndPipeline(artifact, device=device, threads=threads, nms=nms, fallback=fallback)
     if kind == "cpu" or not artifact.is_file():
-        return _open_on_cpu(artifact, threads, nms)
+        return _open_on_cpu(artifact, threads, nms, fallback=fallback)
     from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 
     if kind == "cuda":
@@ -53,7 +60,15 @@ def open_pipeline(
     except DeviceMemoryError:
         raise
     except (DeviceError, MissingDependencyError, SpecError) as exc:
-        return _open_on_cpu(artifact, threads, nms, instead_of_gpu=exc)
+        note = f"No GPU is used: {exc}"
+        return _open_on_cpu(
+            artifact,
+            threads,
+            nms,
+            fallback=one_line(exc),
+            notes=(note,),
+            suffix=f"; {note}" if isinstance(exc, SpecError) else "",  # there is a GPU, but not for this model
+        )
 
 
 def _parse_device(device: str) -> tuple[str, int]:
@@ -87,16 +102,8 @@ def _open_plan(
         ) from exc
 
 
-def _open_on_cpu(
-    artifact: Path, threads: int | None, nms: NmsMode | None, *, instead_of_gpu: YolactDeployError | None = None
-) -> HostPipeline:
+def _open_on_cpu(artifact: Path, threads: int | None, nms: NmsMode | None, **said: Any) -> HostPipeline:
+    """`said`: what HostPipeline is to say of itself."""
     from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 
-    network = OnnxNetwork(artifact, device="cpu", threads=threads)
-    if instead_of_gpu is None:
-        return HostPipeline(network, nms=nms)
-    note = f"No GPU is used: {instead_of_gpu}"
-    is_of_model = isinstance(instead_of_gpu, SpecError)  # there is a GPU, but not for this one
-    return HostPipeline(
-        network, nms=nms, suffix=f"; {note}" if is_of_model else "", notes=(note,), fallback=one_line(instead_of_gpu)
-    )
+    return HostPipeline(OnnxNetwork(artifact, device="cpu", threads=threads), nms=nms, **said)

@@ -139,7 +139,10 @@ def test_a_golden_net_finds_what_the_original_found(tmp_path: Path) -> None:
     _assert_same(_in_order(found, outputs), _in_order(Detector(heads, device="cpu")(image), None))
 
 
-def test_auto_says_why_it_took_the_cpu(shapes_file: Path) -> None:
+def test_auto_says_why_it_took_the_cpu(shapes_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: False)
+    assert Detector(shapes_file).fallback == "this machine has no NVIDIA driver."
+    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
     detector = Detector(shapes_file)
     assert (detector.gpu_index is None) is (detector.fallback is not None)
     if detector.fallback is not None:

@@ -114,7 +114,7 @@ def test_a_function_that_the_driver_lacks_is_said_with_its_remedy() -> None:
 
 
 def test_no_driver_library_is_said_and_shows_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libcuda, "LIBRARY_NAME", "libcuda-of-nobody.so")
+    monkeypatch.setattr(libcuda, "NVIDIA_DRIVER", "libcuda-of-nobody.so")
     libcuda.load.cache_clear()
     try:
         with pytest.raises(DeviceError, match=r"no NVIDIA driver: libcuda-of-nobody\.so can't be loaded.*Install"):

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 import weakref
 from dataclasses import dataclass
 from typing import Any
 
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.errors import DeviceError, DeviceMemoryError
-
-LIBRARY_NAME = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+from yolact_deploy.optional import NVIDIA_DRIVER
 
 # CUdevice_attribute and CUpointer_attribute in the CUDA driver API
 _MULTIPROCESSOR_COUNT = 16
@@ -31,10 +29,10 @@ _HIGHEST_ERROR = 1000
 def load() -> Any:
     """The library, as ctypes has it. Raises DeviceError where there is no NVIDIA driver."""
     try:
-        return ctypes.CDLL(LIBRARY_NAME)
+        return ctypes.CDLL(NVIDIA_DRIVER)
     except OSError as exc:
         raise DeviceError(
-            f"no NVIDIA driver: {LIBRARY_NAME} can't be loaded ({exc}). Install the driver (in a container, start it with "
+            f"no NVIDIA driver: {NVIDIA_DRIVER} can't be loaded ({exc}). Install the driver (in a container, start it with "
             "--gpus all), or run an ONNX on the CPU."
         ) from exc
 

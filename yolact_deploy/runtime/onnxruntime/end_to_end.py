@@ -188,10 +188,11 @@ class EndToEndPipeline:
     on_gpu = False
     graph_stages: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, *, device: str, threads: int | None, nms: NmsMode | None) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, *, device: str, threads: int | None, nms: NmsMode | None, fallback: str | None = None
+    ) -> None:
+        self._path, self.fallback = path, fallback
         self.notes: tuple[str, ...] = ()
-        self.fallback: str | None = None
         try:
             self._network = EndToEndNetwork(path, device="cuda" if device == "auto" else device, threads=threads)
         except DeviceMemoryError:
