@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from yolact_deploy.arrays import FloatArray, Image, IntArray
+from exporters.matching import capped_size, detect_heads, detection_keys, mask_ious, paired_rows
+from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.reference.postprocess import assemble_masks, detect, softmax
+from yolact_deploy.reference.postprocess import assemble_masks
 from yolact_deploy.reference.preprocess import preprocess
-from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
@@ -174,20 +174,36 @@ def _draw(height: int, width: int, seed: int) -> Image:
 def _compare_image(
     name: str, image: Image, reference: HeadTensors, exported: HeadTensors, spec: ModelSpec
 ) -> ImageParity:
-    image_hw = capped_size(image.shape[:2])
+    image_hw = capped_size(image.shape)
     ours, theirs = detect_heads(reference, spec), detect_heads(exported, spec)
-    row_in_theirs = {key: row for row, key in enumerate(detection_keys(theirs))}
-    common = [(row, row_in_theirs[key]) for row, key in enumerate(detection_keys(ours)) if key in row_in_theirs]
-    rows = np.array(common, np.int64).reshape(-1, 2)
-    a = assemble_masks(ours.take(rows[:, 0]), image_hw)
-    b = assemble_masks(theirs.take(rows[:, 1]), image_hw)
+    rows, partners = paired_rows(ours, theirs)
+    a, b = assemble_masks(ours.take(rows), image_hw), assemble_masks(theirs.take(partners), image_hw)
+    return image_parity(
+        name,
+        _compare_tensors(reference, exported),
+        (a, b),
+        missing=clear_of_cut(ours, theirs, spec),
+        extra=clear_of_cut(theirs, ours, spec),
+    )
+
+
+def image_parity(
+    name: str,
+    outputs: tuple[TensorParity, ...],
+    pairs: tuple[Detections, Detections],  # what both found, row by row
+    *,
+    missing: int,
+    extra: int,
+) -> ImageParity:
+    """How far the tensors and the common detections of an image are apart."""
+    a, b = pairs
     ious = mask_ious(a, b)
     return ImageParity(
         image=name,
-        outputs=_compare_tensors(reference, exported),
-        detections=len(common),
-        missing=clear_of_cut(ours, theirs, spec),
-        extra=clear_of_cut(theirs, ours, spec),
+        outputs=outputs,
+        detections=len(a),
+        missing=missing,
+        extra=extra,
         max_box_difference_px=float(np.abs(a.boxes_xyxy - b.boxes_xyxy).max(initial=0)),
         mean_mask_iou=float(ious.mean()) if len(ious) else 1.0,
         min_mask_iou=float(ious.min(initial=1.0)),
@@ -222,11 +238,6 @@ def compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:
     return TensorParity(name, error, allowed, cosine)
 
 
-def detection_keys(raw: RawDetections) -> list[tuple[int, int]]:
-    """(class, prior) of each."""
-    return list(zip(raw.class_ids.tolist(), raw.prior_idx.tolist(), strict=True))
-
-
 def clear_of_cut(found: RawDetections, other: RawDetections, spec: ModelSpec) -> int:
     """Detections that `other` lacks although their score is clear of the lowest one kept."""
     cut = spec.postprocess.conf_threshold
@@ -241,92 +252,3 @@ def clear_of_cut(found: RawDetections, other: RawDetections, spec: ModelSpec) ->
 
 def _describe(output: TensorParity) -> str:
     return f"{output.name} differs by up to {output.max_abs_error:.2e}, allowed is {output.allowed:.0e}"
-
-
-# COCO's and the field's own bar for "the same object".
-MIN_BOX_IOU = 0.5
-# Masks are compared at the image's size, but not larger than this: 100 masks of a 20-megapixel image are 2 GB.
-MAX_SIDE_PX = 640
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Pairs of the same object in two lists of detections; every row is in at most one pair."""
-
-    rows_a: IntArray  # [m], in the order of A's scores
-    rows_b: IntArray  # [m]
-    box_ious: FloatArray  # [m]
-    only_a: IntArray  # rows without a partner, best first
-    only_b: IntArray
-
-
-def detect_heads(heads: HeadTensors, spec: ModelSpec) -> RawDetections:
-    """Detections of the first image of a batch by the spec's own thresholds and NMS."""
-    rules = spec.postprocess
-    conf = heads.conf if spec.conf_activation == "softmax" else softmax(heads.conf)
-    return detect(
-        heads.loc,
-        conf,
-        heads.mask_coeff,
-        heads.proto,
-        make_priors(spec),
-        nms=rules.nms,
-        conf_threshold=rules.conf_threshold,
-        iou_threshold=rules.iou_threshold,
-        top_k=rules.top_k,
-        max_detections=rules.max_detections,
-        input_size=spec.input_size,
-        clip_boxes=rules.clip_boxes,
-    )[0]
-
-
-def match_detections(a: Detections, b: Detections, *, min_box_iou: float = MIN_BOX_IOU) -> Matches:
-    """Each of A's detections, best first, takes the free one of B of its class whose box overlaps most.
-
-    Boxes are the exact relative ones; a pair needs an IoU of at least `min_box_iou`.
-    """
-    ious = box_ious(a.boxes_relative, b.boxes_relative)
-    ious[a.class_ids[:, None] != b.class_ids[None, :]] = -1
-    rows_a, rows_b, kept = [], [], []
-    for row in range(len(a) if len(b) else 0):
-        partner = int(ious[row].argmax())
-        if ious[row, partner] >= min_box_iou:
-            rows_a.append(row)
-            rows_b.append(partner)
-            kept.append(ious[row, partner])
-            ious[:, partner] = -1
-    return Matches(
-        rows_a=np.array(rows_a, np.int64),
-        rows_b=np.array(rows_b, np.int64),
-        box_ious=np.array(kept, np.float32),
-        only_a=np.setdiff1d(np.arange(len(a)), rows_a).astype(np.int64),
-        only_b=np.setdiff1d(np.arange(len(b)), rows_b).astype(np.int64),
-    )
-
-
-def box_ious(
-    a: FloatArray,  # [n, 4] x1 y1 x2 y2
-    b: FloatArray,  # [m, 4]
-) -> FloatArray:  # [n, m]
-    """Of every pair; 0 for boxes without area or with NaN."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        upper = np.minimum(a[:, None, 2:], b[None, :, 2:])
-        lower = np.maximum(a[:, None, :2], b[None, :, :2])
-        shared = (upper - lower).clip(min=0).prod(axis=-1)
-        area_a, area_b = ((box[:, 2:] - box[:, :2]).clip(min=0).prod(axis=-1) for box in (a, b))
-        union = area_a[:, None] + area_b[None, :] - shared
-        ious = np.where(union > 0, shared / np.where(union > 0, union, 1), 0)
-    return np.nan_to_num(ious, nan=0.0, posinf=0.0).astype(np.float32)
-
-
-def mask_ious(a: Detections, b: Detections) -> FloatArray:
-    """Of masks at the same position; two empty masks are equal."""
-    axes = (1, 2)
-    intersection, union = (a.masks & b.masks).sum(axes), (a.masks | b.masks).sum(axes)
-    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0).astype(np.float32)
-
-
-def capped_size(image_hw: tuple[int, ...]) -> tuple[int, int]:
-    """The size at which an image's masks are compared: its own, at most MAX_SIDE_PX on the longer side."""
-    scale = min(1.0, MAX_SIDE_PX / max(image_hw[:2]))
-    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))

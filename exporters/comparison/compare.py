@@ -27,7 +27,7 @@ from exporters.comparison.report import (
     differing_rules,
     open_side,
 )
-from exporters.parity import Matches, capped_size, detect_heads, mask_ious, match_detections
+from exporters.matching import Matches, capped_size, detect_heads, mask_ious, match_detections
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.errors import AnnotationError, ImageError

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from exporters.parity import Matches
+from exporters.matching import Matches, agreement_quality
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import is_onnx, is_plan
 from yolact_deploy.artifacts.sidecar import verify_plan
@@ -216,12 +216,8 @@ class Agreement:
 
     @property
     def quality(self) -> float:
-        """1 where all is the same, 0 where nothing is: the mask IoU of matches, shared out over all detections of both.
-
-        The formula of panoptic quality (Kirillov et al. 2019, section 4) with A in the place of the ground truth.
-        """
-        total = self.matched + (self.only_a + self.only_b) / 2
-        return self.mask_iou_sum / total if total else 1.0
+        """1 where all is the same, 0 where nothing is."""
+        return agreement_quality(self.mask_iou_sum, self.matched, self.only_a + self.only_b)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -18,18 +18,16 @@ from onnx import TensorProto
 
 from exporters.end_to_end import stages
 from exporters.end_to_end.stages import PREPARED, PRIOR_IDX, GraphWriter
+from exporters.matching import capped_size, detect_heads, paired_rows
 from exporters.onnx_edit import FLOAT, Names, check_types, load_onnx, metadata, open_session, read_spec, with_outputs
 from exporters.parity import (
     ImageParity,
     ParityReport,
     TensorParity,
     builtin_images,
-    capped_size,
     clear_of_cut,
     compare_tensor,
-    detect_heads,
-    detection_keys,
-    mask_ious,
+    image_parity,
 )
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.artifacts import end_to_end as contract
@@ -269,23 +267,17 @@ def _compare(
     found = read_outputs(outputs, 0, spec)
     prior_idx = outputs[PRIOR_IDX][0, : len(found)]
     found = dataclasses.replace(found, raw=dataclasses.replace(found.raw, prior_idx=prior_idx))
-    place = {key: row for row, key in enumerate(detection_keys(found.raw))}
-    pairs = [(row, place[key]) for row, key in enumerate(detection_keys(expected.raw)) if key in place]
-    rows = np.array(pairs, np.int64).reshape(-1, 2)
-    a, b = expected.take(rows[:, 0]), found.take(rows[:, 1])
+    rows, partners = paired_rows(expected.raw, found.raw)
+    a, b = expected.take(rows), found.take(partners)
     tensors = [_judge("prepared image", prepared, outputs[PREPARED]), _judge(contract.SCORES, a.scores, b.scores)]
     if a.mask_ious is not None:
         tensors.append(_judge(contract.MASK_SCORES, a.mask_scores, b.mask_scores))
-    ious = mask_ious(a, b)
-    return ImageParity(
-        image=name,
-        outputs=tuple(tensors),
-        detections=len(rows),
+    return image_parity(
+        name,
+        tuple(tensors),
+        (a, b),
         missing=clear_of_cut(expected.raw, found.raw, spec),
         extra=clear_of_cut(found.raw, expected.raw, spec),
-        max_box_difference_px=float(np.abs(a.boxes_xyxy - b.boxes_xyxy).max(initial=0)),
-        mean_mask_iou=float(ious.mean()) if len(ious) else 1.0,
-        min_mask_iou=float(ious.min(initial=1.0)),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from exporters.parity import capped_size, mask_ious, match_detections
+from exporters.matching import agreement_quality, capped_size, mask_ious, match_detections
 from yolact_deploy.errors import AnnotationError, CalibrationError, ImageError
 from yolact_deploy.evaluation import evaluate
 from yolact_deploy.reference.detections import Detections
@@ -45,9 +45,8 @@ class Agreement:
 
     @property
     def score(self) -> float:
-        """0 to 100: the matched masks' IoU over all detections, as panoptic quality (Kirillov et al. 2019) counts."""
-        weight = self.matched + (self.missing + self.extra) / 2
-        return 100 * self.mask_iou * self.matched / weight if weight else 100.0
+        """0 to 100: the matched masks' IoU over all detections."""
+        return 100 * agreement_quality(self.mask_iou * self.matched, self.matched, self.missing + self.extra)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exporters.comparison.report import Agreement
-from exporters.parity import MAX_SIDE_PX, box_ious, capped_size, mask_ious, match_detections
+from exporters.matching import MAX_SIDE_PX, box_ious, capped_size, mask_ious, match_detections
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.postprocess import assemble_masks
 

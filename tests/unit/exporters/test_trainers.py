@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
 from exporters.checkpoints.configs import OTHER_TRAINERS, published_spec
+from exporters.matching import detect_heads
 from exporters.onnx_export import export_onnx
-from exporters.parity import detect_heads
 from tests.unit.exporters import trainer_models as theirs
 from yolact_deploy import Detector
 from yolact_deploy.reference.detections import Detections
