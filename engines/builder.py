@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters import Adapter, choose_runtime
-from engines.end_to_end import Hw, Shape, check_graph_io, input_shapes
+from engines.end_to_end import Hw, Shape, input_shapes
 from engines.inspection import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
 from engines.lint.linter import lint_onnx
 from engines.messages import BuildControl, LogRecord, Progress, build_errors, build_log, parser_errors, progress_monitor
 from engines.onnx_graph import OnnxGraph, read_onnx
 from yolact_deploy import __version__
-from yolact_deploy.artifacts.end_to_end import is_end_to_end
-from yolact_deploy.artifacts.names import INPUT, PRECISIONS
+from yolact_deploy.artifacts.contract import IoTensor, check_io
+from yolact_deploy.artifacts.names import END_TO_END, INPUT, PRECISIONS
 from yolact_deploy.artifacts.sidecar import (
     BatchRange,
     CompanionFile,
-    IoTensor,
     Sidecar,
     mask_iou_path,
     sidecar_path,
@@ -117,9 +116,9 @@ def build_engine(
 
     graph = read_onnx(onnx_path)
     spec = graph.spec()
-    check_graph_io(graph, graph.io_tensors, spec, str(graph.path))
+    check_io(graph.io_tensors, spec, graph.form, str(graph.path), unknown_fits=True)
     # An end-to-end graph holds that network itself.
-    mask_iou = None if is_end_to_end(graph.metadata) else extract_mask_iou(graph.metadata, spec, str(graph.path))
+    mask_iou = None if graph.form == END_TO_END else extract_mask_iou(graph.metadata, spec, str(graph.path))
     _check_precision(graph, precision)
     _check_batch(graph, batch_range)
     shapes, size_notes = input_shapes(graph, spec, batch_range, images)
@@ -237,7 +236,8 @@ def _build(
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         _parse(adapter, network, graph, logger, control)
         io_tensors = _network_io(trt, network)
-        check_graph_io(graph, io_tensors, spec, f"{graph.path}, as {adapter.title} reads it,")
+        source = f"{graph.path}, as {adapter.title} reads it,"
+        check_io(io_tensors, spec, graph.form, source, unknown_fits=True)
 
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

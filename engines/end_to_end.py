@@ -1,14 +1,13 @@
-"""What is different in building a plan from an end-to-end ONNX: its inputs and outputs, and images of any size."""
+"""The input sizes that a plan is optimized for: of an end-to-end ONNX, those of images too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.onnx_graph import OnnxGraph, check_io
-from yolact_deploy.artifacts.end_to_end import io_problem, is_end_to_end
-from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor
-from yolact_deploy.errors import BuildRequestError, SpecError
+from engines.onnx_graph import OnnxGraph
+from yolact_deploy.artifacts.contract import is_end_to_end
+from yolact_deploy.artifacts.sidecar import BatchRange
+from yolact_deploy.errors import BuildRequestError
 from yolact_deploy.spec import ModelSpec
 
 Hw = tuple[int, int]
@@ -58,14 +57,3 @@ def input_shapes(
     hws = (sizes.min_hw, sizes.opt_hw, sizes.max_hw)
     small, middle, large = ((count, *hw, 3) for count, hw in zip(batches, hws, strict=True))
     return (small, middle, large), notes
-
-
-def check_graph_io(graph: OnnxGraph, tensors: Sequence[IoTensor], spec: ModelSpec, source: str) -> None:
-    """Raise SpecError unless the tensors are those that the spec and the form of the graph describe."""
-    if not is_end_to_end(graph.metadata):
-        check_io(tensors, spec, source)
-    elif problem := io_problem({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, spec):
-        raise SpecError(
-            f"{source}: the inputs and outputs contradict its own spec: {problem}. Export it again with "
-            "`yolact-deploy export --end-to-end`."
-        )

@@ -5,21 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.artifacts.contract import IoTensor, is_end_to_end
 from yolact_deploy.artifacts.names import (
-    INPUT,
+    END_TO_END,
     MAX_BATCH_METADATA_KEY,
     SPEC_METADATA_KEY,
+    Form,
     Precision,
     is_checkpoint,
     is_plan,
     module_of,
 )
-from yolact_deploy.artifacts.sidecar import IoTensor
 from yolact_deploy.errors import ArtifactError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.spec import ModelSpec
@@ -72,6 +72,11 @@ class OnnxGraph:
         inputs = [_io_tensor(value, "input") for value in self.model.graph.input if value.name not in weights]
         return (*inputs, *(_io_tensor(value, "output") for value in self.model.graph.output))
 
+    @property
+    def form(self) -> Form:
+        """Whether the outputs are head tensors, or finished detections."""
+        return END_TO_END if is_end_to_end(self.metadata) else "heads"
+
     @functools.cached_property
     def precision(self) -> Precision:
         """int8 where it quantizes, else fp16 where any tensor is made or stored as float16, else fp32."""
@@ -118,40 +123,6 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     return OnnxGraph(file, data, model)
 
 
-_IO_DTYPES = ("float32", "float16")  # float16 by `quantize --io-precision fp16`
-
-
-def check_io(
-    tensors: Sequence[IoTensor],
-    spec: ModelSpec,
-    source: str,  # names the file in errors
-) -> None:
-    """Raise SpecError unless the tensors are the input and outputs that `spec` describes. A size of -1 fits any."""
-    size = spec.input_size
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {INPUT: ("input", (-1, 3, size, size))}
-    expected |= {name: ("output", (-1, *shape)) for name, shape in spec.output_shapes().items()}
-    found = {tensor.name: tensor for tensor in tensors}
-    if missing := [name for name in expected if name not in found]:
-        raise SpecError(f"{source} lacks the {_listed(missing)}; it has {', '.join(found)}. {_EXPORT_AGAIN}")
-    if extra := [name for name in found if name not in expected]:
-        raise SpecError(
-            f"{source} has the unexpected {_listed(extra)}; its spec has {', '.join(expected)}. {_EXPORT_AGAIN}"
-        )
-    for name, (mode, shape) in expected.items():
-        tensor = found[name]
-        if tensor.mode != mode:
-            raise SpecError(f"{source}: {name} must be an {mode}, found an {tensor.mode}. {_EXPORT_AGAIN}")
-        if tensor.dtype not in _IO_DTYPES:
-            raise SpecError(
-                f"{source}: {name} must be {' or '.join(_IO_DTYPES)}, found {tensor.dtype}. {_EXPORT_AGAIN}"
-            )
-        if not _fits(tensor.shape, shape):
-            raise SpecError(
-                f"{source}: {name} has the shape {_shape(tensor.shape)}, its spec makes it {_shape(shape)}. "
-                f"The spec belongs to another model. {_EXPORT_AGAIN}"
-            )
-
-
 def _io_tensor(value: onnx.ValueInfoProto, mode: str) -> IoTensor:
     onnx = require("onnx", extra="rtx", purpose="reading an ONNX file")
     tensor = value.type.tensor_type
@@ -173,19 +144,6 @@ def _has_float16(model: onnx.ModelProto) -> bool:
         for node in model.graph.node
         for attribute in node.attribute
     )
-
-
-def _fits(found: Sequence[int], expected: Sequence[int]) -> bool:
-    return len(found) == len(expected) and all(-1 in (a, b) or a == b for a, b in zip(found, expected, strict=True))
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"[{', '.join('B' if i == 0 and size == -1 else str(size) for i, size in enumerate(shape))}]"
-
-
-def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
-    return f"tensor{'s' if len(listed) > 1 else ''} {', '.join(listed)}"
 
 
 def _first_line(exc: Exception) -> str:

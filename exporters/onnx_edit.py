@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import NodeProto, TensorProto
 
-from yolact_deploy.artifacts.end_to_end import is_end_to_end
+from yolact_deploy.artifacts.contract import is_end_to_end
 from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
 from yolact_deploy.optional import require

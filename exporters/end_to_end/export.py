@@ -30,7 +30,7 @@ from exporters.parity import (
     image_parity,
 )
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
-from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.names import (
     CHANNEL_ORDER_METADATA_KEY,
     END_TO_END,
@@ -86,7 +86,7 @@ def export_end_to_end(
     parity: bool = True,
 ) -> EndToEndResult:
     """Write the ONNX of `yolact-deploy export` (fp32, fp16 or int8) as an end-to-end one, whose contract is
-    `yolact_deploy.artifacts.end_to_end`.
+    `yolact_deploy.artifacts.contract`.
 
     `channel_order` is that of the images it will be given; `nms` replaces the spec's own. With `parity` its detections on
     `images` (name and uint8 [H, W, 3] BGR; none = built-in ones) are compared with `Detector`'s on `heads_onnx`, and
@@ -204,10 +204,10 @@ def _declare_io(graph: onnx.GraphProto, spec: ModelSpec) -> None:
     first = graph.input[0].type.tensor_type.shape.dim[0]
     batch = first.dim_param or first.dim_value
     values = []
-    for name, (dtype, sizes) in contract.end_to_end_io(spec).items():
+    for name, tensor in contract.expected_io(spec, END_TO_END).items():
         image_hw = iter((HEIGHT_DIM, WIDTH_DIM))  # what is dynamic beside the batch
-        shape = [batch, *(next(image_hw) if size == -1 else size for size in sizes[1:])]
-        values.append(onnx.helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape))
+        shape = [batch, *(next(image_hw) if size == -1 else size for size in tensor.shape[1:])]
+        values.append(onnx.helper.make_tensor_value_info(name, _ONNX_TYPES[tensor.dtypes[0]], shape))
     del graph.input[:], graph.output[:]
     graph.input.extend(values[:1])
     graph.output.extend(values[1:])

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from exporters.onnx_edit import Names
 from yolact_deploy.arrays import AnyArray, FloatArray
-from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.artifacts import contract
 from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.reference.masks import CROP_PADDING, MASK_THRESHOLD
 from yolact_deploy.reference.postprocess import CENTRE_VARIANCE, SIZE_VARIANCE

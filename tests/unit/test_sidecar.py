@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from yolact_deploy.artifacts.contract import IoTensor
 from yolact_deploy.artifacts.sidecar import (
     BatchRange,
-    IoTensor,
     Sidecar,
     load_plan,
     read_sidecar,

@@ -13,8 +13,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from typing import Any
 
+from yolact_deploy.artifacts.contract import IoTensor
 from yolact_deploy.artifacts.names import Precision, RuntimeName
 from yolact_deploy.errors import PlanMismatchError, SpecError
 from yolact_deploy.files import sha256_file, write_json
@@ -27,16 +28,6 @@ SIDECAR_SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"sm\d{2,3}")
 _SHOWN_DIGEST_CHARS = 12
-
-
-@dataclass(frozen=True)
-class IoTensor:
-    """An input or output of a plan; -1 in its shape is the batch."""
-
-    name: str
-    mode: Literal["input", "output"]
-    dtype: str  # NumPy's name
-    shape: tuple[int, ...]  # -1 where the size is chosen at run time
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifacts.end_to_end import TRADITIONAL_IS_A_LOOP
+from yolact_deploy.artifacts.contract import TRADITIONAL_IS_A_LOOP
 from yolact_deploy.cli.options import ChannelOrder, IoPrecision, Nms
 from yolact_deploy.errors import BuildRequestError, SpecError
 

@@ -26,8 +26,8 @@ from exporters.precision.fp16 import to_half
 from exporters.precision.run import apply_precision
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS
-from yolact_deploy.artifacts import end_to_end as contract
-from yolact_deploy.artifacts.end_to_end import EndToEndNms
+from yolact_deploy.artifacts import contract
+from yolact_deploy.artifacts.contract import EndToEndNms
 from yolact_deploy.artifacts.names import (
     CHANNEL_ORDER_METADATA_KEY,
     END_TO_END,

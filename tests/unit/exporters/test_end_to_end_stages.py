@@ -21,8 +21,8 @@ from exporters.onnx_edit import Names
 from tests import goldens
 from tests.goldens import f32
 from tests.unit.exporters.plus_models import SMALL_PLUS
-from yolact_deploy.artifacts import end_to_end as contract
-from yolact_deploy.artifacts.names import OUTPUTS
+from yolact_deploy.artifacts import contract
+from yolact_deploy.artifacts.names import END_TO_END, OUTPUTS
 from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.reference.postprocess import assemble_masks, detect
 from yolact_deploy.reference.preprocess import preprocess
@@ -155,7 +155,7 @@ def _run(spec: ModelSpec, inputs: dict[str, Array], image_hw: tuple[int, int]) -
     stages.write_masks(masks, contract.IMAGE, stages.write_soft_masks(masks, heads, found, spec))
     image = np.zeros((len(inputs["loc"]), *image_hw, 3), np.uint8)
     given = {contract.IMAGE: image, **{name: inputs[name] for name in OUTPUTS}}
-    return _run_nodes(writer, given, [*list(contract.end_to_end_io(spec))[1:], stages.PRIOR_IDX])
+    return _run_nodes(writer, given, [*list(contract.expected_io(spec, END_TO_END))[1:], stages.PRIOR_IDX])
 
 
 def _run_nodes(writer: GraphWriter, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:

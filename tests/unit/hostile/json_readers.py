@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.gate import read_baseline
 from exporters.precision.calibration import CachedCalibration, CacheKey, read_cache, write_cache
-from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor, Sidecar, read_sidecar
+from yolact_deploy.artifacts.contract import IoTensor
+from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, read_sidecar
 from yolact_deploy.errors import (
     AnnotationError,
     BenchmarkError,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, Image
-from yolact_deploy.artifacts import end_to_end as contract
+from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.names import CHANNEL_ORDER_METADATA_KEY, END_TO_END, FORM_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.cuda.program import MaskForm
 from yolact_deploy.errors import (
@@ -32,6 +32,7 @@ from yolact_deploy.runtime.onnxruntime.network import (
     choose_providers,
     describe,
     first_line,
+    io_tensors,
     open_session,
     session_gpu,
 )
@@ -112,7 +113,7 @@ class EndToEndNetwork:
 
 
 def read_outputs(
-    outputs: Mapping[str, AnyArray],  # as `yolact_deploy.artifacts.end_to_end` has them
+    outputs: Mapping[str, AnyArray],  # as `yolact_deploy.artifacts.contract` has them
     row: int,  # of the batch
     spec: ModelSpec,
     score_threshold: float = 0.0,
@@ -168,15 +169,7 @@ def _read_spec(session: Any, metadata: Mapping[str, str], path: Path) -> ModelSp
         spec = ModelSpec.from_json(metadata[SPEC_METADATA_KEY])
     except SpecError as exc:
         raise SpecError(f"{path} carries a spec that can't be used: {exc}") from exc
-    found = {
-        tensor.name: (
-            "float32" if tensor.type == "tensor(float)" else tensor.type.removeprefix("tensor(").removesuffix(")"),
-            tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
-        )
-        for tensor in (*session.get_inputs(), *session.get_outputs())
-    }
-    if problem := contract.io_problem(found, spec):
-        raise SpecError(f"the inputs and outputs of {path} contradict its own spec: {problem}. {_EXPORT_AGAIN}")
+    contract.check_io(io_tensors(session), spec, END_TO_END, str(path), unknown_fits=True)
     return spec
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray
+from yolact_deploy.artifacts.contract import IoTensor, Mode, check_io
 from yolact_deploy.artifacts.names import INPUT, MASK_IOU_METADATA_KEY, OUTPUTS, SPEC_METADATA_KEY
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
 from yolact_deploy.optional import require
@@ -26,6 +27,7 @@ from yolact_deploy.spec import ModelSpec
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 _ERRORS_ONLY = 3
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # where its names are not NumPy's
 _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate memory", re.IGNORECASE)  # as CUDA and its arena say it
 
 
@@ -173,16 +175,21 @@ def read_spec(session: Any, path: Path) -> ModelSpec:
         spec = ModelSpec.from_json(text)
     except SpecError as exc:
         raise SpecError(f"{path} carries a spec that can't be used: {exc}") from exc
-    expected = spec.io_shapes()
-    found = {tensor.name: tuple(tensor.shape[1:]) for tensor in (*session.get_inputs(), *session.get_outputs())}
-    if found != expected:
-        differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-        listed = ", ".join(f"{name} {_shape(found, name)} instead of {_shape(expected, name)}" for name in differing)
-        raise SpecError(
-            f"the inputs and outputs of {path} contradict its own spec: it has {listed}. "
-            "Export it again with `yolact-deploy export`."
-        )
+    check_io(io_tensors(session), spec, "heads", str(path))
     return spec
+
+
+def io_tensors(session: Any) -> list[IoTensor]:
+    """Inputs, then outputs, as onnxruntime has them."""
+    return [
+        *(_io_tensor(tensor, "input") for tensor in session.get_inputs()),
+        *(_io_tensor(tensor, "output") for tensor in session.get_outputs()),
+    ]
+
+
+def _io_tensor(tensor: Any, mode: Mode) -> IoTensor:
+    dtype = _DTYPES.get(tensor.type, tensor.type.removeprefix("tensor(").removesuffix(")"))
+    return IoTensor(tensor.name, mode, dtype, tuple(size if isinstance(size, int) else -1 for size in tensor.shape))
 
 
 def io_dtypes(session: Any) -> dict[str, np.dtype[np.generic]]:
@@ -218,10 +225,6 @@ def mask_iou_model(
 def describe(ort: Any, session: Any) -> str:
     """onnxruntime's version and the provider that runs a session, for people."""
     return f"onnxruntime {ort.__version__} ({session.get_providers()[0].removesuffix('ExecutionProvider')})"
-
-
-def _shape(shapes: Mapping[str, tuple[Any, ...]], name: str) -> str:
-    return f"[{', '.join(map(str, ('B', *shapes[name])))}]" if name in shapes else "none"
 
 
 def first_line(exc: Exception) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.artifacts.end_to_end import NUM_DETECTIONS
-from yolact_deploy.artifacts.names import INPUT, PLAN_RUNTIMES, TENSORRT
-from yolact_deploy.artifacts.sidecar import BatchRange, IoTensor, Sidecar
+from yolact_deploy.artifacts.contract import IoTensor, form_of, io_problem
+from yolact_deploy.artifacts.names import END_TO_END, INPUT, PLAN_RUNTIMES, TENSORRT
+from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.errors import EngineError, PlanMismatchError, SpecError
 from yolact_deploy.optional import require
@@ -21,7 +21,7 @@ _RELEASE_NUMBERS = 3  # of 10.13.3.9: the fourth counts builds of one release
 
 def check_form(plan: str | os.PathLike[str], sidecar: Sidecar) -> None:
     """Raise EngineError for an end-to-end plan: its outputs are detections, and heads are what is looked for here."""
-    if any(tensor.name == NUM_DETECTIONS for tensor in sidecar.io_tensors):
+    if form_of(sidecar.io_tensors) == END_TO_END:
         raise EngineError(
             f"{plan} is an end-to-end plan: images in, detections out. It is for programs that run plans themselves. Run the "
             f"ONNX it was built from ({sidecar.onnx_name}), or build a plan of an ordinary export."
@@ -85,9 +85,8 @@ def check_io(
 
     Raises PlanMismatchError naming the first in which the engine differs from the spec or the sidecar.
     """
-    tensors = {tensor.name: tensor for tensor in _io_tensors(trt, engine)}
-    difference = _first_difference(tensors, sidecar)
-    if difference is not None:
+    tensors = _io_tensors(trt, engine)
+    if difference := io_problem(tensors, sidecar.spec) or _recorded_otherwise(tensors, sidecar):
         raise _contradiction(plan, sidecar, difference)
     smallest, best, largest = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT, 0))
     try:
@@ -101,7 +100,7 @@ def check_io(
             sidecar,
             f"its profile is for batches of {smallest},{best},{largest}, its sidecar says {said.min},{said.opt},{said.max}",
         )
-    return {name: np.dtype(tensor.dtype) for name, tensor in tensors.items()}, batch
+    return {tensor.name: np.dtype(tensor.dtype) for tensor in tensors}, batch
 
 
 def rebuild(plan: str | os.PathLike[str], sidecar: Sidecar) -> str:
@@ -109,25 +108,12 @@ def rebuild(plan: str | os.PathLike[str], sidecar: Sidecar) -> str:
     return f"`yolact-deploy build-engine {sidecar.onnx_name} -o {plan} --runtime {sidecar.runtime}`"
 
 
-def _first_difference(tensors: dict[str, IoTensor], sidecar: Sidecar) -> str | None:
-    spec = sidecar.spec
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {INPUT: ("input", (3, spec.input_size, spec.input_size))}
-    expected |= {name: ("output", shape) for name, shape in spec.output_shapes().items()}
-    recorded = {tensor.name: tensor for tensor in sidecar.io_tensors}
-    for name, (mode, shape) in expected.items():
-        found = tensors.get(name)
-        if found is None:
-            return f"it has no {mode} {name} (it has {', '.join(tensors) or 'none'}), its spec has one"
-        if found.mode != mode:
-            return f"{name} is an {found.mode}, its spec makes it an {mode}"
-        if found.shape[1:] != shape:
-            return f"{name} is {_shape(found.shape)}, its spec makes it {_shape((-1, *shape))}"
-        if found.dtype not in _DTYPES.values():
-            return f"{name} is {found.dtype}, it must be {' or '.join(_DTYPES.values())}"
-        if name in recorded and found.dtype != recorded[name].dtype:
-            return f"{name} is {found.dtype}, its sidecar says {recorded[name].dtype}"
-    extra = next((name for name in tensors if name not in expected), None)
-    return None if extra is None else f"it has the {tensors[extra].mode} {extra}, its spec has {', '.join(expected)}"
+def _recorded_otherwise(tensors: list[IoTensor], sidecar: Sidecar) -> str | None:
+    recorded = {tensor.name: tensor.dtype for tensor in sidecar.io_tensors}
+    for tensor in tensors:
+        if tensor.dtype != recorded.get(tensor.name, tensor.dtype):
+            return f"{tensor.name} is {tensor.dtype}, its sidecar says {recorded[tensor.name]}"
+    return None
 
 
 def _io_tensors(trt: Any, engine: Any) -> list[IoTensor]:
@@ -152,10 +138,6 @@ def _contradiction(plan: str | os.PathLike[str], sidecar: Sidecar, difference: s
     return PlanMismatchError(
         f"{plan} contradicts its own sidecar: {difference}. Build it again with {rebuild(plan, sidecar)}."
     )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join('B' if index == 0 and size == -1 else str(size) for index, size in enumerate(shape))}]"
 
 
 def _release(version: str) -> tuple[int, ...]:
