@@ -159,7 +159,7 @@ def judge_report(
     """One judgement per artifact, by the best method that the data allow."""
     judgements = []
     watched = report["watch"]
-    disturbed = (watched["other_processes_share"] or 0.0) + (watched["steal_share"] or 0.0)
+    disturbed = watched["other_processes_share"] + (watched["steal_share"] or 0.0)
     for run, old, partner in zip(report["runs"], matched, paired, strict=False):
         name, new_ms = run["artifact"], run["samples_ms"]["latency"]
         if partner is not None:

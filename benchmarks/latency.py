@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import Any
 
 from benchmarks.device import empty_stage_ms, open_driver, samples_of
-from benchmarks.machine import Watch, environment, machine_notes, peak_memory, usable_cores
+from benchmarks.machine import Watch, environment, machine_notes, peak_memory, usable_cores, watch_notes
 from benchmarks.rounds import Limit, Samples, Yardstick, harness_overhead_ns, run_rounds, warm_up
 from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles, variation
 from benchmarks.subjects import common, conditions, describe
@@ -99,7 +99,7 @@ def bench(
         "watch": watched,
         "runs": summaries,
     }
-    report["notes"] = machine_notes(watched, threads) + _notes(report, detectors)
+    report["notes"] = [*machine_notes(threads), *watch_notes(watched), *_notes(report, detectors)]
     return report
 
 

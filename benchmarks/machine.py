@@ -15,17 +15,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from yolact_deploy.cuda.drivers.opening import visible_devices
+import psutil
+
+from yolact_deploy.optional import has_nvidia_driver
 
 _PACKAGES = (
     "yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "pycuda",
     "cuda-bindings", "nvidia-cuda-nvrtc", "torch",
 )  # fmt: skip
 _FEW_CORES = 4
-_BUSY_SHARE = 0.05  # of all cores, taken by other processes
-_STEAL_SHARE = 0.01
 _CLOCK_DRIFT = 0.05
+_STEAL_SHARE = 0.01
+BUSY_SHARE = 0.05  # of all cores, taken by other processes
 _CPU = Path("/sys/devices/system/cpu")
+_KIB = 1024
+_RESET_PEAK = "5"  # clear_refs, proc(5)
 
 
 def environment() -> dict[str, Any]:
@@ -37,7 +41,7 @@ def environment() -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "gpus": [gpu.name for gpu in read_gpus() or visible_devices()],
+        "gpus": _gpu_names(),
     }
 
 
@@ -57,52 +61,57 @@ class Watch:
 
     def __init__(self) -> None:
         self._mhz = _mhz()
-        self._throttled = _throttle_count()
+        self._throttles = _throttle_count()
         self._gpus = read_gpus()
-        self._cpu_ticks = _cpu_ticks()
-        self._own_seconds = _own_seconds()
+        self._all, self._own = psutil.cpu_times(), psutil.Process().cpu_times()
         self._started = perf_counter()
 
     def report(self) -> dict[str, Any]:
         """Shares are of all cores, from 0 to 1, since the watch was made."""
         seconds = perf_counter() - self._started
         others, steal = self._shares(seconds)
-        throttled = _throttle_count()
-        after = read_gpus()
+        throttles = _throttle_count()
+        gpus = read_gpus()
         return {
             "seconds": seconds,
-            "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+            "load_average": list(psutil.getloadavg()),
             "other_processes_share": others,
             "steal_share": steal,
             "cpu_mhz": [self._mhz, _mhz()],
             "governor": _governor(),
-            "thermal_throttles": None if throttled is None or self._throttled is None else throttled - self._throttled,
-            "gpus": [{"before": a.to_dict(), "after": b.to_dict()} for a, b in zip(self._gpus, after, strict=False)],
-            "gpu_notes": gpu_notes(self._gpus, after),
+            "thermal_throttles": None if throttles is None or self._throttles is None else throttles - self._throttles,
+            "gpus": [{"before": a.to_dict(), "after": b.to_dict()} for a, b in zip(self._gpus, gpus, strict=False)],
+            "gpu_notes": gpu_notes(self._gpus, gpus),
         }
 
-    def _shares(self, seconds: float) -> tuple[float | None, float | None]:
-        now = _cpu_ticks()
-        if now is None or self._cpu_ticks is None or seconds <= 0:
-            return None, None
-        user, nice, system, _, _, irq, softirq, steal = (
-            (after - before) / os.sysconf("SC_CLK_TCK") for before, after in zip(self._cpu_ticks, now, strict=True)
-        )
-        whole = seconds * (os.cpu_count() or 1)
-        others = user + nice + system + irq + softirq - (_own_seconds() - self._own_seconds)
-        return max(0.0, others / whole), steal / whole
+    def _shares(self, seconds: float) -> tuple[float, float | None]:
+        """Of other processes and of the hypervisor; the system's counters have those fields that it keeps."""
+        before, after = self._all._asdict(), psutil.cpu_times()._asdict()
+        spent = {name: after[name] - before[name] for name in after}
+        own = psutil.Process().cpu_times()
+        own_seconds = own.user + own.system - self._own.user - self._own.system
+        busy = sum(spent.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+        whole = seconds * (psutil.cpu_count() or 1)
+        return max(0.0, (busy - own_seconds) / whole), spent["steal"] / whole if "steal" in spent else None
 
 
-def machine_notes(watched: dict[str, Any], threads: int | None) -> list[str]:
-    """What spoils figures taken while `watched` (of `Watch.report`), in words."""
+def machine_notes(threads: int | None) -> list[str]:
+    """What spoils figures on this machine whatever else it does, in words."""
     cores = usable_cores()
     notes = []
     if cores < _FEW_CORES:
         notes.append(f"{cores} core{'s' if cores > 1 else ''}: whatever else runs is felt at once.")
     if threads is not None and threads > cores:
         notes.append(f"{threads} threads on {cores} cores: they wait for one another.")
-    if (share := watched["other_processes_share"]) is not None and share > _BUSY_SHARE:
-        notes.append(f"other processes took {100 * share:.0f}% of the cores: expect slow and scattered times.")
+    return notes
+
+
+def watch_notes(watched: dict[str, Any]) -> list[str]:
+    """What spoils figures taken while `watched` (of `Watch.report`), in words."""
+    notes = []
+    if watched["other_processes_share"] > BUSY_SHARE:
+        share = 100 * watched["other_processes_share"]
+        notes.append(f"other processes took {share:.0f}% of the cores: expect slow and scattered times.")
     if (share := watched["steal_share"]) is not None and share > _STEAL_SHARE:
         notes.append(f"the hypervisor took {100 * share:.0f}% of the cores for other machines.")
     before, after = watched["cpu_mhz"]
@@ -115,54 +124,20 @@ def machine_notes(watched: dict[str, Any], threads: int | None) -> list[str]:
     return [*notes, *watched["gpu_notes"]]
 
 
-def _cpu_ticks() -> list[int] | None:
-    """user, nice, system, idle, iowait, irq, softirq, steal (proc(5))."""
-    lines = _lines("/proc/stat")
-    return [int(value) for value in lines[0].split()[1:9]] if lines else None
+def peak_memory(work: Callable[[], object]) -> dict[str, Any]:
+    """{"host_bytes", "method"}: the most memory resident while `work` ran, all else in the process included.
 
+    Where the kernel's high-water mark can't be reset (not Linux, or not allowed), it is the peak since the process began.
+    """
+    reset = _reset_peak()
+    work()
+    resident = _peak_bytes()
+    if resident is None:
+        import resource
 
-def _own_seconds() -> float:
-    times = os.times()
-    return times.user + times.system
-
-
-def _mhz() -> float | None:
-    kernel = _lines(_CPU / "cpu0/cpufreq/scaling_cur_freq")
-    if kernel:
-        return int(kernel[0]) / 1000
-    values = [float(line.partition(":")[2]) for line in _lines("/proc/cpuinfo") if line.startswith("cpu MHz")]
-    return sum(values) / len(values) if values else None
-
-
-def _governor() -> str | None:
-    lines = _lines(_CPU / "cpu0/cpufreq/scaling_governor")
-    return lines[0].strip() if lines else None
-
-
-def _throttle_count() -> int | None:
-    counts = [_lines(path) for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
-    return sum(int(lines[0]) for lines in counts if lines) if counts else None
-
-
-def _lines(path: str | Path) -> list[str]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return []
-    return text.splitlines()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-# nvmlClocksEventReason* bits of nvml.h that cost speed
-_REASONS = {0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
-_SM_CLOCK = 1  # NVML_CLOCK_SM
-_GPU_TEMPERATURE = 0  # NVML_TEMPERATURE_GPU
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"host_bytes": peak * (1 if sys.platform == "darwin" else _KIB), "method": "since start"}
+    return {"host_bytes": resident, "method": "while running" if reset else "since start"}
 
 
 @dataclass(frozen=True)
@@ -178,6 +153,12 @@ class GpuReading:
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "slowed_by": list(self.slowed_by)}
+
+
+# nvmlClocksEventReason* bits of nvml.h that cost speed
+_REASONS = {0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
+_SM_CLOCK = 1  # NVML_CLOCK_SM
+_GPU_TEMPERATURE = 0  # NVML_TEMPERATURE_GPU
 
 
 def read_gpus() -> list[GpuReading]:
@@ -210,6 +191,17 @@ def gpu_notes(before: Sequence[GpuReading], after: Sequence[GpuReading]) -> list
     return notes
 
 
+def _gpu_names() -> list[str]:
+    """By NVML, else by the driver; without one, nothing that uses GPUs is imported."""
+    if readings := read_gpus():
+        return [gpu.name for gpu in readings]
+    if not has_nvidia_driver():
+        return []
+    from yolact_deploy.cuda.drivers.opening import visible_devices
+
+    return [gpu.name for gpu in visible_devices()]
+
+
 def _read(nvml: Any, handle: Any, driver: str) -> GpuReading:
     def ask(name: str, *arguments: Any) -> Any:
         try:
@@ -235,24 +227,23 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-_KIB = 1024
-_RESET_PEAK = "5"  # clear_refs, proc(5)
+def _mhz() -> float | None:
+    """The mean of the cores' clocks."""
+    try:
+        frequency = psutil.cpu_freq()
+    except (AttributeError, NotImplementedError, OSError):  # a system that psutil can't ask
+        return None
+    return None if frequency is None or not frequency.current else float(frequency.current)
 
 
-def peak_memory(work: Callable[[], object]) -> dict[str, Any]:
-    """{"host_bytes", "method"}: the most memory resident while `work` ran, all else in the process included.
+def _governor() -> str | None:
+    lines = _lines(_CPU / "cpu0/cpufreq/scaling_governor")
+    return lines[0].strip() if lines else None
 
-    Where the kernel's high-water mark can't be reset (not Linux, or not allowed), it is the peak since the process began.
-    """
-    reset = _reset_peak()
-    work()
-    resident = _peak_bytes()
-    if resident is None:
-        import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"host_bytes": peak * (1 if sys.platform == "darwin" else _KIB), "method": "since start"}
-    return {"host_bytes": resident, "method": "while running" if reset else "since start"}
+def _throttle_count() -> int | None:
+    counts = [_lines(path) for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    return sum(int(lines[0]) for lines in counts if lines) if counts else None
 
 
 def _reset_peak() -> bool:
@@ -264,8 +255,19 @@ def _reset_peak() -> bool:
 
 
 def _peak_bytes() -> int | None:
+    peaks = (line for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
+    return next((int(line.split()[1]) * _KIB for line in peaks), None)
+
+
+def _version(package: str) -> str | None:
     try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
-    return next((int(line.split()[1]) * _KIB for line in lines if line.startswith("VmHWM")), None)
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -263,8 +263,8 @@ def _environment(report: dict[str, Any]) -> str:
         ("GPU", ", ".join(environment["gpus"]) or "none"),
         ("system", f"{environment['os']}; Python {environment['python']}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in environment["packages"].items())),
-        ("load average", ", ".join(f"{load:.2f}" for load in watched["load_average"] or ()) or "unknown"),
-        ("other processes", _share(watched["other_processes_share"])),
+        ("load average", ", ".join(f"{load:.2f}" for load in watched["load_average"])),
+        ("other processes", f"{100 * watched['other_processes_share']:.0f}% of all cores while measuring"),
         ("images", f"{options['images']}, of {sizes}"),
         ("warm-up", f"{options['warmup']} iterations"),
         *((name, _all_of(options[key])) for key, name in _OPTIONS.items()),
@@ -286,10 +286,6 @@ def _all_of(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_all_of, value))
     return {True: "on", False: "off", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.0f}% of all cores while measuring"
 
 
 _WORDS = ("peer", "why")  # columns of text

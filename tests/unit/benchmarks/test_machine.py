@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from benchmarks.machine import Watch, environment, gpu_notes, machine_notes, peak_memory, read_gpus
+from benchmarks.machine import Watch, environment, gpu_notes, machine_notes, peak_memory, read_gpus, watch_notes
 
 QUIET: dict[str, Any] = {
     "other_processes_share": 0.0,
@@ -62,8 +64,13 @@ def test_a_gpu_is_read_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_nvml_the_driver_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    monkeypatch.setattr("benchmarks.machine.visible_devices", lambda: (SimpleNamespace(name="NVIDIA T"),))
+    monkeypatch.setattr(
+        "yolact_deploy.cuda.drivers.opening.visible_devices", lambda: (SimpleNamespace(name="NVIDIA T"),)
+    )
+    monkeypatch.setattr("benchmarks.machine.has_nvidia_driver", lambda: True)
     assert environment()["gpus"] == ["NVIDIA T"]
+    monkeypatch.setattr("benchmarks.machine.has_nvidia_driver", lambda: False)
+    assert environment()["gpus"] == []
 
 
 def test_what_a_gpu_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +87,10 @@ def test_without_package_driver_or_gpu_there_is_none(monkeypatch: pytest.MonkeyP
 
 def test_a_quiet_machine_has_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.machine.usable_cores", lambda: 8)
-    assert machine_notes(QUIET, threads=8) == []
-    unknown = {**dict.fromkeys(QUIET), "cpu_mhz": [None, None], "gpu_notes": []}
-    assert machine_notes(unknown, threads=None) == []
+    assert machine_notes(threads=8) == []
+    assert watch_notes(QUIET) == []
+    unknown = {**QUIET, "steal_share": None, "cpu_mhz": [None, None], "thermal_throttles": None, "governor": None}
+    assert watch_notes(unknown) == []
 
 
 @pytest.mark.parametrize(
@@ -96,22 +104,24 @@ def test_a_quiet_machine_has_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> 
         ({"gpu_notes": ["GPU 0 is hot."]}, "GPU 0 is hot."),
     ],
 )
-def test_what_spoils_figures_is_said(monkeypatch: pytest.MonkeyPatch, watched: dict[str, Any], note: str) -> None:
-    monkeypatch.setattr("benchmarks.machine.usable_cores", lambda: 8)
-    (found,) = machine_notes({**QUIET, **watched}, threads=None)
+def test_what_spoils_figures_is_said(watched: dict[str, Any], note: str) -> None:
+    (found,) = watch_notes({**QUIET, **watched})
     assert note in found
 
 
 def test_few_cores_and_many_threads_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.machine.usable_cores", lambda: 2)
-    assert [note.partition(":")[0] for note in machine_notes(QUIET, threads=4)] == ["2 cores", "4 threads on 2 cores"]
+    assert [note.partition(":")[0] for note in machine_notes(threads=4)] == ["2 cores", "4 threads on 2 cores"]
 
 
-def test_the_watch_reports_shares_of_the_cores() -> None:
-    found = Watch().report()
-    for share in (found["other_processes_share"], found["steal_share"]):
-        assert share is None or share >= 0
-    assert found["seconds"] > 0
+def test_what_another_process_takes_of_the_cores_is_seen() -> None:
+    watch = Watch()
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    found = watch.report()
+    taken = found["other_processes_share"] * found["seconds"] * psutil.cpu_count()
+    assert taken > 0.25  # seconds of CPU time, which the system counts in hundredths
+    assert found["steal_share"] is None or found["steal_share"] >= 0
 
 
 def test_the_peak_of_memory_is_that_of_the_work() -> None:
