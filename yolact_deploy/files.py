@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear whole or not at all, their digests, and the folder of what can be made again."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.errors import OutputError
+
+CACHE_VARIABLE = "YOLACT_DEPLOY_CACHE"
 
 _CHUNK_BYTES = 1 << 20
 
@@ -86,6 +89,25 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def cache_folder(kind: str) -> Path:
+    """Where things of a kind ("kernels") are kept that can be made again. It need not exist.
+
+    In the folder that the environment variable YOLACT_DEPLOY_CACHE names, else where the platform keeps caches.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser() / kind
+    home = Path("~").expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        xdg = os.environ.get("XDG_CACHE_HOME", "")
+        base = Path(xdg) if Path(xdg).is_absolute() else home / ".cache"  # the standard ignores relative ones
+    return base / "yolact-deploy" / kind
 
 
 def _reason(exc: OSError, folder: Path) -> str:

@@ -16,6 +16,7 @@ from tests.emulator.pipeline import Found, Pipeline, Runner
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.detections import RawDetections
+from yolact_deploy.reference.mask_sources import unpack_mask_words
 from yolact_deploy.reference.masks import assemble
 from yolact_deploy.reference.postprocess import assemble_masks, detect, softmax
 
@@ -111,7 +112,7 @@ def expect_masks(
         expected = assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
         np.testing.assert_array_equal(found[: len(raw)], expected)
     pitch = launches.mask_pitch_words(image_hw[1])
-    every_bit = launches.unpack_mask_words(pipeline.arrays["mask_words"], pitch * 32)
+    every_bit = unpack_mask_words(pipeline.arrays["mask_words"], pitch * 32)
     for bits, raw in zip(every_bit, raws, strict=True):
         assert not bits[: len(raw), :, image_hw[1] :].any()
     return masks

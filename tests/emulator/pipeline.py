@@ -13,6 +13,7 @@ from tests.emulator.emulator import FORWARD
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.launches import Buffer, Launch
 from yolact_deploy.cuda.specialization import Specialization
+from yolact_deploy.reference.mask_sources import unpack_mask_words
 
 Array = npt.NDArray[Any]
 Run: TypeAlias = Callable[[Launch, Mapping[str, Any]], None]
@@ -112,7 +113,7 @@ class Pipeline:
         }
         self._images, self._image_hw = images, image_hw
         self._run(launches.mask_launch(self.specialization, self.proto_hw, image_hw, images))
-        return launches.unpack_mask_words(self.arrays["mask_words"], image_hw[1])
+        return unpack_mask_words(self.arrays["mask_words"], image_hw[1])
 
     def dense(self) -> Array:
         """uint8 [images, M, H, W], made of the bits."""

@@ -21,10 +21,11 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.emulator import compiled, linked_library
-from yolact_deploy.cuda.cache import CACHE_VARIABLE, put
+from yolact_deploy.cuda.cache import put
 from yolact_deploy.cuda.compile import cache_key, choose_nvrtc
 from yolact_deploy.cuda.drivers.opening import DRIVER_VARIABLE
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
+from yolact_deploy.files import CACHE_VARIABLE
 
 KINDS = ("memory", "pinned", "stream", "event", "module", "graph", "context")
 

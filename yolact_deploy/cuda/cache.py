@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from yolact_deploy.errors import OutputError
-from yolact_deploy.files import atomic_path
+from yolact_deploy.files import CACHE_VARIABLE, atomic_path, cache_folder
 
-CACHE_VARIABLE = "YOLACT_DEPLOY_CACHE"
+KIND = "kernels"
 LOCK_TIMEOUT_S = 30.0  # far beyond what a compilation takes; after it one compiles without the lock
 
 _MAGIC = b"yolact-deploy cubin 1\n"
@@ -28,22 +27,6 @@ class CacheState:
     entries: int
     size_bytes: int
     writable: bool
-
-
-def cache_folder() -> Path:
-    """Of the environment variable YOLACT_DEPLOY_CACHE, else where the platform keeps caches. It need not exist."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser() / "kernels"
-    home = Path("~").expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        xdg = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(xdg) if Path(xdg).is_absolute() else home / ".cache"  # the standard ignores relative ones
-    return base / "yolact-deploy" / "kernels"
 
 
 def cached(
@@ -88,11 +71,11 @@ def put(key: str, image: bytes) -> None:
 
 
 def cache_path(key: str) -> Path:
-    return cache_folder() / f"{key}.cubin"
+    return cache_folder(KIND) / f"{key}.cubin"
 
 
 def cache_state() -> CacheState:
-    folder = cache_folder()
+    folder = cache_folder(KIND)
     try:
         sizes = [entry.stat().st_size for entry in folder.glob("*.cubin")]
     except OSError:

@@ -28,13 +28,6 @@ class DeviceImage:
     release: Callable[[], None] = lambda: None  # to be called when nothing reads it any more
 
 
-def is_device_array(item: Any) -> bool:
-    """Whether an object says that it is on a GPU."""
-    if hasattr(item, "__dlpack_device__"):
-        return int(item.__dlpack_device__()[0]) in (_DL_CUDA, _DL_CUDA_MANAGED)
-    return hasattr(item, "__cuda_array_interface__")
-
-
 def import_image(item: Any, driver: Driver, stream: int) -> DeviceImage:
     """An image that work enqueued on `stream` from now on may read, until `release`.
 

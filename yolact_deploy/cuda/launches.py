@@ -20,7 +20,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from yolact_deploy.arrays import AnyArray
 from yolact_deploy.cuda.specialization import Specialization
 
 ArgumentKind: TypeAlias = Literal["pointer", "int32", "uint32", "int64", "float32"]
@@ -241,15 +240,6 @@ def mask_buffers(
 def mask_pitch_words(image_w: int) -> int:
     """V: 32-bit words in a row of a bit-packed mask, a multiple of 128 bits."""
     return _ceil_div(image_w, 128) * 4
-
-
-def unpack_mask_words(
-    mask_words: AnyArray,  # uint32 [..., H, V]
-    image_w: int,
-) -> AnyArray:
-    """bool [..., H, W] of bit-packed masks, on the host."""
-    little_endian = np.ascontiguousarray(mask_words, "<u4").view(np.uint8)
-    return np.unpackbits(little_endian, axis=-1, count=image_w, bitorder="little").view(bool)
 
 
 def _mask_shared_bytes(

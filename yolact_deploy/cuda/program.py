@@ -9,16 +9,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.launches import Buffer, Launch
 from yolact_deploy.cuda.specialization import Specialization
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.spec import ModelSpec
 
-MaskForm = Literal["bits", "rle", "dense"]
 Values: TypeAlias = dict[str, int | float]
 Offsets: TypeAlias = dict[str, int]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray
-from yolact_deploy.cuda.launches import unpack_mask_words
 from yolact_deploy.reference import masks
 from yolact_deploy.reference.masks import MaskRegion
+
+MaskForm: TypeAlias = Literal["bits", "rle", "dense"]  # in which masks of a GPU come to the host
 
 _WORD_BITS = 32
 
@@ -116,6 +117,19 @@ class PackedMasks:
 
     def take(self, rows: IntArray) -> PackedMasks:
         return PackedMasks(self.words[rows], self.image_hw)
+
+
+def unpack_mask_words(
+    mask_words: AnyArray,  # uint32 [..., H, V]
+    image_w: int,
+) -> AnyArray:
+    """bool [..., H, W] of masks as bits.
+
+    >>> unpack_mask_words(np.array([0b101], np.uint32), 4).tolist()
+    [True, False, True, False]
+    """
+    little_endian = np.ascontiguousarray(mask_words, "<u4").view(np.uint8)
+    return np.unpackbits(little_endian, axis=-1, count=image_w, bitorder="little").view(bool)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,11 @@ from typing import Any, Protocol, get_args, overload
 
 import numpy as np
 
-from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.cuda.device_arrays import is_device_array
-from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.arrays import FloatArray, Image, is_device_array
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.opening import open_pipeline
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
 from yolact_deploy.runtime.streaming import stream_detections

@@ -7,13 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.cuda.device_arrays import is_device_array
-from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.arrays import FloatArray, Image, is_device_array
 from yolact_deploy.errors import DeviceError, EngineError
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder, check_image, read_image
 from yolact_deploy.reference.mask_iou import rescore_masks
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.postprocess import assemble_masks, detect, softmax
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.reference.priors import make_priors

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from yolact_deploy.cuda.program import MaskForm
 from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.protocols import Pending, Pipeline
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from yolact_deploy.cuda.launches import (
     mask_tile_rows,
     result_buffers,
     scratch_buffers,
-    unpack_mask_words,
 )
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source, specialize
 from yolact_deploy.errors import SpecError
+from yolact_deploy.reference.mask_sources import unpack_mask_words
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.spec import ModelSpec
 

@@ -13,9 +13,10 @@ from tests.emulator.expectations import CROSS, SMALL
 from yolact_deploy.cuda import cache as cubin_cache
 from yolact_deploy.cuda import compile as compiler
 from yolact_deploy.cuda import compile as nvrtc
-from yolact_deploy.cuda.cache import cache_folder, cache_path, cache_state, cached, put
+from yolact_deploy.cuda.cache import cache_path, cache_state, cached, put
 from yolact_deploy.cuda.compile import Nvrtc, cache_key, compiled_kernels, warm
 from yolact_deploy.errors import OutputError
+from yolact_deploy.files import cache_folder
 
 ROOT = Path(__file__).parents[3]
 SOME = Nvrtc("libnvrtc.so.13", (13, 0), 100, (75, 86, 90))
@@ -115,15 +116,15 @@ def test_the_folder_is_the_platforms_unless_chosen(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "yolact-deploy" / "kernels"
+    assert cache_folder("kernels") == tmp_path / "xdg" / "yolact-deploy" / "kernels"
     for ignored in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert cache_folder() == tmp_path / ".cache" / "yolact-deploy" / "kernels"
+        assert cache_folder("kernels") == tmp_path / ".cache" / "yolact-deploy" / "kernels"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache_folder() == tmp_path / "Library" / "Caches" / "yolact-deploy" / "kernels"
+    assert cache_folder("kernels") == tmp_path / "Library" / "Caches" / "yolact-deploy" / "kernels"
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert cache_folder() == tmp_path / "local" / "yolact-deploy" / "kernels"
+    assert cache_folder("kernels") == tmp_path / "local" / "yolact-deploy" / "kernels"
 
 
 def test_the_key_is_of_all_that_makes_the_cubin(monkeypatch: pytest.MonkeyPatch) -> None:

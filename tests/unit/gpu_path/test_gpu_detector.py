@@ -15,8 +15,8 @@ from tests.emulator.driver import EmulatedDriver
 from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.cuda.launches import mask_pitch_words
-from yolact_deploy.cuda.program import MaskForm
 from yolact_deploy.errors import EngineError
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import NmsMode
 

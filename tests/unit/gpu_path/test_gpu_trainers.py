@@ -15,7 +15,7 @@ from tests.emulator.device_images import ArrayInterface, OnDevice, pitched
 from tests.unit.gpu_path.gpu_expectations import PIXELS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.spec import ModelSpec
 
 Emulate = Callable[..., EmulatedGpu]

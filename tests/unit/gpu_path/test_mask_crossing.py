@@ -18,7 +18,7 @@ from yolact_deploy import Detections, Detector
 from yolact_deploy.cuda import buffers as lent_blocks
 from yolact_deploy.cuda.buffers import BlockLender
 from yolact_deploy.cuda.launches import mask_pitch_words
-from yolact_deploy.cuda.program import MaskForm
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.protocols import HeadTensors
 
 Emulate = Callable[..., EmulatedGpu]

@@ -15,7 +15,8 @@ from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import Buffer
-from yolact_deploy.cuda.program import BatchLayout, MaskForm, MaskPlan, Model, Values, align, pixel_bytes, place
+from yolact_deploy.cuda.program import BatchLayout, MaskPlan, Model, Values, align, pixel_bytes, place
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.protocols import DeviceContext, Stage
 
 

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from yolact_deploy.arrays import is_device_array
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS, is_onnx
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
-from yolact_deploy.cuda.device_arrays import is_device_array
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.cuda.program import MaskForm, Model
+from yolact_deploy.cuda.program import Model
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.errors import DeviceError, EngineError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import ChannelOrder, check_channel_order, check_image, read_image
+from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.gpu.frame import Request
 from yolact_deploy.runtime.gpu.heads import HeadsOnHost

@@ -13,7 +13,6 @@ import numpy as np
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, Image
 from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.names import CHANNEL_ORDER_METADATA_KEY, END_TO_END, FORM_METADATA_KEY, SPEC_METADATA_KEY
-from yolact_deploy.cuda.program import MaskForm
 from yolact_deploy.errors import (
     ArtifactError,
     DeviceError,
@@ -25,7 +24,7 @@ from yolact_deploy.errors import (
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder
-from yolact_deploy.reference.mask_sources import DenseMasks
+from yolact_deploy.reference.mask_sources import DenseMasks, MaskForm
 from yolact_deploy.runtime.host import Finished, load_from_host
 from yolact_deploy.runtime.onnxruntime.network import (
     check_device,

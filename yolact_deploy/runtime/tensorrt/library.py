@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.cuda.cache import CACHE_VARIABLE
 from yolact_deploy.errors import OutputError
-from yolact_deploy.files import atomic_path
+from yolact_deploy.files import CACHE_VARIABLE, atomic_path
 
 _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())  # else Python itself prints warnings of a program that set up no logging

@@ -18,9 +18,9 @@ import numpy as np
 
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS, PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX
 from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, load_mask_iou, load_plan
-from yolact_deploy.cuda.cache import cache_folder
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, PlanMismatchError
+from yolact_deploy.files import cache_folder
 from yolact_deploy.optional import require
 from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.runtime.tensorrt.checks import (
@@ -142,7 +142,7 @@ class PlanNetwork:
         if self._sidecar.runtime != TENSORRT_RTX:
             return None
         name = f"{self._sidecar.plan_sha256[:16]}-{self._driver.device.architecture}-{self._trt.__version__}.cache"
-        return RtxKernels((folder or cache_folder().parent) / TENSORRT_RTX / name)
+        return RtxKernels((folder / TENSORRT_RTX if folder else cache_folder(TENSORRT_RTX)) / name)
 
     def _open_mask_iou(self, content: bytes | None, threads: int | None) -> MaskIouModel | None:
         if content is None and self.spec.mask_iou_layers:
