@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifacts.contract import TRADITIONAL_IS_A_LOOP
 from yolact_deploy.cli.options import ChannelOrder, IoPrecision, Nms
 from yolact_deploy.errors import BuildRequestError, SpecError
 
@@ -21,6 +20,8 @@ def check_end_to_end_request(
     if end_to_end and io_precision is IoPrecision.fp16:
         raise SpecError("an end-to-end graph takes bytes and gives float32, so --io-precision fp16 can't be had.")
     if nms is Nms.traditional:
+        from yolact_deploy.artifacts.contract import TRADITIONAL_IS_A_LOOP
+
         raise SpecError(TRADITIONAL_IS_A_LOOP)
 
 
