@@ -283,12 +283,12 @@ def present_artifact(run: dict[str, Any], current: Path) -> Path | None:
     return path
 
 
-def parse_fraction(text: str) -> float:
-    """ "5%" or "0.05" to 0.05. Raises BenchmarkError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
+def parse_fraction(given: float | str) -> float:
+    """0.05, "5%" or "0.05" to 0.05. Raises BenchmarkError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", str(given))
     value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
     if not 0 <= value < 1:
-        raise BenchmarkError(f'a regression is given as a share such as "5%" or "0.05", below 1, found {text!r}.')
+        raise BenchmarkError(f'a regression is given as a share such as "5%" or "0.05", below 1, found {given!r}.')
     return value
 
 

@@ -23,7 +23,7 @@ MAX_UNACCOUNTED = 0.03  # of the end-to-end median, between it and the stages' s
 _NS_PER_MS = 1e6
 
 
-def bench(
+def time_detectors(
     detectors: Sequence[Detector],
     images: Sequence[Image],  # each [H, W, 3] BGR
     *,
@@ -42,15 +42,8 @@ def bench(
     is measured. Times are of the host's monotonic clock, in milliseconds per batch; the stages of a Detector on a GPU are of
     the device's clock (`device_rounds`). It ends after `iterations` (50, unless
     `seconds` are given) or `seconds`; `warmup` iterations come first, or, when None, as many as it takes to be stable.
-    `threads` only says what the detectors were opened with. Ctrl-C ends it early: "interrupted" is then true. Raises
-    ValueError for counts below 1.
+    `threads` only says what the detectors were opened with. Ctrl-C ends it early: "interrupted" is then true.
     """
-    if batch < 1 or (iterations is not None and iterations < 1) or (warmup or 0) < 0 or not images:
-        raise ValueError(
-            f"batch and iterations must be at least 1, found {batch} and {iterations}, with {len(images)} images."
-        )
-    if seconds is not None and seconds <= 0:
-        raise ValueError(f"seconds must be above 0, found {seconds}.")
     if iterations is None and seconds is None:
         iterations = DEFAULT_ITERATIONS
     runs = [samples_of(detector) for detector in detectors]

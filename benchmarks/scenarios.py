@@ -18,14 +18,14 @@ from contextlib import ExitStack
 from itertools import cycle, takewhile
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import Any
+from typing import Any, Literal
 
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
 
-SCENARIOS = ("single-stream", "offline", "server")
+Scenario = Literal["single-stream", "offline", "server"]
 _DEFAULT_SECONDS = 10.0
 _PROBES = 5
 _SERVER_LOAD = 0.6  # of the rate of one image after another: queues form, and drain
@@ -36,7 +36,7 @@ _NOTE = "LoadGen's load and statistics over a short run; not an MLPerf submissio
 def run_scenario(
     detector: Detector,
     images: Sequence[Image],
-    scenario: str,
+    scenario: Scenario,
     *,
     seconds: float | None = None,
 ) -> dict[str, Any]:
@@ -47,8 +47,6 @@ def run_scenario(
     many in flight as it allows; the others call the Detector with one image at a time. An answer is given once all masks
     are in host memory at full size. Raises BenchmarkError when LoadGen gives no result, MissingDependencyError without it.
     """
-    if scenario not in SCENARIOS:
-        raise BenchmarkError(f"the scenario must be one of {', '.join(SCENARIOS)}, found {scenario!r}.")
     lg = require("mlperf_loadgen", extra="bench", purpose="--scenario", package="mlcommons-loadgen")
     latency_s = _probe(detector, images)
     settings = _settings(lg, scenario, seconds or _DEFAULT_SECONDS, latency_s)

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.figures.networks import golden_model
 from benchmarks.figures.results_page import write_page
-from benchmarks.latency import bench, without_samples
+from benchmarks.latency import time_detectors, without_samples
 from benchmarks.machine import environment
 from benchmarks.peers import in_turns
 from benchmarks.statistics import percentiles
@@ -69,7 +69,7 @@ def latency(iterations: int, threads: int) -> dict[str, Any]:
         subprocess.run([sys.executable, "-m", "benchmarks.figures.networks", str(artifact)], check=True)
         detector = Detector(artifact, device="cpu", threads=threads, batch_size=max(BATCHES))
         against_torch = _against_torch(model, image, detector, iterations)
-        stages = without_samples(bench([detector], [image], iterations=iterations, threads=threads))
+        stages = without_samples(time_detectors([detector], [image], iterations=iterations, threads=threads))
         swept = sweep(detector, [image])
     for described in (swept, *stages["runs"]):
         described["artifact"] = artifact.name  # where it lay is of no interest

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
     from yolact_deploy.runtime.detector import Detector
 
 
-class Scenario(str, Enum):
-    single_stream = "single-stream"
-    offline = "offline"
-    server = "server"
+Scenario = Literal["single-stream", "offline", "server"]
 
 
 @reports_errors
@@ -145,41 +141,36 @@ def bench(
     debug: DebugOption = False,
 ) -> None:
     """Measure latency, end to end and per stage; compare with peers and with an earlier time."""
-    from benchmarks.command import BenchRequest, measure, regressed
-    from benchmarks.latency import without_samples
-    from benchmarks.report_html import write_report
-    from yolact_deploy.files import check_writable
+    import benchmarks
     from yolact_deploy.reports.bench import bench_tables
 
-    if report_file is not None:
-        check_writable(report_file)
-    request = BenchRequest(
-        artifacts=artifacts,
-        images=images,
-        batch=batch,
-        iterations=iterations,
-        seconds=seconds,
-        warmup=warmup,
-        score_threshold=score_threshold,
-        device=device,
-        threads=threads,
-        cuda_graph=cuda_graph,
-        streams=streams,
-        sweep=sweep,
-        layers=layers,
-        peers=peers,
-        checkpoint=checkpoint,
-        scenario=None if scenario is None else scenario.value,
-        baseline=baseline,
-        max_regression=max_regression,
-        allow_other_machine=allow_other_machine,
-    )
     with progress_bar() as progress:
-        report = measure(request, progress)
-    if report_file is not None:
-        write_report(report, report_file)
+        report = benchmarks.bench(
+            artifacts,
+            images=images,
+            batch=batch,
+            iterations=iterations,
+            seconds=seconds,
+            warmup=warmup,
+            score_threshold=score_threshold,
+            streams=streams,
+            sweep=sweep,
+            layers=layers,
+            peers=peers,
+            checkpoint=checkpoint,
+            scenario=scenario,
+            baseline=baseline,
+            max_regression=max_regression,
+            allow_other_machine=allow_other_machine,
+            samples=samples,
+            report=report_file,
+            device=device,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            progress=progress,
+        )
     if json_output:
-        print_json(report if samples else without_samples(report))
+        print_json(report)
     else:
         for table in bench_tables(report):
             print_table(table)
@@ -187,5 +178,5 @@ def bench(
         say(f"note: {note}")
     if report["interrupted"]:
         raise typer.Exit(INTERRUPTED)
-    if regressed(report):
+    if benchmarks.regressed(report):
         raise typer.Exit(1)

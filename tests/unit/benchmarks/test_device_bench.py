@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from benchmarks.device import TIMED_STAGES, DeviceSamples, empty_stage_ms
 from benchmarks.device_sweep import PlantedNetwork
-from benchmarks.latency import bench
+from benchmarks.latency import time_detectors
 from benchmarks.scenarios import _Answerer
 from benchmarks.subjects import conditions
 from benchmarks.sweep import planted_scores, sweep
@@ -51,7 +51,7 @@ def test_the_report_says_what_was_on(
 ) -> None:
     emulated(in_stream=in_stream)
     with Detector(shapes_onnx, device="cuda:0", cuda_graph=cuda_graph) as detector:
-        report = bench([detector], [_photo()], iterations=2, warmup=1)
+        report = time_detectors([detector], [_photo()], iterations=2, warmup=1)
     (run,) = report["runs"]
     assert run["graph_stages"] == graph_stages
     assert report["options"]["cuda_graph"] is bool(graph_stages)
@@ -65,7 +65,7 @@ def test_the_report_says_what_was_on(
 def test_whole_calls_are_of_the_host_and_stages_of_the_device(emulated: Emulate, shapes_onnx: Path) -> None:
     emulated(in_stream=True)
     with Detector(shapes_onnx, device="cuda:0") as detector:
-        run = bench([detector], [_photo()], iterations=3, warmup=1)["runs"][0]
+        run = time_detectors([detector], [_photo()], iterations=3, warmup=1)["runs"][0]
     assert tuple(run["stages_ms"]) == TIMED_STAGES
     device = {stage: run["stages_ms"][stage]["p50"] for stage in ALL_STAGES}
     assert device == {
@@ -112,7 +112,7 @@ def test_the_latency_ends_with_masks_as_a_user_has_them() -> None:
 def test_device_memory_is_that_of_a_detector_like_it(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
     with Detector(shapes_onnx, device="cuda:0") as detector:
-        run = bench([detector], [_photo()], iterations=1, warmup=2)["runs"][0]
+        run = time_detectors([detector], [_photo()], iterations=1, warmup=2)["runs"][0]
         assert run["peak_memory"]["device_bytes"] == gpu.driver.device_bytes > 0
         assert "not the CUDA context" in run["peak_memory"]["device_method"]
 
@@ -124,7 +124,7 @@ def test_without_room_for_a_second_detector_device_memory_is_unmeasured(emulated
         needed = probe.driver.device_bytes
     emulated(EmulatedDriver(memory_bytes=int(1.2 * needed)), in_stream=True)
     with Detector(shapes_onnx, device="cuda:0") as detector:
-        report = bench([detector], [_photo()], iterations=1, warmup=0)
+        report = time_detectors([detector], [_photo()], iterations=1, warmup=0)
     assert report["runs"][0]["peak_memory"]["device_bytes"] is None
     assert any("device memory is unmeasured: no memory for" in note for note in report["notes"])
 
@@ -133,7 +133,7 @@ def test_why_something_is_not_used_is_noted(emulated: Emulate, shapes_onnx: Path
     gpu = emulated(in_stream=True)
     gpu.driver.fail_capture = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
     with Detector(shapes_onnx, device="cuda:0") as detector:
-        report = bench([detector], [_photo()], iterations=1, warmup=2)
+        report = time_detectors([detector], [_photo()], iterations=1, warmup=2)
     assert any("CAPTURE_INVALIDATED" in note for note in report["notes"])
     assert report["options"]["cuda_graph"] is False
 
@@ -143,7 +143,7 @@ def test_a_gpu_and_a_cpu_side_by_side_have_options_of_their_own(
 ) -> None:
     emulated()
     with Detector(shapes_onnx, device="cuda:0") as detector:
-        report = bench([on_cpu, detector], [_photo()], iterations=1, warmup=1)
+        report = time_detectors([on_cpu, detector], [_photo()], iterations=1, warmup=1)
     assert report["options"]["clock"] == ["host", "host; stages: device (CUDA events)"]
     assert report["options"]["precision"] == "fp32"
     assert set(report["runs"][0]["stages_ms"]) == {"preprocess", "network", "detect", "masks"}
@@ -153,7 +153,7 @@ def test_a_gpu_and_a_cpu_side_by_side_have_options_of_their_own(
 def test_a_network_on_a_gpu_whose_rest_is_on_the_cpu_says_so(emulated: Emulate, shapes_onnx: Path) -> None:
     emulated()
     with Detector(shapes_onnx, device="cuda:0", nms="traditional") as detector:
-        report = bench([detector], [_photo()], iterations=1, warmup=0)
+        report = time_detectors([detector], [_photo()], iterations=1, warmup=0)
     assert report["options"]["clock"] == "host"
     assert report["options"]["transfers"].startswith("counted, within the network")
     assert any("only the network is on the GPU" in note for note in report["notes"])

@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks import charts
 from benchmarks.device import TIMED_STAGES
 from benchmarks.gate import Judgement
-from benchmarks.latency import bench
+from benchmarks.latency import time_detectors
 from benchmarks.report_html import render_report, write_report
 from benchmarks.statistics import percentiles
 from tests.unit.benchmarks.recorder import Recorder
@@ -90,7 +90,7 @@ def _on_gpu(run: dict[str, Any]) -> dict[str, Any]:
 def report() -> dict[str, Any]:
     """A report with everything in it."""
     detectors: list[Any] = [Recorder(NAME, []), Recorder("b.onnx", [])]
-    found = bench(detectors, [np.zeros((4, 4, 3), np.uint8)], iterations=30, warmup=1)
+    found = time_detectors(detectors, [np.zeros((4, 4, 3), np.uint8)], iterations=30, warmup=1)
     found["runs"][1]["role"] = "baseline"
     found["runs"].append(_on_gpu(found["runs"][0]))
     found["options"]["cuda_graph"] = [None, None, True]
