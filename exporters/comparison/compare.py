@@ -28,10 +28,11 @@ from exporters.comparison.report import (
     open_side,
 )
 from exporters.matching import Matches, capped_size, detect_heads, mask_ious, match_detections
+from yolact_deploy.annotations import check_categories, load_annotations
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.errors import AnnotationError, ImageError
-from yolact_deploy.evaluation import check_categories, coco_ap, load_annotations
+from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import list_images, read_image
 from yolact_deploy.reference.preprocess import preprocess

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.goldens import SHAPES, SHAPES_SPEC
+from yolact_deploy.annotations import category_doubts, load_annotations
 from yolact_deploy.errors import AnnotationError
-from yolact_deploy.evaluation import category_doubts, coco_ap, load_annotations
+from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.masks import run_lengths
 from yolact_deploy.spec import ModelSpec
 
@@ -147,7 +148,8 @@ def test_categories_that_hardly_mean_the_same_are_doubted(tmp_path: Path) -> Non
     coco = load_annotations(SHAPES / "val/instances.json")
     assert category_doubts(coco, spec) == []
     counted = dataclasses.replace(spec, category_ids=(1, 2, 3, 4, 5, 6))
-    differing, missing = category_doubts(coco, counted)
+    differing, missing, foreign = category_doubts(coco, counted)
     assert '3 is "square" in the model and "circle" in the file' in differing
     assert "[1, 2, 4, 5, 6]" in missing
     assert "[3, 7, 8, 12, 20, 31]" in missing
+    assert "of 5 categories that the model lacks ([7, 8, 12, 20, 31]): each of these counts as AP 0" in foreign

@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 from tests.goldens import GOLDEN, SHAPES
 from yolact_deploy import Detector
-from yolact_deploy.evaluation import coco_ap, load_annotations
+from yolact_deploy.annotations import load_annotations
+from yolact_deploy.evaluation import coco_ap
 
 SCORE_ERROR = (
     1e-5  # the original differs from itself by 7e-7 with the number of threads; onnxruntime sums in another order

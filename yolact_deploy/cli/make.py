@@ -258,8 +258,8 @@ def _print_precision(report: dict[str, Any]) -> None:
 
 def _check_precision_request(precision: Precision, opset: int, given: dict[str, Any]) -> None:
     """Refuse before the export what would fail or have no effect after it."""
+    from yolact_deploy.annotations import load_annotations
     from yolact_deploy.errors import CalibrationError
-    from yolact_deploy.evaluation import load_annotations
     from yolact_deploy.reference.images import list_images
 
     idle = [option for option, value in given.items() if value is not None]

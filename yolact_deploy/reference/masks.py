@@ -20,6 +20,7 @@ from yolact_deploy.reference.ieee import fma, sigmoid
 
 CROP_PADDING = 1  # cells of the prototypes
 MASK_THRESHOLD = np.float32(0.5)
+_MAX_RUN_BITS = 60
 _DOUBT = np.float32(1e-6)  # plain and fused lerps of values in 0..1 differ by less than 3 * 2**-24 = 1.8e-7
 
 
@@ -235,6 +236,8 @@ def run_lengths(packed: str) -> list[int]:
         bits = ord(character) - ord("0")
         if not 0 <= bits < 64:
             raise ValueError(f"{character!r} is no part of packed run lengths")
+        if shift > _MAX_RUN_BITS:
+            raise ValueError("a packed run length has too many digits")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:  # more bits follow

@@ -14,7 +14,8 @@ from exporters.comparison.compare import compare
 from exporters.onnx_export import export_onnx
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from yolact_deploy import Detector
-from yolact_deploy.evaluation import coco_ap, evaluate, load_annotations
+from yolact_deploy.annotations import load_annotations
+from yolact_deploy.evaluation import coco_ap, evaluate
 
 
 @pytest.fixture(scope="module")

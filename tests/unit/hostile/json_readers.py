@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.gate import read_baseline
 from exporters.precision.calibration import CachedCalibration, CacheKey, read_cache, write_cache
+from yolact_deploy.annotations import load_annotations
 from yolact_deploy.artifacts.contract import IoTensor
 from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, read_sidecar
 from yolact_deploy.errors import (
@@ -22,7 +23,6 @@ from yolact_deploy.errors import (
     SpecError,
     YolactDeployError,
 )
-from yolact_deploy.evaluation import load_annotations
 from yolact_deploy.spec import BackboneSpec, ModelSpec, PriorsSpec
 
 SPEC = ModelSpec(
