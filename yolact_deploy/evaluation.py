@@ -10,68 +10,81 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.annotations import category_doubts, check_categories, image_paths, load_annotations
-from yolact_deploy.runtime.detector import Detector
+from yolact_deploy.runtime.detector import Detector, opened_for_many
+from yolact_deploy.spec import NmsMode
 
 _STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
 def evaluate(
-    detector: Detector,
+    artifact: str | os.PathLike[str] | Detector,
     images: str | os.PathLike[str],
     annotations: str | os.PathLike[str],
     *,
     limit: int | None = None,
+    nms: NmsMode | None = None,
+    device: str = "auto",
+    threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_doubt: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """AP on a scale of 0 to 1: {"bbox": {"AP", "AP50", ...}, "segm": {...}, "images": n, "artifact": path}.
+    """AP on a scale of 0 to 1: {"bbox": {"AP", "AP50", ...}, "segm": {...}, "images": n, "artifact": path, "backend": what ran
+    it, "fallback": why the CPU was taken where device "auto" took it, else None}.
 
     `images` is the folder of the annotation file's file names; `limit` takes the first images by id. Detections of every
-    score count, 100 per image, as in the original's evaluation. `on_doubt` is told where the model's classes and the file's
-    categories hardly mean the same, of images that have another size than the file says, and where nothing is annotated (AP is
-    -1 then). Raises AnnotationError when the file is no COCO instance file, names an image that `images` lacks, or has
-    none of the model's category ids; ImageError for an unreadable image.
+    score count, 100 per image, as in the original's evaluation. `nms`, `device` and `threads` are those of `Detector`, and those
+    of a Detector that is given instead of a file. `progress(done, total)` counts images. `on_doubt` is told where the model's
+    classes and the file's categories hardly mean the same, of images that have another size than the file says, and where
+    nothing is annotated (AP is -1 then); `on_note` what `Detector.notes` say.
 
-    >>> report = evaluate(Detector("model.onnx"), images=".", annotations="annotations.json")  # a network with random weights
+    Raises AnnotationError when the file is no COCO instance file, names an image that `images` lacks, or has none of the
+    model's category ids; ImageError for an unreadable image; and what `Detector` raises.
+
+    >>> report = evaluate("model.onnx", images=".", annotations="annotations.json")  # a network with random weights
     >>> report["images"], sorted(report["segm"])
     (1, ['AP', 'AP50', 'AP75', 'AP_large', 'AP_medium', 'AP_small'])
     """
-    coco = load_annotations(annotations)
-    check_categories(coco, detector.spec.category_ids, annotations)
-    if on_doubt is not None:
-        for doubt in category_doubts(coco, detector.spec):
-            on_doubt(doubt)
-    image_ids = sorted(coco.getImgIds())[:limit]
-    paths = image_paths(coco, image_ids, Path(images), annotations)
-    if on_doubt is not None and not any(coco.imgToAnns[image_id] for image_id in image_ids):
-        on_doubt(
-            f"{annotations} annotates nothing in the {len(image_ids)} images: there is no AP to measure (-1 in JSON)."
-        )
-    results: list[dict[str, Any]] = []
-    resized: list[str] = []
-    for done, (image_id, path) in enumerate(zip(image_ids, paths, strict=True)):
-        if progress is not None:
-            progress(done, len(image_ids))
-        found = detector(path)
-        listed = coco.imgs[image_id]
-        if found.image_hw != (listed["height"], listed["width"]):
-            resized.append(
-                f"{path.name} has {found.image_hw[1]}x{found.image_hw[0]}, not {listed['width']}x{listed['height']}"
+    with opened_for_many(artifact, device=device, threads=threads, nms=nms) as (detector, batch_size):
+        coco = load_annotations(annotations)
+        check_categories(coco, detector.spec.category_ids, annotations)
+        image_ids = sorted(coco.getImgIds())[:limit]
+        paths = image_paths(coco, image_ids, Path(images), annotations)
+        doubt = on_doubt or (lambda _: None)
+        for each in category_doubts(coco, detector.spec):
+            doubt(each)
+        if not any(coco.imgToAnns[image_id] for image_id in image_ids):
+            doubt(
+                f"{annotations} annotates nothing in the {len(image_ids)} images: there is no AP to measure (-1 in JSON)."
             )
-        results += found.to_coco(image_id)
-    if progress is not None:
-        progress(len(image_ids), len(image_ids))
-    if resized and on_doubt is not None:
-        on_doubt(
-            f"{len(resized)} of {len(image_ids)} images have another size than {annotations} says, so that none of their masks "
-            f"can fit: {resized[0]}. Are these the images that were annotated, with the same EXIF orientation?"
-        )
-    return {
-        "bbox": coco_ap(coco, results, "bbox", image_ids),
-        "segm": coco_ap(coco, results, "segm", image_ids),
-        "images": len(image_ids),
-        "artifact": str(detector.artifact),
-    }
+        results: list[dict[str, Any]] = []
+        resized: list[str] = []
+        found = detector.stream(paths, prefetch=max(2, batch_size or 1), batch_size=batch_size, masks="rle")
+        for done, (image_id, path, detections) in enumerate(zip(image_ids, paths, found, strict=True)):
+            if progress is not None:
+                progress(done, len(image_ids))
+            (height, width), listed = detections.image_hw, coco.imgs[image_id]
+            if (height, width) != (listed["height"], listed["width"]):
+                resized.append(f"{path.name} has {width}x{height}, not {listed['width']}x{listed['height']}")
+            results += detections.to_coco(image_id)
+        if progress is not None:
+            progress(len(image_ids), len(image_ids))
+        if resized:
+            doubt(
+                f"{len(resized)} of {len(image_ids)} images have another size than {annotations} says, so that none of their "
+                f"masks can fit: {resized[0]}. Are these the images that were annotated, with the same EXIF orientation?"
+            )
+        if on_note is not None:
+            for note in detector.notes:
+                on_note(note)
+        return {
+            "bbox": coco_ap(coco, results, "bbox", image_ids),
+            "segm": coco_ap(coco, results, "segm", image_ids),
+            "images": len(image_ids),
+            "artifact": str(detector.artifact),
+            "backend": detector.description,
+            "fallback": detector.fallback,
+        }
 
 
 def coco_ap(coco: Any, results: list[dict[str, Any]], kind: str, image_ids: list[int]) -> dict[str, float]:

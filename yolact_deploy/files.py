@@ -8,9 +8,10 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from yolact_deploy.errors import OutputError
 
@@ -80,6 +81,43 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
     """Write indented JSON, whole or not at all. Raises OutputError as `atomic_path` does."""
     write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+class JsonArray:
+    """A JSON array that is written as its entries come, in the form of `json.dumps(..., indent=2)`, so that none is kept.
+
+    The entries of the last group can be taken back.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,  # seekable
+        *,
+        depth: int = 0,  # of what the array is a part of
+    ) -> None:
+        self._stream, self._outer = stream, "  " * depth
+        self._count = 0
+        self._group: object = None
+        self._before_group = (0, 0)  # position and count
+
+    def add(self, value: Any, group: object = None) -> None:
+        """Write one more entry."""
+        if self._count == 0 or group != self._group:
+            self._group, self._before_group = group, (self._stream.tell(), self._count)
+        text = textwrap.indent(json.dumps(value, indent=2), self._outer + "  ")
+        self._stream.write(f"{',' if self._count else '['}\n{text}".encode("ascii"))
+        self._count += 1
+
+    def take_back(self, group: object) -> None:
+        """As if the entries of this group had not been added, where they were the last."""
+        if self._count and group == self._group:
+            position, self._count = self._before_group
+            self._stream.seek(position)
+            self._stream.truncate()
+
+    def close(self) -> None:
+        """Write the end of the array."""
+        self._stream.write((f"\n{self._outer}]" if self._count else "[]").encode("ascii"))
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from exporters.pipeline import export_checkpoint
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
+from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from yolact_deploy import Detections, Detector
 from yolact_deploy.artifacts.names import SPEC_METADATA_KEY
 from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, sidecar_path, write_sidecar
@@ -102,6 +103,15 @@ def test_logits_and_softmax_exports_find_the_same(tmp_path: Path, detector: Dete
     logits = Detector(tmp_path / "l.onnx", device="cpu", threads=1)
     assert logits.spec.conf_activation == "logits"
     assert_same(logits(PHOTOS[0]), detector(PHOTOS[0]))
+
+
+def test_a_batch_that_was_fixed_at_export_bounds_those_of_the_cpu(tmp_path: Path) -> None:
+    onnx.save(make_model(TINY_SPEC, batch=1), str(tmp_path / "one.onnx"))
+    images = [np.full((8, 8, 3), gray, np.uint8) for gray in (0, 90, 180)]
+    found = Detector(tmp_path / "one.onnx", device="cpu", batch_size=4)(images)
+    one_by_one = Detector(tmp_path / "one.onnx", device="cpu")
+    for each, image in zip(found, images, strict=True):
+        np.testing.assert_array_equal(each.scores, one_by_one(image).scores)
 
 
 @pytest.mark.parametrize("nms", ["cross_class", "traditional"])

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from yolact_deploy.arrays import BoolArray
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, PackedMasks, RunMasks
+from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, PackedMasks, RunMasks, WindowMasks
 
 HEIGHT, WIDTH = 37, 141
 
@@ -41,7 +41,11 @@ def _runs(masks: BoolArray) -> RunMasks:
     return RunMasks(runs, (masks.shape[1], masks.shape[2]))
 
 
-@pytest.mark.parametrize("make", [_packed, _runs, DenseMasks])
+def _windows(masks: BoolArray) -> WindowMasks:
+    return WindowMasks.of(DenseMasks(masks).regions(), (masks.shape[1], masks.shape[2]))
+
+
+@pytest.mark.parametrize("make", [_packed, _runs, _windows, DenseMasks])
 def test_every_form_holds_the_same_masks(make: Callable[[BoolArray], MaskSource]) -> None:
     masks = _pictures()
     source = make(masks)

@@ -8,8 +8,8 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, ParamSpec, TypeVar
 
 import typer
 import typer.core
@@ -27,6 +27,7 @@ Progress = Callable[[str, int, int], None]  # what is done, step, of how many
 
 INTERRUPTED = 130
 _TERMINATED = 143
+_CHUNK_BYTES = 1 << 20
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -85,6 +86,16 @@ class Commands(typer.core.TyperGroup):
 def print_json(value: Any) -> None:
     """On stdout in ASCII, as a terminal may have any encoding and a file name any bytes."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def print_json_with(key: str, array: BinaryIO, rest: Mapping[str, Any]) -> None:
+    """`rest` with the finished `JsonArray` in a file under `key` before it; the array is never in memory."""
+    sys.stdout.write(f'{{\n  "{key}": ')
+    array.seek(0)
+    while chunk := array.read(_CHUNK_BYTES):
+        sys.stdout.write(chunk.decode("ascii"))
+    sys.stdout.write("," + json.dumps(rest, indent=2).removeprefix("{") + "\n")
     sys.stdout.flush()
 
 

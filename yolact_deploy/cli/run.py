@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from yolact_deploy.cli.console import INTERRUPTED, print_json, print_table, progress_bar, reports_errors, say
+from yolact_deploy.cli.console import (
+    INTERRUPTED,
+    print_json,
+    print_json_with,
+    print_table,
+    progress_bar,
+    reports_errors,
+    say,
+)
 from yolact_deploy.cli.options import (
     ArtifactArgument,
     DebugOption,
@@ -16,10 +25,7 @@ from yolact_deploy.cli.options import (
     NmsOption,
     ThreadsOption,
 )
-
-if TYPE_CHECKING:
-    from yolact_deploy.runtime.detector import Detector
-
+from yolact_deploy.errors import one_line
 
 Scenario = Literal["single-stream", "offline", "server"]
 
@@ -40,35 +46,41 @@ def detect(
     debug: DebugOption = False,
 ) -> None:
     """Detect in images, folders and videos; draw overlays, write COCO JSON."""
-    from yolact_deploy.detect_files import DetectOptions, detect_files
-    from yolact_deploy.files import check_writable, write_json
-    from yolact_deploy.reference.images import list_images
-    from yolact_deploy.reports.overlays import check_can_draw
+    from yolact_deploy.file_detection import detect_files
+    from yolact_deploy.files import JsonArray
     from yolact_deploy.reports.tables import detect_table
-    from yolact_deploy.runtime.detector import Detector
 
-    files = list_images(images, videos=True)
-    if overlays:
-        check_can_draw()
-    if coco is not None:
-        check_writable(coco)
-    detector = Detector(artifact, device=device, threads=threads, nms=nms.value if nms else None)
-    options = DetectOptions(score_threshold, top_k, output if overlays else None)
-    with progress_bar() as progress:
-        report = detect_files(detector, files, options, lambda step, total: progress("detect", step, total))
-    if coco is not None:
-        write_json(coco, report.to_coco())
-    if json_output:
-        print_json({**report.to_dict(), "backend": detector.description, "fallback": detector.fallback})
-    elif report.results:
-        print_table(detect_table(report))
-    _print_notes(detector)
+    with tempfile.TemporaryFile() as file:  # what a long video gives is kept there until it is known to be whole
+        found = JsonArray(file, depth=1)
+        with progress_bar() as progress:
+            report = detect_files(
+                artifact,
+                images,
+                overlays=output if overlays else None,
+                coco=coco,
+                score_threshold=score_threshold,
+                top_k=top_k,
+                nms=nms.value if nms else None,
+                device=device,
+                threads=threads,
+                on_result=(lambda result: found.add(result.to_dict(), result.number)) if json_output else None,
+                on_failure=lambda number, _: found.take_back(number),
+                progress=lambda done, total: progress("detect", done, total),
+            )
+        found.close()
+        if json_output:
+            print_json_with("images", file, report.to_dict())
+        elif report.files:
+            print_table(detect_table(report))
+    for note in report.notes:
+        say(f"note: {one_line(note)}")
     for error in report.failures.values():
         say(f"error: {error}")
-    if report.failures and len(files) > 1:
-        say(f"{len(report.failures)} of {len(files)} files failed{'; the others are done' if report.results else ''}.")
+    count = len(report.files) + len(report.failures)
+    if report.failures and count > 1:
+        say(f"{len(report.failures)} of {count} files failed{'; the others are done' if report.files else ''}.")
     if report.failures:
-        raise typer.Exit(1 if report.results else 2)
+        raise typer.Exit(1 if report.files else 2)
 
 
 @reports_errors
@@ -86,30 +98,24 @@ def evaluate_ap(
     """Measure COCO box and mask AP."""
     from yolact_deploy.evaluation import evaluate
     from yolact_deploy.reports.tables import eval_table
-    from yolact_deploy.runtime.detector import Detector
 
-    detector = Detector(artifact, device=device, threads=threads, nms=nms.value if nms else None)
     with progress_bar() as progress:
         report = evaluate(
-            detector,
+            artifact,
             images,
             annotations,
             limit=limit,
-            progress=lambda step, total: progress("eval", step, total),
+            nms=nms.value if nms else None,
+            device=device,
+            threads=threads,
+            progress=lambda done, total: progress("eval", done, total),
             on_doubt=lambda doubt: say(f"warning: {doubt}"),
+            on_note=lambda note: say(f"note: {one_line(note)}"),
         )
     if json_output:
-        print_json({**report, "backend": detector.description, "fallback": detector.fallback})
+        print_json(report)
     else:
         print_table(eval_table(report))
-    _print_notes(detector)
-
-
-def _print_notes(detector: Detector) -> None:
-    from yolact_deploy.errors import one_line
-
-    for note in detector.notes:
-        say(f"note: {one_line(note)}")
 
 
 @reports_errors

@@ -1,11 +1,12 @@
-"""Images from files and arrays, checked before anything is computed from them."""
+"""Images from files, videos and arrays, checked before anything is computed from them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from yolact_deploy.errors import ImageError
 ChannelOrder = Literal["bgr", "rgb"]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+_FALLBACK_FPS = 25.0
+_COUNTED_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # say how many frames they hold; others let one guess
+_MIN_DECODED = 0.9  # of the frames a file says it holds: edit lists and repeated frames leave out a few
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
@@ -106,6 +111,53 @@ def list_images(inputs: Sequence[str | os.PathLike[str]], *, videos: bool = Fals
         else:
             raise ImageError(f"{given} does not exist. Give image files or a folder of images.")
     return files
+
+
+class Video(NamedTuple):
+    """An open video: `frames` gives each as uint8 [H, W, 3] BGR."""
+
+    fps: float
+    frames: Iterator[Image]
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+@contextlib.contextmanager
+def open_video(path: Path) -> Iterator[Video]:
+    """A video file, one frame at a time. Raises ImageError when it can't be opened; its frames do at their end, when there
+    was none, or fewer than the file says it holds."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise ImageError(f"can't read the video {path}: no decoder knows it, or it is damaged.")
+        yield Video(capture.get(cv2.CAP_PROP_FPS) or _FALLBACK_FPS, _frames(capture, path))
+    finally:
+        capture.release()
+
+
+def _frames(capture: Any, path: Path) -> Iterator[Image]:
+    import cv2
+
+    count = 0
+    while True:
+        more, frame = capture.read()
+        if not more:
+            break
+        count += 1
+        yield frame
+    if not count:
+        raise ImageError(f"can't read the video {path}: no frame could be decoded.")
+    promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if path.suffix.lower() in _COUNTED_SUFFIXES and count < _MIN_DECODED * promised:
+        raise ImageError(
+            f"can't read the video {path} to its end: {count} of its {promised} frames could be decoded. "
+            "If it was copied or downloaded, get it again."
+        )
 
 
 def _is_truncated(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Where the masks of an image come from: prototypes, bits, run lengths or bytes. All give the same masks."""
+"""Where the masks of an image come from: prototypes, bits, windows, run lengths or bytes. All give the same masks."""
 
 from __future__ import annotations
 
@@ -130,6 +130,40 @@ def unpack_mask_words(
     """
     little_endian = np.ascontiguousarray(mask_words, "<u4").view(np.uint8)
     return np.unpackbits(little_endian, axis=-1, count=image_w, bitorder="little").view(bool)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowMasks:
+    """Masks as the bits of a window each, outside of which they are False."""
+
+    windows: Sequence[tuple[int, int, tuple[int, int], AnyArray]]  # row, column, (height, width), packed bits: uint8
+    image_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, regions: Iterator[MaskRegion], image_hw: tuple[int, int]) -> WindowMasks:
+        """Kept, one after another, so that no two of them are whole at a time."""
+        shapes = ((region, region.window.shape) for region in regions)
+        return cls([(r.row, r.column, (h, w), np.packbits(r.window)) for r, (h, w) in shapes], image_hw)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def dense(self) -> BoolArray:
+        pixels = np.zeros((len(self), *self.image_hw), bool)
+        for mask, region in zip(pixels, self.regions(), strict=True):
+            height, width = region.window.shape
+            mask[region.row : region.row + height, region.column : region.column + width] = region.window
+        return pixels
+
+    def regions(self) -> Iterator[MaskRegion]:
+        for row, column, (height, width), bits in self.windows:
+            yield MaskRegion(row, column, np.unpackbits(bits, count=height * width).view(bool).reshape(height, width))
+
+    def rle(self) -> list[dict[str, Any]]:
+        return encode_regions(self.regions(), self.image_hw)
+
+    def take(self, rows: IntArray) -> WindowMasks:
+        return WindowMasks([self.windows[row] for row in rows], self.image_hw)
 
 
 @dataclass(frozen=True, eq=False)

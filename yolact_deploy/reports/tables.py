@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from yolact_deploy.detect_files import DetectReport
+from yolact_deploy.file_detection import DetectReport
 
 _MIB = 2**20
 _SHOWN_MODULES = 12
@@ -73,13 +71,11 @@ def detect_table(report: DetectReport) -> Table:
     table = Table(title="detections", title_justify="left")
     for column in ("file", "size", "detections", "overlay"):
         table.add_column(column, overflow="fold")
-    for file, group in groupby(report.results, key=lambda result: result.file):
-        results = list(group)  # one image, or the frames of a video
-        first = results[0]
-        counts = Counter(entry["class_name"] for result in results for entry in result.detections)
-        found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-        frames = "" if first.frame is None else f", {len(results)} frames"
-        row = (file, f"{first.width}x{first.height}{frames}", found, first.overlay or "not drawn")
+    for summary in report.files:
+        height, width = summary.image_hw
+        found = ", ".join(f"{count} {name}" for name, count in summary.counts.items()) or "none"
+        frames = "" if summary.frames is None else f", {summary.frames} frames"
+        row = (summary.file, f"{width}x{height}{frames}", found, summary.overlay or "not drawn")
         table.add_row(*(escape(text) for text in row))
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -83,8 +84,7 @@ class Detector:
         self.artifact = Path(artifact)
         self._opened = open_pipeline(self.artifact, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph)
         self._close = weakref.finalize(self, self._opened.close)
-        limit = self._opened.max_batch
-        self._batch_size = max(1, batch_size if limit is None else min(batch_size, limit))
+        self._batch_size = self._bounded(batch_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (str(self.artifact), self._arguments)
@@ -196,6 +196,7 @@ class Detector:
         images: Iterable[ImageInput],
         *,
         prefetch: int = 2,
+        batch_size: int | None = None,
         channel_order: ChannelOrder = "bgr",
         score_threshold: float = 0.0,
         masks: MaskForm = "bits",
@@ -203,9 +204,9 @@ class Detector:
         """Detections of each image of an iterable, in order, for throughput.
 
         Up to `prefetch` images are asked for and read ahead of time, in a thread; with 0 there is no thread. A GPU works
-        on one batch while the next is handed to it. An exception of `images`, or of an image that can't be used, is raised
-        after the detections of all images before it. The Detector can be used as usual while the iterator is, and after it
-        is closed half-way. Raises ImageError at once for a single image.
+        on one batch while the next is handed to it; `batch_size` is the Detector's own by default. An exception of `images`,
+        or of an image that can't be used, is raised after the detections of all images before it. The Detector can be used
+        as usual while the iterator is, and after it is closed half-way. Raises ImageError at once for a single image.
 
         >>> frames = (np.full((48, 64, 3), gray, np.uint8) for gray in range(3))
         >>> [found.image_hw for found in Detector("model.onnx").stream(frames)]
@@ -220,7 +221,7 @@ class Detector:
             images,
             # through `self`, which has to live as long as the iterator: its end closes the pipeline
             lambda item: self._pipeline.load(item, channel_order),
-            batch_size=self._batch_size,
+            batch_size=self._batch_size if batch_size is None else self._bounded(batch_size),
             prefetch=prefetch,
             score_threshold=score_threshold,
             masks=masks,
@@ -262,12 +263,34 @@ class Detector:
             raise EngineError(f"this Detector of {self.artifact} is closed. Open another one.")
         return self._opened
 
+    def _bounded(self, batch_size: int) -> int:
+        limit = self._opened.max_batch
+        return max(1, batch_size if limit is None else min(batch_size, limit))
+
     def _detect(
         self, inputs: Sequence[Any], channel_order: ChannelOrder, score_threshold: float, masks: MaskForm
     ) -> list[Detections]:
         pipeline = self._pipeline
         images = [pipeline.load(item, channel_order) for item in inputs]
         return pipeline.submit(images, score_threshold, masks).result()
+
+
+_GPU_BATCH = 4  # images of a run where there are many: each takes buffers for its masks at full size
+
+
+@contextlib.contextmanager
+def opened_for_many(
+    artifact: str | os.PathLike[str] | Detector, *, device: str, threads: int | None, nms: NmsMode | None
+) -> Iterator[tuple[Detector, int | None]]:
+    """A Detector for as long as the block lasts, and the `batch_size` of its `stream`; one that is given keeps its own.
+
+    On the CPU a batch of several images takes more memory and no less time. Raises what Detector does.
+    """
+    if isinstance(artifact, Detector):
+        yield artifact, None
+        return
+    with Detector(artifact, device=device, threads=threads, nms=nms) as detector:
+        yield detector, _GPU_BATCH if detector.on_gpu else 1
 
 
 def _check_form(masks: str) -> None:

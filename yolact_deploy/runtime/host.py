@@ -23,7 +23,6 @@ from yolact_deploy.spec import ModelSpec, NmsMode
 class HostPipeline:
     """The reference: what every other pipeline is compared with."""
 
-    max_batch: int | None = None
     in_flight = 1
     on_gpu = False
     graph_stages: tuple[str, ...] = ()
@@ -51,6 +50,10 @@ class HostPipeline:
     @property
     def description(self) -> str:
         return self._network.description + self._suffix
+
+    @property
+    def max_batch(self) -> int | None:
+        return self._network.max_batch
 
     @property
     def stages(self) -> HostPipeline:

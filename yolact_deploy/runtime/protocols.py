@@ -46,6 +46,11 @@ class Network(Protocol):
         """YOLACT++'s judge of masks; None where masks keep their box's score."""
         ...
 
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch that `run` takes; None: any."""
+        ...
+
     def run(self, image: FloatArray) -> HeadTensors:
         """Heads of a preprocessed batch [B, 3, S, S]."""
         ...

@@ -23,8 +23,8 @@ from exporters.pipeline import export_checkpoint
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
-from yolact_deploy.detect_files import DetectOptions, detect_files
 from yolact_deploy.errors import SpecError
+from yolact_deploy.file_detection import FileResult, detect_files
 from yolact_deploy.reference.mask_iou import MaskIouReference, rescore_masks
 from yolact_deploy.runtime.detector import Detector
 
@@ -80,12 +80,13 @@ def test_what_is_displayed_ranks_by_the_mask_score_and_is_above_the_threshold_in
     detector = Detector(plus_native, device="cpu")
     found = detector(file)
     threshold = float(np.median(found.mask_scores))
-    (shown,) = detect_files(detector, [file], DetectOptions(score_threshold=threshold, top_k=100)).results
-    scores = [entry["score"] for entry in shown.detections]
+    shown: list[FileResult] = []
+    detect_files(detector, [file], score_threshold=threshold, top_k=100, on_result=shown.append)
+    scores = [entry["score"] for entry in shown[0].entries]
     assert scores == sorted(scores, reverse=True)
     both = found.mask_scores[(found.scores > np.float32(threshold)) & (found.mask_scores >= np.float32(threshold))]
     assert 0 < len(scores) <= len(both) < len(found)
-    assert all("mask_score" not in entry for entry in shown.detections)
+    assert all("mask_score" not in entry for entry in shown[0].entries)
 
 
 @pytest.mark.parametrize("form", get_args(DcnForm))

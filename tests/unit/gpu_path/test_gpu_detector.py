@@ -12,10 +12,13 @@ import pytest
 
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
+from tests.goldens import SHAPES
 from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.cuda.launches import mask_pitch_words
 from yolact_deploy.errors import EngineError
+from yolact_deploy.evaluation import evaluate
+from yolact_deploy.file_detection import detect_files
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import NmsMode
@@ -165,6 +168,20 @@ def test_a_batch_is_never_larger_than_the_network_takes(emulated: Emulate, shape
     for found, expected in zip(detector(PHOTOS[:3]), on_cpu(PHOTOS[:3]), strict=True):
         assert_identical(found, expected)
     assert gpu.networks[0].batches == [2, 1]
+
+
+def test_files_and_evaluation_go_through_a_gpu_in_batches(
+    emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, tmp_path: Path
+) -> None:
+    gpu = emulated()
+    arguments = (SHAPES / "val", SHAPES / "val/instances.json")
+    found = evaluate(shapes_onnx, *arguments, limit=6)
+    assert gpu.networks[0].batches == [4, 2]
+    assert {**found, "backend": ""} == {**evaluate(on_cpu, *arguments, limit=6), "backend": ""}
+    detect_files(shapes_onnx, PHOTOS[:3], coco=tmp_path / "gpu.json")
+    assert gpu.networks[1].batches == [3]
+    detect_files(on_cpu, PHOTOS[:3], coco=tmp_path / "cpu.json")
+    assert (tmp_path / "gpu.json").read_text() == (tmp_path / "cpu.json").read_text()
 
 
 def test_traditional_nms_runs_on_the_host_and_says_so(emulated: Emulate, shapes_onnx: Path) -> None:

@@ -20,6 +20,8 @@ from yolact_deploy.spec import ModelSpec
 class HeadsOnHost:
     """A `Network` over a DeviceNetwork. Raises DeviceError or EngineError."""
 
+    max_batch: int | None = None  # `run` splits what is too large
+
     def __init__(
         self,
         driver: Driver,

@@ -58,6 +58,12 @@ class OnnxNetwork:
     def mask_iou(self) -> MaskIouModel | None:
         return self._mask_iou
 
+    @property
+    def max_batch(self) -> int | None:
+        """What the batch was fixed to at export; None for any."""
+        fixed = self._session.get_inputs()[0].shape[0]
+        return fixed if isinstance(fixed, int) else None
+
     def run(self, image: FloatArray) -> HeadTensors:
         try:
             outputs = self._session.run(OUTPUTS, {INPUT: image.astype(self._input_dtype, copy=False)})
