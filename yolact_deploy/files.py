@@ -13,19 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from yolact_deploy.errors import OutputError
+from yolact_deploy.errors import OutputError, YolactDeployError
+from yolact_deploy.temporaries import temporary_beside
 
 CACHE_VARIABLE = "YOLACT_DEPLOY_CACHE"
 
 _CHUNK_BYTES = 1 << 20
+
+_unfinished: dict[Path, Path] = {}  # of this process: temporary file -> the target that it will be
 
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it is renamed onto `target`, on any error it is removed.
 
-    The temporary name keeps the target's suffix, as some writers choose the format by it.
-    Raises OutputError when the folder is missing or not writable, or `target` is a folder.
+    The temporary name keeps the target's suffix, as some writers choose the format by it. What writers of `target` left that
+    were killed is removed as well. Errors name `target`, never the temporary file. Raises OutputError when the folder is
+    missing or not writable, or `target` is a folder.
 
     >>> with atomic_path("boxes.txt") as temporary:
     ...     _ = temporary.write_text("1 2 3 4")
@@ -35,22 +39,40 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     '1 2 3 4'
     """
     path = Path(target)
+    if path in _unfinished:  # within another one: whole or not at all already
+        with _errors_name(_unfinished[path], path):
+            yield path
+        return
     if path.is_dir():
         raise OutputError(f"can't write {path}: it is a folder. Give a file name.")
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(temporary_beside(path))
+        except OSError as exc:
+            raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
+        stack.callback(_unfinished.pop, temporary, None)
+        _unfinished[temporary] = path
+        with _errors_name(path, temporary):
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
+    """Errors of writing become OutputErrors of `target`; other errors of ours that name `temporary` name `target` instead."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(descriptor)
+        yield
     except OSError as exc:
-        raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as exc:
-        raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise OutputError(f"can't write {target}: {_reason(exc, target.parent, temporary)}") from exc
+    except YolactDeployError as exc:
+        exc.args = tuple(
+            part.replace(str(temporary), str(target)).replace(temporary.name, target.name)
+            if isinstance(part, str)
+            else part
+            for part in exc.args
+        )
+        raise
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
@@ -148,7 +170,9 @@ def cache_folder(kind: str) -> Path:
     return base / "yolact-deploy" / kind
 
 
-def _reason(exc: OSError, folder: Path) -> str:
+def _reason(exc: OSError, folder: Path, temporary: Path | None = None) -> str:
+    if isinstance(exc.filename, str) and temporary is not None and Path(exc.filename) != temporary:
+        return f"{exc.strerror}: {exc.filename}."  # what failed on the way was another file
     if isinstance(exc, FileNotFoundError):
         return f"the folder {folder} does not exist. Create it first."
     if isinstance(exc, PermissionError):
