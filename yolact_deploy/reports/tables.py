@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from yolact_deploy.file_detection import DetectReport
+if TYPE_CHECKING:
+    from yolact_deploy.file_detection import DetectReport
 
 _MIB = 2**20
 _SHOWN_MODULES = 12
