@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -80,3 +81,10 @@ def test_detections_have_as_many_masks_as_scores() -> None:
         Detections(raw, (HEIGHT, WIDTH), raw.boxes_xyxy)
     found = Detections(raw, (HEIGHT, WIDTH), raw.boxes_xyxy, mask_source=masks.take(np.array([1, 2])))
     np.testing.assert_array_equal(found.masks, _pictures()[1:3])
+
+
+def test_windows_arrive_with_no_more_than_their_own_words() -> None:
+    few = _windows(_pictures()).take(np.array([5, 3]))
+    arrived = pickle.loads(pickle.dumps(few))
+    np.testing.assert_array_equal(arrived.dense(), _pictures()[[5, 3]])
+    assert arrived.words.size == 16 * 3 + 1  # rows 4 to 19 over the words of columns 0 to 95, and one pixel

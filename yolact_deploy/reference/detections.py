@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from yolact_deploy.arrays import BoolArray, FloatArray, IntArray
 from yolact_deploy.optional import require
-from yolact_deploy.reference.mask_sources import MaskSource, PrototypeMasks, WindowMasks
+from yolact_deploy.reference.mask_sources import MaskSource, PrototypeMasks, RunMasks, WindowMasks
 from yolact_deploy.reference.masks import MaskRegion
 
 
@@ -71,6 +71,25 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    def __iter__(self) -> Iterator[Detections]:
+        """Each detection as Detections of one, best first."""
+        return (self.take(np.array([row])) for row in range(len(self)))
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | IntArray | BoolArray) -> Detections:
+        """Some of the detections: one by its number, a slice, numbers, or where a boolean mask [n] is True.
+
+        Raises IndexError for a number that there is not, for a mask of another length, and for anything else.
+        """
+        return self.take(_rows(index, len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: masks as the bits of their windows instead of the prototypes of the whole image."""
+        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        state["raw"] = dataclasses.replace(self.raw, proto=self.raw.proto[:0, :0])
+        if not isinstance(self.mask_source, (WindowMasks, RunMasks)):
+            state["mask_source"] = WindowMasks.of(self.iter_regions(), self.image_hw)
+        return state
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).most_common())
@@ -202,3 +221,24 @@ class Detections:
     def _assembled(self) -> PrototypeMasks:
         raw = self.raw
         return PrototypeMasks(raw.proto, raw.mask_coeff, raw.boxes_xyxy, self.image_hw, self.crop, self.canvas_hw)
+
+
+def _rows(index: Any, count: int) -> IntArray:
+    if isinstance(index, (int, np.integer)) and not isinstance(index, (bool, np.bool_)):
+        if not -count <= index < count:
+            raise IndexError(f"there is no detection {index}: there are {count}.")
+        return np.array([index % count], np.int64)
+    if isinstance(index, slice):
+        return np.arange(count)[index]
+    rows = np.asarray(index)
+    if rows.size == 0 and rows.ndim == 1 and rows.dtype != np.bool_:
+        return np.zeros(0, np.int64)
+    if rows.ndim == 1 and rows.dtype == np.bool_:
+        if len(rows) != count:
+            raise IndexError(f"a mask of {len(rows)} can't choose among {count} detections.")
+        return np.flatnonzero(rows)
+    if rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer):
+        if (rows < -count).any() or (rows >= count).any():
+            raise IndexError(f"there is no detection {rows[(rows < -count) | (rows >= count)][0]}: there are {count}.")
+        return rows.astype(np.int64) % max(count, 1)
+    raise IndexError(f"detections are chosen by a number, a slice, numbers or a mask of booleans, found {index!r}.")

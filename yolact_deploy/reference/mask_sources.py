@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -134,36 +134,72 @@ def unpack_mask_words(
 
 @dataclass(frozen=True, eq=False)
 class WindowMasks:
-    """Masks as the bits of a window each, outside of which they are False."""
+    """Masks as the bits of a window each: all that there is to keep of them, as outside of its window a mask is False.
 
-    windows: Sequence[tuple[int, int, tuple[int, int], AnyArray]]  # row, column, (height, width), packed bits: uint8
+    A window begins at a column divisible by 32 and holds whole words: pixel x of its row y is bit x % 32, from the lowest,
+    of word `starts[i] + y * pitch + x // 32`.
+    """
+
+    words: AnyArray  # uint32 [sum of all windows' words]
+    windows: IntArray  # [n, 4], pixels: top row, left column, rows, words per row
+    starts: IntArray  # [n], of each window in `words`
     image_hw: tuple[int, int]
 
     @classmethod
-    def of(cls, regions: Iterator[MaskRegion], image_hw: tuple[int, int]) -> WindowMasks:
-        """Kept, one after another, so that no two of them are whole at a time."""
-        shapes = ((region, region.window.shape) for region in regions)
-        return cls([(r.row, r.column, (h, w), np.packbits(r.window)) for r, (h, w) in shapes], image_hw)
+    def of(cls, regions: Iterable[MaskRegion], image_hw: tuple[int, int]) -> WindowMasks:
+        """The masks of `regions`, packed."""
+        windows, parts = [], []
+        for region in regions:
+            height, width = region.window.shape
+            left = region.column - region.column % _WORD_BITS
+            pitch = -(-(region.column - left + width) // _WORD_BITS) if width else 0
+            padded = np.zeros((height, pitch * _WORD_BITS), bool)
+            padded[:, region.column - left : region.column - left + width] = region.window
+            parts.append(np.packbits(padded, axis=1, bitorder="little").reshape(-1).view("<u4"))
+            windows.append((region.row, left, height, pitch))
+        table = np.array(windows, np.int64).reshape(-1, 4)
+        words = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+        return cls(words, table, _starts(table), image_hw)
 
     def __len__(self) -> int:
         return len(self.windows)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the words that these masks have: those of a selection share them with all masks of the image."""
+        words = [self.words[start:stop] for start, stop in zip(self.starts, self._stops(), strict=True)]
+        packed = np.concatenate(words) if words else np.zeros(0, np.uint32)
+        return {"words": packed, "windows": self.windows, "starts": _starts(self.windows), "image_hw": self.image_hw}
+
     def dense(self) -> BoolArray:
-        pixels = np.zeros((len(self), *self.image_hw), bool)
+        pixels = np.zeros((len(self), *self.image_hw), bool)  # pages that no window touches are never filled
         for mask, region in zip(pixels, self.regions(), strict=True):
             height, width = region.window.shape
             mask[region.row : region.row + height, region.column : region.column + width] = region.window
         return pixels
 
     def regions(self) -> Iterator[MaskRegion]:
-        for row, column, (height, width), bits in self.windows:
-            yield MaskRegion(row, column, np.unpackbits(bits, count=height * width).view(bool).reshape(height, width))
+        for (row, column, height, pitch), start, stop in zip(
+            self.windows.tolist(), self.starts.tolist(), self._stops().tolist(), strict=True
+        ):
+            words = self.words[start:stop].reshape(height, pitch)
+            width = min(pitch * _WORD_BITS, self.image_hw[1] - column) if pitch else 0
+            yield MaskRegion(row, column, unpack_mask_words(words, width))
 
     def rle(self) -> list[dict[str, Any]]:
         return encode_regions(self.regions(), self.image_hw)
 
     def take(self, rows: IntArray) -> WindowMasks:
-        return WindowMasks([self.windows[row] for row in rows], self.image_hw)
+        return dataclasses.replace(self, windows=self.windows[rows], starts=self.starts[rows])
+
+    def _stops(self) -> IntArray:
+        stops: IntArray = self.starts + self.windows[:, 2] * self.windows[:, 3]
+        return stops
+
+
+def _starts(windows: IntArray) -> IntArray:
+    sizes = windows[:, 2] * windows[:, 3]
+    starts: IntArray = np.cumsum(sizes) - sizes
+    return starts
 
 
 @dataclass(frozen=True, eq=False)
