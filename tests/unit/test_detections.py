@@ -25,12 +25,13 @@ def found() -> Detections:
         mask_coeff=rng.standard_normal((COUNT, 32), np.float32),
         proto=rng.random((138, 138, 32), np.float32),
     )
-    pixels = np.trunc(boxes * np.float32([640, 480, 640, 480]))
+    pixels = np.trunc(boxes * np.array([640, 480, 640, 480], np.float32))
     return Detections(raw, (480, 640), pixels, names=("cat", "dog", "owl"), category_ids=(1, 2, 3))
 
 
 def numbers(detections: Detections) -> list[int]:
-    return (detections.raw.prior_idx // 7).tolist()
+    rows: list[int] = (detections.raw.prior_idx // 7).tolist()
+    return rows
 
 
 @pytest.mark.parametrize(

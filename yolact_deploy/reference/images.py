@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from yolact_deploy.arrays import Image
+from yolact_deploy.arrays import Image, is_device_array
 from yolact_deploy.errors import ImageError
 
 ChannelOrder = Literal["bgr", "rgb"]
@@ -63,21 +63,27 @@ def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "
 
     >>> check_image(np.zeros((48, 64), np.uint8)).shape  # gray
     (48, 64, 3)
-    >>> check_image(np.zeros((48, 64, 3), np.float32))
+    >>> check_image(np.zeros((48, 64, 3), bool))
     Traceback (most recent call last):
         ...
-    yolact_deploy.errors.ImageError: image must be uint8, found float32. Give values 0..255.
+    yolact_deploy.errors.ImageError: image must be uint8, found bool. Give values 0..255.
     """
     check_channel_order(channel_order)
     if not isinstance(image, np.ndarray):
         raise ImageError(f"{name} must be a NumPy array or a path, found {type(image).__name__}.")
     if image.dtype != np.uint8:
-        hint = " Divide 16-bit values by 257." if image.dtype == np.uint16 else " Give values 0..255."
+        hint = " Give values 0..255."
+        if image.dtype == np.uint16:
+            hint = " Divide 16-bit values by 257."
+        elif np.issubdtype(image.dtype, np.floating):
+            hint = " Give values 0..255: they are normalised here, by the model's own mean and deviation."
         raise ImageError(f"{name} must be uint8, found {image.dtype}.{hint}")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise ImageError(f"{name} must be [H, W, 3], found {list(image.shape)}.")
+        is_planar = image.ndim == 3 and image.shape[0] in (1, 3)
+        hint = " Put the channels last: image.permute(1, 2, 0), or np.transpose(image, (1, 2, 0))." if is_planar else ""
+        raise ImageError(f"{name} must be [H, W, 3], found {list(image.shape)}.{hint}")
     if 0 in image.shape:
         raise ImageError(f"{name} has no pixels: {image.shape[1]}x{image.shape[0]}.")
     if image.shape[2] == 1:
@@ -85,6 +91,36 @@ def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "
     image = image[:, :, :3]
     bgr: Image = image[:, :, ::-1] if channel_order == "rgb" else image
     return bgr
+
+
+def as_array(item: Any, channel_order: ChannelOrder = "bgr") -> tuple[Any, ChannelOrder]:
+    """An image of another library on the host as a NumPy array, and the order of its channels; anything else as it is.
+
+    A PIL image is RGB whatever `channel_order` says, and is taken as PIL shows it (`ImageOps.exif_transpose` turns one
+    upright). What knows DLPack, such as a PyTorch tensor on the CPU, is shared without a copy. Raises ImageError for a PIL
+    image that can't be decoded and for an array that NumPy has no type for.
+    """
+    if isinstance(item, np.ndarray) or is_device_array(item):
+        return item, channel_order
+    if is_pil_image(item):
+        try:
+            return np.asarray(item.convert("RGB")), "rgb"
+        except (OSError, ValueError) as exc:
+            raise ImageError(f"can't decode the PIL image {getattr(item, 'filename', '') or item}: {exc}.") from exc
+    if hasattr(item, "__dlpack_device__"):
+        try:
+            return np.from_dlpack(item), channel_order
+        except (BufferError, RuntimeError, TypeError) as exc:
+            raise ImageError(
+                f"image ({type(item).__name__} of {getattr(item, 'dtype', 'unknown type')}) can't be read as an array: {exc}. "
+                "Give uint8 values 0..255."
+            ) from exc
+    return item, channel_order
+
+
+def is_pil_image(item: Any) -> bool:
+    """Whether an object is a PIL image, without importing PIL."""
+    return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(item).__mro__)
 
 
 def check_channel_order(channel_order: str) -> None:

@@ -14,12 +14,14 @@ import numpy as np
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import ChannelOrder
+from yolact_deploy.reference.images import ChannelOrder, as_array, is_pil_image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.opening import open_pipeline
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
 from yolact_deploy.runtime.streaming import stream_detections
 from yolact_deploy.spec import ModelSpec, NmsMode
+
+BATCH_DIMENSIONS = 4  # [B, H, W, 3]
 
 
 class CudaArray(Protocol):
@@ -37,7 +39,13 @@ class DlpackArray(Protocol):
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
-ImageInput = Image | str | os.PathLike[str] | CudaArray | DlpackArray
+class PilImage(Protocol):
+    """A PIL image."""
+
+    def convert(self, mode: str) -> Any: ...
+
+
+ImageInput = Image | str | os.PathLike[str] | CudaArray | DlpackArray | PilImage
 ImageList = list[Image] | list[str] | list[Path] | list[ImageInput]
 
 
@@ -74,6 +82,11 @@ class Detector:
         batch_size: int = 1,
         cuda_graph: bool = True,
     ) -> None:
+        _check_count("batch_size", batch_size)
+        if nms is not None and nms not in get_args(NmsMode):
+            raise ValueError(f"nms must be one of {', '.join(get_args(NmsMode))}, found {nms!r}.")
+        if threads is not None:
+            _check_count("threads", threads)
         self._arguments = {
             "device": device,
             "threads": threads,
@@ -171,16 +184,19 @@ class Detector:
         score_threshold: float = 0.0,
         masks: MaskForm = "bits",
     ) -> Detections | list[Detections]:
-        """Detections of an image (uint8 [H, W, 3], or a path), or of each image of a list.
+        """Detections of an image (uint8 [H, W, 3], a path, or a PIL image), or of each image of a list or a batch [B, H, W, 3].
 
         `channel_order` is that of arrays; files know theirs. Scores are strictly above `score_threshold`. On a GPU, images
         may be there already, and `masks` is the form in which masks come to the host: "bits", "rle" (run lengths alone,
         the least where only `rle()` is wanted) or "dense" (bytes, the most). Raises ImageError for an image that can't be
-        used, DeviceError for one on another device, EngineError for what fails while running, ValueError for an unknown form.
+        used, DeviceError for one on another device, EngineError for what fails while running, ValueError for an unknown form
+        and for a threshold outside of 0 to 1.
         """
-        _check_form(masks)
-        if isinstance(image, (np.ndarray, str, os.PathLike)) or is_device_array(image):
+        _check_request(score_threshold, masks)
+        if _is_one_image(image):
             return self._detect([image], channel_order, score_threshold, masks)[0]
+        if _is_array(image):
+            image = _images_of(image)
         if not isinstance(image, Sequence):
             raise ImageError(
                 f"an image must be a NumPy array or a path, or a list of them, found {type(image).__name__}"
@@ -212,15 +228,14 @@ class Detector:
         >>> [found.image_hw for found in Detector("model.onnx").stream(frames)]
         [(48, 64), (48, 64), (48, 64)]
         """
-        _check_form(masks)
-        is_array = isinstance(images, np.ndarray) or is_device_array(images)
-        if isinstance(images, (str, os.PathLike)) or (is_array and getattr(images, "ndim", 3) == 3):
+        _check_request(score_threshold, masks)
+        if _is_one_image(images):
             raise ImageError("stream() takes an iterable of images, found a single one: call the Detector with it.")
         return stream_detections(
             self._pipeline,
             images,
             # through `self`, which has to live as long as the iterator: its end closes the pipeline
-            lambda item: self._pipeline.load(item, channel_order),
+            lambda item: self._load(item, channel_order),
             batch_size=self._batch_size if batch_size is None else self._bounded(batch_size),
             prefetch=prefetch,
             score_threshold=score_threshold,
@@ -232,8 +247,8 @@ class Detector:
     ) -> tuple[list[Detections], dict[str, float]]:
         """Detections of one batch, and milliseconds on the GPU of "host_to_device", "preprocess", "network", "detect",
         "masks" and "device_to_host", between events and without CUDA graphs. Raises EngineError on the CPU."""
-        _check_form(masks)
-        loaded = [self._pipeline.load(image, "bgr") for image in images]
+        _check_request(score_threshold, masks)
+        loaded = [self._load(image, "bgr") for image in images]
         return self._pipeline.timed(loaded, score_threshold, masks)
 
     def close(self) -> None:
@@ -264,14 +279,18 @@ class Detector:
         return self._opened
 
     def _bounded(self, batch_size: int) -> int:
+        _check_count("batch_size", batch_size)
         limit = self._opened.max_batch
-        return max(1, batch_size if limit is None else min(batch_size, limit))
+        return batch_size if limit is None else min(batch_size, limit)
+
+    def _load(self, item: Any, channel_order: ChannelOrder) -> Any:
+        return self._pipeline.load(*as_array(item, channel_order))
 
     def _detect(
         self, inputs: Sequence[Any], channel_order: ChannelOrder, score_threshold: float, masks: MaskForm
     ) -> list[Detections]:
         pipeline = self._pipeline
-        images = [pipeline.load(item, channel_order) for item in inputs]
+        images = [self._load(item, channel_order) for item in inputs]
         return pipeline.submit(images, score_threshold, masks).result()
 
 
@@ -293,9 +312,41 @@ def opened_for_many(
         yield detector, _GPU_BATCH if detector.on_gpu else 1
 
 
-def _check_form(masks: str) -> None:
+def _is_one_image(item: Any) -> bool:
+    if _is_array(item):
+        return getattr(item, "ndim", 3) != BATCH_DIMENSIONS
+    return isinstance(item, (str, os.PathLike)) or is_pil_image(item)
+
+
+def _images_of(batch: Any) -> list[Any]:
+    """The images [H, W, 3] of a batch [B, H, W, 3]."""
+    try:
+        return list(batch)
+    except TypeError as exc:
+        raise ImageError(
+            f"a batch of images must be iterable, found {type(batch).__name__}. Give a list of its images."
+        ) from exc
+
+
+def _is_array(item: Any) -> bool:
+    return isinstance(item, np.ndarray) or is_device_array(item) or hasattr(item, "__dlpack_device__")
+
+
+def _check_request(score_threshold: float, masks: str) -> None:
+    """Raise ValueError for a form of masks that is unknown and for a threshold that no score could be held against."""
     if masks not in get_args(MaskForm):
         raise ValueError(f"masks must be one of {', '.join(get_args(MaskForm))}, found {masks!r}.")
+    if not _is_number(score_threshold) or not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold must be a number from 0 to 1, found {score_threshold!r}.")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _rebuild(artifact: str, arguments: dict[str, Any]) -> Detector:

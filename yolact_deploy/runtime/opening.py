@@ -71,7 +71,9 @@ def open_pipeline(
         )
 
 
-def _parse_device(device: str) -> tuple[str, int]:
+def _parse_device(device: Any) -> tuple[str, int]:
+    if not isinstance(device, str):
+        raise DeviceError(f'device must be "auto", "cpu" or "cuda:N", found {device!r} ({type(device).__name__}).')
     kind, colon, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdigit())):
         raise DeviceError(f'device must be "auto", "cpu" or "cuda:N", found {device!r}.')
