@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from tests.goldens import Array
+from yolact_deploy.errors import ImageError, OutputError
 from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.drawing import colour_of, draw, place_labels
+from yolact_deploy.reference.images import read_image
 from yolact_deploy.reference.postprocess import assemble_masks
-from yolact_deploy.reports.overlays import draw
-
-pytest.importorskip("supervision", reason="needs supervision to draw")
 
 
 def _detections(boxes: list[list[float]], class_ids: list[int], image_hw: tuple[int, int]) -> Detections:
@@ -71,3 +73,57 @@ def test_boxes_without_area_are_not_drawn() -> None:
 def test_drawing_never_holds_all_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yolact_deploy.reference.masks.assemble", None)
     assert _changed(draw(_gray(100, 100), _detections([[0.2, 0.2, 0.8, 0.8]] * 3, [0, 1, 2], (100, 100)))).any()
+
+
+def _covered(place: Array, size_wh: Array, box: list[float]) -> float:
+    low = np.maximum(place, box[:2])
+    high = np.minimum(place + size_wh, box[2:])
+    return float(np.clip(high - low, 0, None).prod())
+
+
+def test_labels_keep_off_small_objects_and_each_other() -> None:
+    small = [100.0, 100.0, 112.0, 110.0]
+    boxes = np.array([[100, 110, 300, 300], small, [90, 88, 110, 100], [100, 112, 299, 298]], float)
+    sizes = np.full((len(boxes), 2), (60, 14))
+    places = place_labels(boxes, sizes, (400, 400))
+    for place, size in zip(places, sizes, strict=True):
+        assert _covered(place, size, small) == 0
+    for a in range(len(places)):
+        for b in range(a):
+            assert _covered(places[a], sizes[a], [*places[b], *(places[b] + sizes[b])]) == 0
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (380, 0), (0, 390), (380, 390)])
+def test_a_label_stays_in_the_image_and_at_its_box(corner: tuple[int, int]) -> None:
+    box = np.array([[*corner, corner[0] + 20, corner[1] + 10]], float)
+    (place,) = place_labels(box, np.array([[90, 16]]), (400, 400))
+    assert (place >= 0).all()
+    assert place[0] + 90 <= 400
+    assert place[1] + 16 <= 400
+    assert box[0, 0] - 90 <= place[0] <= box[0, 2]
+    assert abs(place[1] - box[0, 1]) <= 26
+
+
+def test_hues_of_the_first_classes_differ() -> None:
+    colours = np.array([colour_of(class_id) for class_id in range(12)], float)
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+    assert distances[~np.eye(12, dtype=bool)].min() > 40
+
+
+def test_masks_of_one_class_are_told_apart_by_their_contours() -> None:
+    two = _detections([[0.1, 0.1, 0.5, 0.9], [0.5, 0.1, 0.9, 0.9]], [3, 3], (200, 200))
+    drawn = draw(_gray(200, 200), two)
+    inside, border = drawn[150, 60].astype(int), drawn[150, 98:103].astype(int)
+    assert (np.abs(border - inside).sum(axis=1) > 60).any()
+
+
+def test_detections_are_saved_on_the_image_they_were_found_in(tmp_path: Path) -> None:
+    found = _detections([[0.2, 0.2, 0.8, 0.8]], [0], (100, 120))
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), _gray(100, 120))
+    found.save(tmp_path / "drawn.png", photo)
+    np.testing.assert_array_equal(read_image(tmp_path / "drawn.png"), found.plot(_gray(100, 120)))
+    with pytest.raises(ImageError, match="of an image of 120x100, this one has 100x120"):
+        found.plot(_gray(120, 100))
+    with pytest.raises(OutputError, match="could not encode"):
+        found.save(tmp_path / "drawn.docx", photo)

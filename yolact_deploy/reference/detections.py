@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolact_deploy.arrays import BoolArray, FloatArray, IntArray
+from yolact_deploy.arrays import BoolArray, FloatArray, Image, IntArray
+from yolact_deploy.errors import ImageError
 from yolact_deploy.optional import require
+from yolact_deploy.reference.images import check_image, read_image
 from yolact_deploy.reference.mask_sources import MaskSource, PrototypeMasks, RunMasks, WindowMasks
 from yolact_deploy.reference.masks import MaskRegion
 
@@ -200,6 +204,27 @@ class Detections:
             for entry, mask_score in zip(entries, found.mask_scores.tolist(), strict=True):
                 entry["mask_score"] = mask_score
         return entries
+
+    def plot(self, image: Image | str | os.PathLike[str]) -> Image:
+        """A copy of the image they were found in (uint8 [H, W, 3] BGR, or its path) with masks, boxes and labels.
+
+        Raises ImageError for an image of another size, or a file that can't be read.
+        """
+        from yolact_deploy.reference.drawing import draw
+
+        pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
+        if pixels.shape[:2] != self.image_hw:
+            raise ImageError(
+                f"these detections are of an image of {self.image_hw[1]}x{self.image_hw[0]}, this one has "
+                f"{pixels.shape[1]}x{pixels.shape[0]}. Give the image they were found in."
+            )
+        return draw(pixels, self)
+
+    def save(self, path: str | os.PathLike[str], image: Image | str | os.PathLike[str]) -> None:
+        """Write `plot(image)` to `path`, as its suffix says (.jpg, .png, ...). Raises ImageError and OutputError."""
+        from yolact_deploy.reference.drawing import write_image
+
+        write_image(Path(path), self.plot(image))
 
     def to_supervision(self) -> Any:
         """A `supervision.Detections` with boxes, masks, confidences and class ids, and class names in `data`.

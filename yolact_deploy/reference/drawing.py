@@ -1,0 +1,173 @@
+"""Detections drawn on an image by OpenCV: masks with contours, boxes, and labels that keep off small objects and each other.
+
+supervision's annotators were used before: its labels either leave the image at the top, or (smart_position) float away from
+their boxes and over small objects, and its mask annotator takes all masks at once, gigabytes for 100 masks of a photo.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from yolact_deploy.arrays import AnyArray, Image
+from yolact_deploy.errors import OutputError
+from yolact_deploy.files import atomic_path
+
+if TYPE_CHECKING:
+    from yolact_deploy.reference.detections import Detections
+
+Colour: TypeAlias = tuple[int, int, int]  # BGR
+
+_MASK_OPACITY = 0.45
+_CONTOUR_SHADE = 0.6  # of a mask's colour
+_TEXT_PER_PIXEL, _MIN_TEXT, _MAX_TEXT = 0.9e-3, 0.4, 2.0  # scale of OpenCV's font by the image's shorter side
+_LINE_PER_PIXEL = 2.5e-3
+_PADDING = 0.35  # around a label's text, of its height
+_SMALL = 6  # an object of less than so many labels' area is not to be covered
+_GOLDEN_RATIO = 0.618034  # turns of the colour circle between one class and the next: neighbours differ most
+
+
+def draw(image: Image, detections: Detections) -> Image:
+    """A copy of an image (uint8 [H, W, 3] BGR) with masks, contours, boxes and `class score` labels, a colour per class.
+
+    The best detection lies on top. Boxes without area are left out. Memory does not grow with the number of masks.
+    """
+    import cv2
+
+    canvas = np.array(image, order="C")
+    boxes = detections.boxes_xyxy
+    shown = detections[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
+    shorter = min(canvas.shape[:2])
+    line = max(1, round(shorter * _LINE_PER_PIXEL))
+    scale = min(max(_MIN_TEXT, shorter * _TEXT_PER_PIXEL), _MAX_TEXT)
+    _draw_masks(canvas, shown[::-1], max(1, line // 2))
+    corners = shown.boxes_xyxy.astype(int)
+    colours = [colour_of(class_id) for class_id in shown.class_ids.tolist()]
+    for (left, top, right, bottom), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour, line)
+    texts = [f"{name} {score:.2f}" for name, score in zip(shown.class_names, shown.scores, strict=True)]
+    _draw_labels(canvas, texts, corners, colours, scale)
+    return canvas
+
+
+@lru_cache(maxsize=256)
+def colour_of(class_id: int) -> Colour:
+    """The colour of a class, BGR: as different as can be from those of the classes beside it."""
+    hue = class_id * _GOLDEN_RATIO % 1.0
+    saturation, value = (0.75, 1.0) if class_id % 2 == 0 else (0.95, 0.85)
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * blue), round(255 * green), round(255 * red)
+
+
+def _draw_masks(canvas: Image, detections: Detections, line: int) -> None:
+    """One mask at a time, each in its window alone."""
+    import cv2
+
+    painted = canvas.copy()
+    outlines = []
+    for region, class_id in zip(detections.iter_regions(), detections.class_ids.tolist(), strict=True):
+        height, width = region.window.shape
+        if not height or not width:
+            continue
+        colour = colour_of(class_id)
+        painted[region.row : region.row + height, region.column : region.column + width][region.window] = colour
+        contours, _ = cv2.findContours(
+            region.window.astype(np.uint8),
+            cv2.RETR_CCOMP,
+            cv2.CHAIN_APPROX_SIMPLE,
+            offset=(region.column, region.row),
+        )
+        outlines.append((contours, tuple(int(_CONTOUR_SHADE * part) for part in colour)))
+    cv2.addWeighted(painted, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0, dst=canvas)
+    for contours, shade in outlines:
+        cv2.drawContours(canvas, contours, -1, shade, line, cv2.LINE_AA)
+
+
+def _draw_labels(
+    canvas: Image,
+    texts: list[str],  # n, best first
+    boxes: AnyArray,  # [n, 4], whole pixels
+    colours: list[Colour],
+    scale: float,
+) -> None:
+    import cv2
+
+    thickness = max(1, round(1.3 * scale))
+    sizes = [cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness) for text in texts]
+    height = max((size[1] + baseline for size, baseline in sizes), default=0)
+    pad = max(2, round(_PADDING * height))
+    areas = np.array([[size[0] + 2 * pad, height + 2 * pad] for size, _ in sizes], int).reshape(-1, 2)
+    placed = place_labels(boxes, areas, (canvas.shape[0], canvas.shape[1]))
+    for text, (left, top), (width, tall), colour, (_, baseline) in reversed(
+        list(zip(texts, placed.tolist(), areas.tolist(), colours, sizes, strict=True))
+    ):
+        cv2.rectangle(canvas, (left, top), (left + width - 1, top + tall - 1), colour, -1)
+        ink = (0, 0, 0) if 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2] > 110 else (255, 255, 255)
+        at = (left + pad, top + tall - pad - baseline)
+        cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
+
+
+def write_image(path: Path, image: Image) -> None:
+    """Encode uint8 [H, W, 3] BGR by the suffix of `path`; the file appears whole or not at all. Raises OutputError."""
+    import cv2
+
+    try:
+        done, encoded = cv2.imencode(path.suffix, image)
+    except cv2.error:  # a suffix that OpenCV has no encoder for
+        done = False
+    if not done:
+        raise OutputError(
+            f"can't write {path}: OpenCV could not encode {image.shape[1]}x{image.shape[0]} as {path.suffix or 'no suffix'}."
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+def place_labels(
+    boxes: AnyArray,  # [n, 4], x1 y1 x2 y2, the first the most important
+    sizes_wh: AnyArray,  # [n, 2], of the labels
+    image_hw: tuple[int, int],
+) -> AnyArray:
+    """Top left corners [n, 2] of the labels: each at its own box and inside of the image, off the labels before it and off
+    small objects as far as there is room."""
+    placed = np.zeros((len(boxes), 4))
+    for row, ((left, top, right, bottom), (width, height)) in enumerate(
+        zip(boxes.tolist(), sizes_wh.tolist(), strict=True)
+    ):
+        small = boxes[_areas(boxes) < _SMALL * width * height]
+        candidates = np.array(
+            [
+                (left, top - height),
+                (right - width, top - height),
+                (left, top),
+                (left, bottom),
+                (right - width, bottom),
+                (right - width, top),
+                (right, top),
+                (left - width, top),
+            ]
+        )
+        candidates[:, 0] = np.clip(candidates[:, 0], 0, max(0, image_hw[1] - width))
+        candidates[:, 1] = np.clip(candidates[:, 1], 0, max(0, image_hw[0] - height))
+        places = np.concatenate([candidates, candidates + np.array([width, height])], axis=1)
+        covered = 2 * _overlaps(places, placed[:row]) + _overlaps(places, small)
+        best = int(np.argmin(covered + np.arange(len(places)) * 0.02 * width * height))
+        placed[row] = places[best]
+    return placed[:, :2].astype(int)
+
+
+def _areas(boxes: AnyArray) -> AnyArray:
+    areas: AnyArray = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas
+
+
+def _overlaps(places: AnyArray, others: AnyArray) -> AnyArray:
+    """[m]: pixels that each place [m, 4] shares with all of the others [k, 4]."""
+    low = np.maximum(places[:, None, :2], others[None, :, :2])
+    high = np.minimum(places[:, None, 2:], others[None, :, 2:])
+    shared: AnyArray = np.clip(high - low, 0, None).prod(axis=2).sum(axis=1)
+    return shared
