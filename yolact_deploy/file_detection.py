@@ -17,8 +17,9 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.errors import ImageError, OutputError
 from yolact_deploy.files import JsonArray, atomic_path, check_writable
 from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.drawing import draw, write_image
 from yolact_deploy.reference.images import is_video, list_images, open_video, read_image
-from yolact_deploy.reports.overlays import check_can_draw, draw, video_writer, write_image
+from yolact_deploy.reports.overlays import video_writer
 from yolact_deploy.runtime.detector import Detector, opened_for_many
 from yolact_deploy.spec import NmsMode
 
@@ -119,15 +120,13 @@ def detect_files(
     `progress(done, total)` counts files.
 
     Raises ImageError for an input that does not exist, OutputError when overlays or `coco` can't be written, or would replace a
-    file that is to be read, MissingDependencyError when overlays can't be drawn here, and what `Detector` raises.
+    file that is to be read, and what `Detector` raises.
 
     >>> report = detect_files("model.onnx", ["image.jpg", "annotations.json"], score_threshold=0.0)
     >>> [summary.file for summary in report.files], list(report.failures)
     (['image.jpg'], ['annotations.json'])
     """
     files = list_images(inputs, videos=True)
-    if overlays is not None:
-        check_can_draw()
     if coco is not None:
         check_writable(coco)
     with contextlib.ExitStack() as stack:

@@ -21,8 +21,8 @@ from yolact_deploy.arrays import Image, IntArray
 from yolact_deploy.errors import OutputError
 from yolact_deploy.files import write_text
 from yolact_deploy.reference.detections import Detections, RawDetections
+from yolact_deploy.reference.drawing import draw
 from yolact_deploy.reference.postprocess import assemble_masks
-from yolact_deploy.reports.overlays import check_can_draw, draw
 from yolact_deploy.reports.page import PAGE_STYLE
 from yolact_deploy.spec import ResizeMode
 
@@ -47,13 +47,12 @@ _NONE = "&ndash;"
 
 
 def write_html(report: CompareReport, target: str | os.PathLike[str]) -> None:
-    """Write the page with the report's examples drawn side by side. Raises OutputError, MissingDependencyError."""
-    check_can_draw()
+    """Write the page with the report's examples drawn side by side. Raises OutputError."""
     write_text(target, render_html(report))
 
 
 def render_html(report: CompareReport) -> str:
-    """The page. Raises MissingDependencyError without the drawing library."""
+    """The page."""
     names = f"{Path(report.a.path).name} and {Path(report.b.path).name}"
     body = [
         _header(report),

@@ -28,7 +28,6 @@ EXPORT = (
 EXPORT_UNCHECKED = (*EXPORT, "--no-parity")
 BUILD = ("build-engine", "model.onnx", "-o", "model.engine", "--target", "sm86")
 DETECT = ("detect", "model.onnx", str(IMAGE))
-DETECT_ONLY = (*DETECT, "--no-overlays")
 INSPECT = ("inspect", "model.onnx")
 WARM = ("doctor", "--warm", "--target", "sm89")  # the kernels around a plan
 
@@ -41,10 +40,10 @@ class Extra:
 
 
 EXTRAS = (
-    Extra("export", works=(EXPORT, INSPECT, DETECT_ONLY), lacks=((BUILD, "rtx"), (DETECT, "draw"))),
-    Extra("", lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT_ONLY, "cpu"), (DETECT, "draw"))),
-    Extra("cpu", works=(DETECT_ONLY,), lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT, "draw"))),
-    Extra("rtx", works=(BUILD, INSPECT, WARM), lacks=((EXPORT, "export"), (DETECT_ONLY, "cpu"))),
+    Extra("export", works=(EXPORT, INSPECT, DETECT), lacks=((BUILD, "rtx"),)),
+    Extra("", lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT, "cpu"))),
+    Extra("cpu", works=(DETECT,), lacks=((EXPORT, "export"), (BUILD, "rtx"))),
+    Extra("rtx", works=(BUILD, INSPECT, WARM), lacks=((EXPORT, "export"), (DETECT, "cpu"))),
     Extra("draw", lacks=((EXPORT, "export"), (DETECT, "cpu"))),
 )
 

@@ -60,8 +60,8 @@ def test_a_pil_image_of_any_mode_is_taken(detector: Detector, mode: str) -> None
 def test_a_truncated_file_opened_by_pil_is_refused(detector: Detector, tmp_path: Path) -> None:
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(PHOTO.read_bytes()[:4000])
-    with pytest.raises(ImageError, match=r"can't decode the PIL image .*cut\.jpg"):
-        detector(PilModule.open(cut))
+    with PilModule.open(cut) as image, pytest.raises(ImageError, match=r"can't decode the PIL image .*cut\.jpg"):
+        detector(image)
 
 
 def test_a_tensor_on_the_cpu_is_taken(detector: Detector, pixels: Any, expected: Detections) -> None:

@@ -27,7 +27,11 @@ def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package == "numpy" else None)
     monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: None)
     report = doctor.examine([FakeBuilder()], [])
-    for name, extra in (("export", "export"), ("detect, eval, bench on CPU", "cpu"), ("draw overlays", "draw")):
+    for name, extra in (
+        ("export", "export"),
+        ("detect, eval, bench on CPU", "cpu"),
+        ("Detections.to_supervision", "draw"),
+    ):
         ability = _ability(report, name)
         assert ability["available"] is False
         assert f'pip install "yolact-deploy[{extra}]"' in str(ability["reason"])

@@ -56,7 +56,7 @@ def examine(builders: Sequence[Builder], gpus: Sequence[GpuDevice]) -> dict[str,
             "available": cuda["problem"] is None,
             "reason": cuda["problem"] or f"with {cuda['package']} and NVRTC {cuda['nvrtc'][0]['version']}",
         },
-        _ability("draw overlays", packages, ("supervision",), "draw"),
+        _ability("Detections.to_supervision", packages, ("supervision",), "draw"),
     ]
     return {
         "version": __version__,

@@ -1,4 +1,4 @@
-"""Detections drawn on images, by the supervision library, and on videos, frame by frame, by OpenCV."""
+"""Drawn frames as a video, by OpenCV."""
 
 from __future__ import annotations
 
@@ -12,19 +12,6 @@ import numpy as np
 from yolact_deploy.arrays import Image
 from yolact_deploy.errors import OutputError
 from yolact_deploy.files import atomic_path
-from yolact_deploy.optional import require
-from yolact_deploy.reference.drawing import draw as draw
-from yolact_deploy.reference.drawing import write_image as write_image
-
-
-def check_can_draw() -> None:
-    """Raise MissingDependencyError now if overlays can't be drawn later."""
-    _supervision()
-
-
-def _supervision() -> Any:
-    return require("supervision", extra="draw", purpose="drawing overlays")
-
 
 _CODEC = "mp4v"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from exporters.comparison.compare import compare
 from exporters.comparison.page import render_html, write_html
 from exporters.comparison.report import ApComparison, CompareReport
 from tests.unit.compare.conftest import WriteTiny, scaled
-from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.reports.precision import compare_tables
 
 NASTY = '<img src=x onerror=alert(1)>&"[bold]q.png'
@@ -55,7 +53,6 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def report(write_tiny: WriteTiny, pictures: list[Path]) -> CompareReport:
-    pytest.importorskip("supervision")
     nasty = pictures[0].rename(pictures[0].with_name(NASTY.replace("/", "")))
     model = write_tiny("a<b>.onnx")
     other = write_tiny("b.onnx", edit=scaled("head.conf.0.weight", 0.7))
@@ -131,15 +128,6 @@ def test_an_image_without_detections_is_drawn(report: CompareReport) -> None:
         for example in report.examples
     ]
     assert "0 detections" in Page(render_html(dataclasses.replace(report, examples=tuple(empty)))).text
-
-
-def test_drawing_needs_supervision_and_says_so_before_anything_is_written(
-    report: CompareReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(MissingDependencyError, match=r"yolact-deploy\[draw\]"):
-        write_html(report, tmp_path / "page.html")
-    assert not (tmp_path / "page.html").exists()
 
 
 def test_tables_show_the_same_figures(report: CompareReport) -> None:
