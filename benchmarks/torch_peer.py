@@ -7,14 +7,93 @@ and upsampled as whole planes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.contest import AFTER, NETWORK, WHOLE, Peer, Timer, Work, on_host_clock
 from exporters.network.yolact import Yolact
+from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.optional import require_export
+from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.spec import ModelSpec, PostprocessSpec
+
+
+@dataclass(frozen=True)
+class TorchSide:
+    """Where PyTorch works."""
+
+    device: torch.device
+    use: Callable[[], AbstractContextManager[Any]]  # makes its stream current
+    clock: Callable[[Work], Timer]  # for what it does there
+
+
+def torch_peers(
+    detector: Detector, image: Image, checkpoint: Path | None, side: TorchSide, notes: list[str]
+) -> list[Peer]:
+    """The original's Detect on the Detector's own heads; with a `checkpoint` also the network, compiled or not, and all of it.
+
+    What can't be had is added to `notes`. Raises CheckpointError, MissingDependencyError.
+    """
+    spec, image_hw = detector.spec, (image.shape[0], image.shape[1])
+    pixels = detector.preprocess([image])
+    heads = detector.run_network(pixels)
+    loc, conf, mask_coeff, proto = (_on(side.device, head[0]) for head in heads)
+    priors = _on(side.device, make_priors(spec))
+
+    def at_side(run: Work) -> Work:
+        def work() -> object:
+            with torch.inference_mode(), side.use():
+                return run()
+
+        return work
+
+    original = at_side(lambda: detect_and_assemble(loc, conf, mask_coeff, proto, priors, image_hw))
+    peers = [Peer(AFTER, "original's Detect + postprocess in torch", side.clock(original))]
+    if spec.postprocess != PostprocessSpec() or spec.mask_iou_layers:
+        notes.append("the original's Detect runs with its default thresholds and without mask rescoring.")
+    if checkpoint is None:
+        notes.append("the network in PyTorch is timed with --checkpoint FILE, the .pth it was exported from.")
+        return peers
+    model = build_torch_model(checkpoint, spec).to(side.device)
+    batch = _on(side.device, pixels)
+    whole = at_side(lambda: [part.cpu() for part in end_to_end(model, image, priors)])
+    peers += [
+        Peer(NETWORK, "PyTorch eager", side.clock(at_side(lambda: model(batch)))),
+        Peer(WHOLE, "PyTorch eager, original's Detect", on_host_clock(whole)),
+    ]
+    compiled = torch.compile(model)
+    run_compiled = at_side(lambda: compiled(batch))
+    try:
+        run_compiled()
+    except Exception as exc:  # a missing compiler, an operator it can't take: its errors share no base
+        notes.append(f"no torch.compile peer: {str(exc).strip().partition(chr(10))[0][:200]}")
+        return peers
+    return [*peers, Peer(NETWORK, "torch.compile", side.clock(run_compiled))]
+
+
+def build_torch_model(checkpoint: Path, spec: ModelSpec) -> Yolact:
+    """The network in PyTorch. Raises CheckpointError, MissingDependencyError."""
+    require_export("timing a checkpoint")
+    from exporters.checkpoints.checkpoint import build_model, load_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec_file = Path(folder) / "spec.json"  # what the artifact was exported with, so that nobody is asked again
+        spec_file.write_text(spec.to_json(), encoding="utf-8")
+        return build_model(load_checkpoint(checkpoint, spec_file=spec_file))
+
+
+def _on(device: torch.device, array: Any) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(device)  # a copy: the priors can't be written to
 
 
 class TorchDetections(NamedTuple):

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.contest import in_turns, with_masks
 from benchmarks.figures.networks import golden_model
 from benchmarks.figures.results_page import write_page
 from benchmarks.latency import time_detectors, without_samples
 from benchmarks.machine import environment
-from benchmarks.peers import in_turns
 from benchmarks.statistics import percentiles
 from benchmarks.sweep import BATCHES, sweep
 from benchmarks.torch_peer import TorchDetections, detect_and_assemble, end_to_end
@@ -85,12 +85,12 @@ def _against_torch(model: Yolact, image: Image, detector: Detector, iterations: 
     image_hw = (image.shape[0], image.shape[1])
 
     def ours_after_network() -> Detections:
-        return _with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
+        return with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
 
     with torch.inference_mode():
         times = in_turns(
             {
-                "end_to_end_ms": lambda: _with_masks(detector(image)),
+                "end_to_end_ms": lambda: with_masks(detector(image)),
                 "torch_end_to_end_ms": lambda: end_to_end(model, image, priors),
                 "detect_and_masks_ms": ours_after_network,
                 "torch_detect_and_masks_ms": lambda: detect_and_assemble(
@@ -141,11 +141,6 @@ def help_cpu_ms() -> dict[str, float]:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times_ns.append(int((after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) * 1e9))
     return percentiles(times_ns)
-
-
-def _with_masks(detections: Detections) -> Detections:
-    _ = detections.masks
-    return detections
 
 
 def _check_same(ours: Detections, theirs: TorchDetections) -> None:

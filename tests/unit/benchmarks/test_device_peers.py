@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import device_peers, peers
-from benchmarks.device_peers import TorchSide
+from benchmarks import contest, device_peers, peers
 from benchmarks.peers import compare_peers
 from benchmarks.subjects import bench_images
+from benchmarks.torch_peer import TorchSide
 from tests.emulator.backend import EmulatedGpu
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detector
@@ -26,14 +26,18 @@ PHOTO = bench_images(SHAPES / "val" / "val_public_0000.jpg")[0]
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(peers, "_WARMUP", 0)
 
 
 def _without_a_gpu(torch: Any, driver: Driver, stack: ExitStack) -> TorchSide:
     stream = driver.create_stream()
     stack.callback(driver.destroy_stream, stream)
-    return TorchSide(torch.device("cpu"), stream, contextlib.nullcontext)
+    return TorchSide(
+        torch.device("cpu"),
+        contextlib.nullcontext,
+        lambda work: device_peers.on_device_clock(stack, driver, stream, work),
+    )
 
 
 def test_each_peer_does_its_part_on_the_clock_of_ours(

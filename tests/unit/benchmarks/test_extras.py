@@ -13,8 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import peers
-from benchmarks.peers import compare_peers, in_turns
+from benchmarks import contest
+from benchmarks.contest import in_turns
+from benchmarks.peers import compare_peers
 from benchmarks.rounds import time_stages
 from benchmarks.scenarios import Scenario, read_summary, run_scenario
 from benchmarks.subjects import batch_limits, bench_images, describe, onnx_metadata
@@ -78,7 +79,7 @@ def test_a_sweep_has_a_point_per_batch_and_per_amount_of_work(
 def test_peers_do_the_same_work_and_are_compared(
     detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
 
     def no_compiler(_model: Any) -> Any:
         def run(_pixels: Any) -> Any:
@@ -102,7 +103,7 @@ def test_peers_do_the_same_work_and_are_compared(
 def test_without_a_checkpoint_or_torch_the_other_peers_remain(
     detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
     found = compare_peers(detector, images[0], iterations=1)
     assert [row["what"] for row in found["rows"]] == ["network", "detect + masks"]
     assert any("--checkpoint" in note for note in found["notes"])
@@ -113,7 +114,7 @@ def test_without_a_checkpoint_or_torch_the_other_peers_remain(
 
 
 def test_peers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
     log: list[str] = []
     times = in_turns({"a": lambda: log.append("a"), "b": lambda: log.append("b")}, iterations=2, warmup=1)
     assert log == ["a", "b"] * 3
