@@ -1,23 +1,19 @@
-"""How cost grows with work on a GPU: `benchmarks.sweep` with the Detector's own parts."""
+"""How cost grows with work on a GPU: the points of a sweep, by the Detector's own parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from itertools import cycle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from benchmarks.device import DeviceSamples, open_driver, open_network, open_pipeline
 from benchmarks.device_timer import Memory
-from benchmarks.statistics import percentiles
-from benchmarks.subjects import made_up_image
-from benchmarks.sweep import DETECTIONS, IMAGE_SIZES_HW, planted_scores, repeat
+from benchmarks.subjects import planted_scores
 from yolact_deploy import Detector
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.errors import EngineError
 from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork
@@ -27,63 +23,42 @@ _LEAST_SCORE = 0.25  # below all that is planted, above all that is not
 _NETWORK = "network"
 
 
-def batch_points_on_gpu(
-    detector: Detector,
-    images: Sequence[Image],
-    batches: Sequence[int],
-    report: dict[str, Any],
-    done: Callable[[], None],
-) -> None:
-    """Adds to `report` ("batch", "notes")."""
-    driver = open_driver(detector)
-    with open_pipeline(detector, driver, open_network(detector, driver)) as calls:
-        source = cycle(images)
-        for batch in batches:
-            samples = DeviceSamples(detector, calls)
-            try:
-                _repeat(samples, lambda batch=batch: [next(source) for _ in range(batch)], 0.0)  # type: ignore[misc]
-            except EngineError as exc:
-                report["notes"].append(str(exc))
-                break
-            report["batch"].append(
-                {
-                    "batch": batch,
-                    "latency_ms": percentiles(samples.total_ns),
-                    "stages_ms": {stage: percentiles(times) for stage, times in samples.stages_ns.items()},
-                    "throughput_fps": batch * 1e9 / float(np.median(samples.total_ns)),
-                }
-            )
-            done()
+class DevicePoints:
+    """Each kind in a pipeline of its own around a network of its own. Raises EngineError where that finds no room."""
 
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
 
-def work_points_on_gpu(detector: Detector, report: dict[str, Any], done: Callable[[], None]) -> None:
-    """Adds to `report` ("work"). The objects are planted on the device, behind the network, which runs as ever."""
-    driver, spec = open_driver(detector), detector.spec
-    priors, classes = make_priors(spec), len(spec.class_names)
-    network = PlantedNetwork(open_network(detector, driver), driver)
-    with open_pipeline(detector, driver, network) as calls:
-        for image_hw in IMAGE_SIZES_HW:
-            image = made_up_image(image_hw)
-            for count in DETECTIONS:
+    @contextmanager
+    def batches(self) -> Iterator[Callable[[Callable[[], list[Image]]], dict[str, Any]]]:
+        detector, driver = self._detector, open_driver(self._detector)
+        with open_pipeline(detector, driver, open_network(detector, driver)) as calls:
+
+            def time_batch(inputs: Callable[[], list[Image]]) -> dict[str, Any]:
+                samples = DeviceSamples(detector, calls)
+                samples.repeat(inputs)
+                return samples.times()
+
+            yield time_batch
+
+    @contextmanager
+    def work(self) -> Iterator[Callable[[Image, int], dict[str, Any]]]:
+        """Objects are planted on the device, behind the network, which runs as ever but is not shown as a stage."""
+        detector, driver = self._detector, open_driver(self._detector)
+        priors, classes = make_priors(detector.spec), len(detector.spec.class_names)
+        network = PlantedNetwork(open_network(detector, driver), driver)
+        with open_pipeline(detector, driver, network) as calls:
+
+            def time_work(image: Image, count: int) -> dict[str, Any]:
                 network.plant(*planted_scores(priors, classes, count))
                 samples = DeviceSamples(detector, calls)
-                _repeat(samples, lambda image=image: [image], _LEAST_SCORE)  # type: ignore[misc]
+                samples.repeat(lambda: [image], _LEAST_SCORE)
                 (found,) = calls([image], score_threshold=_LEAST_SCORE)
-                report["work"].append(
-                    {
-                        "image_hw": list(image_hw),
-                        "detections": len(found),
-                        "latency_ms": percentiles(samples.total_ns),
-                        "stages_ms": {
-                            stage: percentiles(times) for stage, times in samples.stages_ns.items() if stage != _NETWORK
-                        },
-                    }
-                )
-                done()
+                times = samples.times()
+                del times["stages_ms"][_NETWORK]
+                return {"detections": len(found), **times}
 
-
-def _repeat(samples: DeviceSamples, inputs: Callable[[], list[Image]], score_threshold: float) -> None:
-    repeat(lambda timed: (samples.time if timed else samples.run)(inputs(), score_threshold))
+            yield time_work
 
 
 _LEAST = 1e-6  # a probability whose logarithm half precision holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from benchmarks.statistics import percentiles
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.runtime.protocols import STAGES
@@ -22,6 +24,9 @@ _WARMUP_MAX_ROUNDS = 40
 _WARMUP_MAX_SECONDS = 10.0
 _YARDSTICK_VALUES = 50_000  # sorted by each thread: 1 to 3 ms
 _EMPTY_CALLS = 2000
+_REPEAT_WARMUP = 2
+_REPEAT_MIN, _REPEAT_MAX = 5, 30
+_REPEAT_SECONDS = 2.0
 
 
 class Samples:
@@ -65,6 +70,17 @@ class Samples:
     def more_ns(self) -> dict[str, list[int]]:
         """Other times of a round, by name."""
         return {}
+
+    def repeat(self, inputs: Callable[[], list[Image]], score_threshold: float = 0.0) -> None:
+        """As many rounds as `repeat` makes, each with what `inputs` gives."""
+        repeat(lambda timed: (self.time if timed else self.run)(inputs(), score_threshold))
+
+    def times(self) -> dict[str, Any]:
+        """{"latency_ms", "stages_ms"}: percentiles."""
+        return {
+            "latency_ms": percentiles(self.total_ns),
+            "stages_ms": {stage: percentiles(times) for stage, times in self.stages_ns.items()},
+        }
 
     def keep(self, count: int) -> None:
         """The first `count` rounds alone."""
@@ -186,6 +202,23 @@ def time_stages(detector: Detector, images: list[Image], score_threshold: float)
     marks.append(perf_counter_ns())
     del masks  # freed after the clock was read: giving memory back is the caller's business
     return marks
+
+
+def repeat(once: Callable[[bool], object]) -> None:
+    """Calls `once(False)` untimed, then `once(True)`, without the garbage collector: 5 to 30 times, 2 seconds if it can."""
+    for _ in range(_REPEAT_WARMUP):
+        once(False)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        started, done = perf_counter(), 0
+        while done < _REPEAT_MIN or (done < _REPEAT_MAX and perf_counter() - started < _REPEAT_SECONDS):
+            once(True)
+            done += 1
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def harness_overhead_ns() -> float:

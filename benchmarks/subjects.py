@@ -1,4 +1,4 @@
-"""What is measured: the images, the artifact, and the conditions a Detector ran under."""
+"""What is measured: images, objects planted in head tensors, the artifact, and the conditions a Detector ran under."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy import Detector
-from yolact_deploy.arrays import Image
+from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, PRECISION_METADATA_KEY, is_onnx, is_plan
 from yolact_deploy.artifacts.sidecar import Sidecar, read_sidecar
 from yolact_deploy.errors import PlanMismatchError
 from yolact_deploy.files import sha256_file
 from yolact_deploy.reference.images import list_images, read_image
+from yolact_deploy.runtime.protocols import HeadTensors
 
 _DEFAULT_HW = (480, 640)
 _BLOCK_PX = 40
+_SCORE = 0.9  # of the surest object that is planted; the least sure has half
+_MOST_OVERLAP = 0.3  # IoU, below what suppresses
 _MAX_IMAGES = 64  # held in memory; enough that no cache holds them
 
 
@@ -35,6 +38,60 @@ def made_up_image(image_hw: tuple[int, int]) -> Image:
     blocks = rng.integers(0, 256, (-(-height // _BLOCK_PX), -(-width // _BLOCK_PX), 3), dtype=np.uint8)
     whole = blocks.repeat(_BLOCK_PX, axis=0).repeat(_BLOCK_PX, axis=1)
     return np.ascontiguousarray(whole[:height, :width])
+
+
+def planted(
+    heads: HeadTensors,
+    priors: FloatArray,  # [P, 4]
+    count: int,
+) -> HeadTensors:
+    """One image's heads in which `count` priors, spread over all levels and places, are sure of an object; fewer
+    where the model has not so many that do not overlap."""
+    return HeadTensors(*planted_scores(priors, heads.conf.shape[2] - 1, count), heads.mask_coeff[:1], heads.proto[:1])
+
+
+def planted_scores(
+    priors: FloatArray,  # [P, 4]
+    classes: int,
+    count: int,
+) -> tuple[FloatArray, FloatArray]:
+    """`loc` [1, P, 4] and `conf` [1, P, 1 + C], softmaxed, of `planted`."""
+    conf = np.zeros((1, len(priors), 1 + classes), np.float32)
+    conf[..., 0] = 1
+    rows = _spread(priors, count)
+    count = len(rows)
+    scores = np.linspace(_SCORE, _SCORE / 2, count, dtype=np.float32)
+    conf[0, rows, 0] = 1 - scores
+    conf[0, rows, 1 + np.arange(count) % classes] = scores
+    return np.zeros((1, len(priors), 4), np.float32), conf
+
+
+def _spread(priors: FloatArray, count: int) -> list[int]:
+    """Rows of priors that do not overlap by half, from every size in turn; as many as asked, as far as there are."""
+    rng = np.random.default_rng(0)
+    sizes = np.unique(priors[:, 2])
+    by_size = [rng.permutation(np.flatnonzero(priors[:, 2] == size)).tolist() for size in sizes]
+    chosen: list[int] = []
+    while len(chosen) < count and any(by_size):
+        for rows in by_size:
+            while rows:
+                row = rows.pop()
+                if not chosen or _max_iou(priors[row], priors[chosen]) <= _MOST_OVERLAP:
+                    chosen.append(row)
+                    break
+            if len(chosen) == count:
+                break
+    return chosen
+
+
+def _max_iou(
+    prior: FloatArray,  # [4]
+    others: FloatArray,  # [n, 4]
+) -> float:
+    low = np.maximum(prior[:2] - prior[2:] / 2, others[:, :2] - others[:, 2:] / 2)
+    high = np.minimum(prior[:2] + prior[2:] / 2, others[:, :2] + others[:, 2:] / 2)
+    overlap = (high - low).clip(0).prod(axis=1)
+    return float((overlap / (prior[2:].prod() + others[:, 2:].prod(axis=1) - overlap)).max())
 
 
 def describe(detector: Detector) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from benchmarks.device import TIMED_STAGES, DeviceSamples, empty_stage_ms
 from benchmarks.device_sweep import PlantedNetwork
 from benchmarks.latency import time_detectors
 from benchmarks.scenarios import _Answerer
-from benchmarks.subjects import conditions
-from benchmarks.sweep import planted_scores, sweep
+from benchmarks.subjects import conditions, planted_scores
+from benchmarks.sweep import sweep
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
@@ -196,10 +196,10 @@ def test_a_sweep_finds_on_the_gpu_what_was_planted(
     emulated: Emulate, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch, in_stream: bool
 ) -> None:
     gpu = emulated(in_stream=in_stream)
-    for name, value in (("_MIN_TIMES", 1), ("_POINT_SECONDS", 0.0), ("_WARMUP", 0)):
-        monkeypatch.setattr(f"benchmarks.sweep.{name}", value)
+    for name, value in (("MIN", 1), ("SECONDS", 0.0), ("WARMUP", 0)):
+        monkeypatch.setattr(f"benchmarks.rounds._REPEAT_{name}", value)
     monkeypatch.setattr("benchmarks.sweep.batch_limits", lambda _: (1, 2))
-    monkeypatch.setattr("benchmarks.device_sweep.IMAGE_SIZES_HW", ((60, 80),))
+    monkeypatch.setattr("benchmarks.sweep.IMAGE_SIZES_HW", ((60, 80),))
     with Detector(shapes_onnx, device="cuda:0") as detector:
         found = sweep(detector, [_photo()])
     assert [point["batch"] for point in found["batch"]] == [1, 2]

@@ -18,8 +18,8 @@ from benchmarks.contest import in_turns
 from benchmarks.peers import compare_peers
 from benchmarks.rounds import time_stages
 from benchmarks.scenarios import Scenario, read_summary, run_scenario
-from benchmarks.subjects import batch_limits, bench_images, describe, onnx_metadata
-from benchmarks.sweep import planted, sweep
+from benchmarks.subjects import batch_limits, bench_images, describe, onnx_metadata, planted
+from benchmarks.sweep import sweep
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
@@ -62,9 +62,8 @@ def test_as_many_objects_are_found_as_were_planted(detector: Detector, images: l
 def test_a_sweep_has_a_point_per_batch_and_per_amount_of_work(
     detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.sweep._MIN_TIMES", 1)
-    monkeypatch.setattr("benchmarks.sweep._POINT_SECONDS", 0.0)
-    monkeypatch.setattr("benchmarks.sweep._WARMUP", 0)
+    for name, value in (("MIN", 1), ("SECONDS", 0.0), ("WARMUP", 0)):
+        monkeypatch.setattr(f"benchmarks.rounds._REPEAT_{name}", value)
     monkeypatch.setattr("benchmarks.sweep.batch_limits", lambda _: (1, 2))
     steps: list[tuple[int, int]] = []
     found = sweep(detector, images, progress=lambda *step: steps.append(step))
