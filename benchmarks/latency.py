@@ -14,6 +14,7 @@ from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles,
 from benchmarks.subjects import common, conditions, describe
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.errors import pip_install
 
 SCHEMA = 1
 DEFAULT_ITERATIONS = 50
@@ -169,9 +170,7 @@ def _notes(report: dict[str, Any], detectors: Sequence[Detector]) -> list[str]:
     if not any(detector.on_gpu for detector in detectors):
         notes.append("no GPU was used: device times, transfers and device memory are not measured.")
     elif not report["watch"]["gpus"]:
-        notes.append(
-            'no clocks, power or temperature of the GPU: they are read with pip install "yolact-deploy[bench]".'
-        )
+        notes.append(f"no clocks, power or temperature of the GPU: they are read with {pip_install('bench')}.")
     return notes
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from engines.messages import LogRecord
 from yolact_deploy.artifacts.names import PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX, RuntimeName
 from yolact_deploy.cuda.drivers.opening import visible_devices
-from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, OutputError
+from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, OutputError, pip_install
 from yolact_deploy.files import atomic_path
 
 _OLDEST_TENSORRT = (10, 0)
@@ -206,7 +206,7 @@ def _sm(target: str) -> int:
 
 def _probe(name: RuntimeName) -> RuntimeInfo:
     module_name, extra = PLAN_RUNTIMES[name].module, PLAN_RUNTIMES[name].extra
-    install = f'pip install "yolact-deploy[{extra}]"'
+    install = pip_install(extra)
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as exc:

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import Any
 
+DISTRIBUTION = "yolact-deploy"  # the name that pip knows
+
 
 class YolactDeployError(Exception):
     """Whatever this project raises on purpose; `exit_code` is the command line's.
@@ -141,4 +143,34 @@ class MissingDependencyError(YolactDeployError):
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         self.package = package
         self.extra = extra
-        super().__init__(f'{purpose} needs {package}, which is not installed.\n  pip install "yolact-deploy[{extra}]"')
+        super().__init__(f"{purpose} needs {package}, which is not installed.\n  {pip_install(extra)}")
+
+
+def pip_install(extra: str, options: str = "") -> str:
+    """The command that brings an extra, from where this installation came: an index, a folder, a wheel or a repository.
+
+    pip notes that beside what it installs (PEP 610); a source tree that nobody installed is installed from where it lies.
+    """
+    return " ".join(filter(None, ["pip install", options, _requirement(extra)]))
+
+
+def _requirement(extra: str) -> str:
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from pathlib import Path
+    from urllib.parse import unquote, urlparse
+
+    named = f"{DISTRIBUTION}[{extra}]"
+    try:
+        origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return f'-e "{Path(__file__).parents[1]}[{extra}]"'
+    except ValueError:
+        return f'"{named}"'
+    url = str(origin.get("url", ""))
+    if "vcs_info" in origin:
+        return f'"{named} @ {origin["vcs_info"].get("vcs", "git")}+{url}"'
+    place = unquote(urlparse(url).path)
+    if not url.startswith("file:") or not Path(place).exists():  # an index, or a file that is gone
+        return f'"{named}"'
+    return f'{"-e " if origin.get("dir_info", {}).get("editable") else ""}"{place}[{extra}]"'

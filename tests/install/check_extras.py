@@ -87,7 +87,7 @@ def _check(extra: Extra, wheel: Path, work: Path) -> list[str]:
             failures.append(f"{label}: {' '.join(arguments)} exited with {result.returncode}: {result.stderr}")
     for arguments, named in extra.lacks:
         result = _run(environment, arguments, work)
-        promise = f'pip install "yolact-deploy[{named}]"'
+        promise = f'pip install "{wheel}[{named}]"'  # from where it was installed: no index has it
         if result.returncode != 2 or promise not in result.stderr or "Traceback" in result.stderr:
             failures.append(f"{label}: {' '.join(arguments)} should exit with 2 and say {promise}, but: {result}")
     print(f"{label}: {'failed' if failures else 'ok'}", flush=True)

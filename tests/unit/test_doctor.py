@@ -6,6 +6,7 @@ import pytest
 
 from yolact_deploy.cli import doctor
 from yolact_deploy.cuda.drivers.interface import GpuDevice
+from yolact_deploy.errors import pip_install
 
 H200 = GpuDevice(0, "NVIDIA H200", (9, 0), driver_version=(13, 0), memory_bytes=141 << 30, multiprocessors=132)
 
@@ -34,7 +35,7 @@ def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatc
     ):
         ability = _ability(report, name)
         assert ability["available"] is False
-        assert f'pip install "yolact-deploy[{extra}]"' in str(ability["reason"])
+        assert pip_install(extra) in str(ability["reason"])
     assert _ability(report, "build-engine (tensorrt)") == {
         "name": "build-engine (tensorrt)", "available": False, "reason": "no GPU.",
     }  # fmt: skip

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
+import json
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from yolact_deploy.errors import MissingDependencyError, YolactDeployError
+from yolact_deploy.errors import MissingDependencyError, YolactDeployError, pip_install
 
 Passage = Callable[[YolactDeployError], YolactDeployError]
 
@@ -41,3 +45,37 @@ def test_every_error_survives_the_way_to_another_process(kind: type[YolactDeploy
 def test_what_is_missing_is_told_by_fields_after_the_way_too() -> None:
     arrived = pickle.loads(pickle.dumps(_raised(MissingDependencyError)))
     assert (arrived.package, arrived.extra) == ("onnxruntime", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        (None, 'pip install "yolact-deploy[gpu]"'),
+        ("broken {", 'pip install "yolact-deploy[gpu]"'),
+        ({"url": "file://FOLDER", "dir_info": {"editable": True}}, 'pip install -e "FOLDER[gpu]"'),
+        ({"url": "file://FOLDER", "dir_info": {}}, 'pip install "FOLDER[gpu]"'),
+        ({"url": "file://FOLDER/a%20b.whl", "archive_info": {}}, 'pip install "FOLDER/a b.whl[gpu]"'),
+        ({"url": "file://FOLDER/gone.whl", "archive_info": {}}, 'pip install "yolact-deploy[gpu]"'),
+        (
+            {"url": "https://example.org/y.git", "vcs_info": {"vcs": "git", "commit_id": "1"}},
+            'pip install "yolact-deploy[gpu] @ git+https://example.org/y.git"',
+        ),
+    ],
+    ids=["index", "unreadable", "editable", "folder", "wheel", "wheel that is gone", "repository"],
+)
+def test_an_extra_is_brought_from_where_the_package_came(
+    origin: object, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b.whl").touch()
+    text = origin if isinstance(origin, str) or origin is None else json.dumps(origin)
+    text = None if text is None else text.replace("FOLDER", str(tmp_path))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
+    assert pip_install("gpu") == expected.replace("FOLDER", str(tmp_path))
+
+
+def test_a_source_tree_that_nobody_installed_is_installed_from_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
+    assert pip_install("cpu", "--upgrade") == f'pip install --upgrade -e "{Path(__file__).parents[2]}[cpu]"'

@@ -13,7 +13,7 @@ from yolact_deploy.cuda.compile import Warmed, warm
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.cuda.drivers.opening import survey
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.errors import BuildRequestError, SpecError
+from yolact_deploy.errors import BuildRequestError, SpecError, pip_install
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 _PACKAGES = (
@@ -109,7 +109,7 @@ def _ability(name: str, packages: dict[str, str | None], needed: tuple[str, ...]
     if missing == ["onnxruntime"] and packages["onnxruntime-gpu"] is not None:
         needed, missing = (*needed[:-1], "onnxruntime-gpu"), []
     if missing:
-        return {"name": name, "available": False, "reason": f"lacks {', '.join(missing)}: {_pip_install(extra)}"}
+        return {"name": name, "available": False, "reason": f"lacks {', '.join(missing)}: {pip_install(extra)}"}
     return {"name": name, "available": True, "reason": "with " + ", ".join(f"{p} {packages[p]}" for p in needed)}
 
 
@@ -120,18 +120,14 @@ def _runs_on(
     if not present:
         return {"name": name, "available": False, "reason": "no NVIDIA GPU and driver is visible"}
     if providers is None:
-        return {"name": name, "available": False, "reason": f"lacks onnxruntime: {_pip_install(extra)}"}
+        return {"name": name, "available": False, "reason": f"lacks onnxruntime: {pip_install(extra)}"}
     if provider not in providers:
         return {
             "name": name,
             "available": False,
-            "reason": f"this onnxruntime has no {provider}: {_pip_install(extra)}",
+            "reason": f"this onnxruntime has no {provider}: {pip_install(extra)}",
         }
     return {"name": name, "available": True, "reason": f"with onnxruntime's {provider}"}
-
-
-def _pip_install(extra: str) -> str:
-    return f'pip install "yolact-deploy[{extra}]"'
 
 
 def _onnxruntime_providers() -> list[str] | None:

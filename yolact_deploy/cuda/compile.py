@@ -23,7 +23,7 @@ from yolact_deploy.cuda.cache import cached, is_cached
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import ARGUMENTS, Launch
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source
-from yolact_deploy.errors import DeviceError, EngineError, MissingDependencyError, OutputError
+from yolact_deploy.errors import DeviceError, EngineError, MissingDependencyError, OutputError, pip_install
 
 _SUPPORTED_MAJORS = (13, 12)
 _FILES = ("nvrtc64_*.dll",) if sys.platform == "win32" else ("libnvrtc.so.[0-9]*",)
@@ -89,7 +89,7 @@ def choose_nvrtc(
     raise DeviceError(
         f"{fitting[0].name} can't compile for {architecture}, it knows sm_{', sm_'.join(map(str, fitting[0].architectures))}: "
         + (
-            'pip install --upgrade "yolact-deploy[gpu]" nvidia-cuda-nvrtc for a newer GPU.'
+            f"{pip_install('gpu', '--upgrade')} nvidia-cuda-nvrtc for a newer GPU."
             if number > max(fitting[0].architectures)
             else "the GPU is too old or the name is wrong."
         )

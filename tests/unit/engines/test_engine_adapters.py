@@ -21,7 +21,7 @@ from engines.adapters import (
 )
 from engines.messages import LogRecord
 from yolact_deploy.cuda.drivers.interface import GpuDevice
-from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError
+from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, pip_install
 
 
 def _gpu(name: str, *compute_capability: int) -> GpuDevice:
@@ -107,7 +107,7 @@ def test_missing_runtime_gives_the_pip_install_that_helps_here(
     install(gpus=gpus)
     with pytest.raises(MissingDependencyError) as caught:
         choose_runtime(name)
-    assert f'pip install "yolact-deploy[{extra}]"' in str(caught.value)
+    assert pip_install(extra) in str(caught.value)
 
 
 def test_unknown_runtime_names_the_known_ones() -> None:
@@ -150,8 +150,8 @@ def test_tensorrt_whose_libraries_do_not_load_says_so(install: Install, monkeypa
 def test_both_runtimes_are_listed_when_neither_is_installed(install: Install) -> None:
     install()
     assert available_runtimes() == [
-        RuntimeInfo("tensorrt", None, False, 'not installed: pip install "yolact-deploy[gpu]".', installed=False),
-        RuntimeInfo("tensorrt-rtx", None, False, 'not installed: pip install "yolact-deploy[rtx]".', installed=False),
+        RuntimeInfo("tensorrt", None, False, f"not installed: {pip_install('gpu')}.", installed=False),
+        RuntimeInfo("tensorrt-rtx", None, False, f"not installed: {pip_install('rtx')}.", installed=False),
     ]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.artifacts.contract import IoTensor, Mode, check_io
 from yolact_deploy.artifacts.names import INPUT, MASK_IOU_METADATA_KEY, OUTPUTS, SPEC_METADATA_KEY
-from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
+from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError, pip_install
 from yolact_deploy.optional import require
 from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.runtime.protocols import HeadTensors
@@ -133,7 +133,7 @@ def choose_providers(ort: Any, device: str) -> list[Any]:
         raise DeviceError(
             f"running an ONNX model on a GPU takes onnxruntime's CUDA provider, which this onnxruntime has not "
             f"(it has {', '.join(ort.get_available_providers())}).\n"
-            '  pip uninstall onnxruntime; pip install "yolact-deploy[gpu]"'
+            f"  pip uninstall onnxruntime; {pip_install('gpu')}"
         )
     if kind == "cpu" or not has_cuda:
         return [CPU_PROVIDER]

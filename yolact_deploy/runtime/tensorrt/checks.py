@@ -12,7 +12,7 @@ from yolact_deploy.artifacts.contract import IoTensor, form_of, io_problem
 from yolact_deploy.artifacts.names import END_TO_END, INPUT, PLAN_RUNTIMES, TENSORRT
 from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar
 from yolact_deploy.cuda.drivers.interface import GpuDevice
-from yolact_deploy.errors import EngineError, PlanMismatchError, SpecError
+from yolact_deploy.errors import EngineError, PlanMismatchError, SpecError, pip_install
 from yolact_deploy.optional import require
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # TensorRT's names -> NumPy's
@@ -47,7 +47,7 @@ def check_gpu(plan: str | os.PathLike[str], sidecar: Sidecar, device: GpuDevice)
 def import_runtime(plan: str | os.PathLike[str], sidecar: Sidecar) -> Any:
     """The module that runs the plan. Raises MissingDependencyError, EngineError for one without its libraries."""
     title, module, extra = PLAN_RUNTIMES[sidecar.runtime]
-    install = f'pip install --force-reinstall "yolact-deploy[{extra}]"'
+    install = pip_install(extra, "--force-reinstall")
     try:
         trt = require(module, extra=extra, purpose=f"running the plan {plan}", package=sidecar.runtime)
     except (ImportError, OSError, RuntimeError) as exc:
