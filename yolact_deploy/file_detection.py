@@ -17,7 +17,7 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.errors import ImageError, OutputError
 from yolact_deploy.files import JsonArray, atomic_path, check_writable
 from yolact_deploy.reference.detections import Detections
-from yolact_deploy.reference.drawing import draw, write_image
+from yolact_deploy.reference.drawing import write_image
 from yolact_deploy.reference.images import is_video, list_images, open_video, read_image
 from yolact_deploy.reports.overlays import video_writer
 from yolact_deploy.runtime.detector import Detector, opened_for_many
@@ -265,7 +265,7 @@ def _take_turn(
             read, detections = event
             if turn.overlay is not None:
                 detections = detections.assembled() if keep_masks else detections
-                drawn = draw(read.image, detections)
+                drawn = detections.plot(read.image)
                 if read.fps is None:
                     write_image(turn.overlay, drawn)
                 else:

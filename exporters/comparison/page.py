@@ -21,7 +21,6 @@ from yolact_deploy.arrays import Image, IntArray
 from yolact_deploy.errors import OutputError
 from yolact_deploy.files import write_text
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.drawing import draw
 from yolact_deploy.reference.postprocess import assemble_masks
 from yolact_deploy.reports.page import PAGE_STYLE
 from yolact_deploy.spec import ResizeMode
@@ -191,7 +190,7 @@ def _example(example: Example, report: CompareReport) -> str:
     sides = (("A", example.a, example.matches.only_a), ("B", example.b, example.matches.only_b))
     for (letter, raw, lone), resize in zip(sides, report.resize, strict=True):
         detections = _named(raw, picture, report.class_names, resize)
-        source = _data_uri(_outlined(draw(picture, detections), detections.take(lone)))
+        source = _data_uri(_outlined(detections.plot(picture), detections.take(lone)))
         found = f"{len(raw)} detection{'s' if len(raw) != 1 else ''}"
         alone = f'<span class="lone">only here: {_listed(detections, lone)}</span>' if len(lone) else ""
         panels.append(

@@ -12,7 +12,7 @@ import pytest
 from tests.goldens import Array
 from yolact_deploy.errors import ImageError, OutputError
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.drawing import colour_of, draw, place_labels
+from yolact_deploy.reference.drawing import colour_of, place_labels
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.reference.postprocess import assemble_masks
 
@@ -31,6 +31,10 @@ def _detections(boxes: list[list[float]], class_ids: list[int], image_hw: tuple[
     return assemble_masks(raw, image_hw)
 
 
+def _draw(image: Any, detections: Detections) -> Any:
+    return detections.plot(image)
+
+
 def _gray(height: int, width: int) -> Any:
     return np.full((height, width, 3), 128, np.uint8)
 
@@ -41,8 +45,8 @@ def _changed(image: Array) -> Array:
 
 def test_the_best_detection_lies_on_top() -> None:
     boxes = [[0.25, 0.25, 0.75, 0.75], [0.1, 0.1, 0.9, 0.9]]
-    both = draw(_gray(400, 400), _detections(boxes, [0, 1], (400, 400)))
-    best = draw(_gray(400, 400), _detections(boxes[:1], [0], (400, 400)))
+    both = _draw(_gray(400, 400), _detections(boxes, [0, 1], (400, 400)))
+    best = _draw(_gray(400, 400), _detections(boxes[:1], [0], (400, 400)))
     centre = (slice(150, 250), slice(150, 250))
     assert (both[centre] == best[centre]).all()
     assert (both[60, 200] != best[60, 200]).any()
@@ -51,7 +55,7 @@ def test_the_best_detection_lies_on_top() -> None:
 @pytest.mark.parametrize("size", [240, 2000])
 def test_a_label_at_the_top_border_is_as_whole_as_any_other(size: int) -> None:
     def label_pixels(top: float) -> int:
-        drawn = draw(_gray(size, size), _detections([[0.3, top, 0.9, top + 0.3]], [0], (size, size)))
+        drawn = _draw(_gray(size, size), _detections([[0.3, top, 0.9, top + 0.3]], [0], (size, size)))
         return int(np.count_nonzero((drawn < 40).all(axis=2)))  # of its black text
 
     assert label_pixels(0.5) > 20
@@ -60,19 +64,19 @@ def test_a_label_at_the_top_border_is_as_whole_as_any_other(size: int) -> None:
 
 def test_nothing_found_leaves_a_copy_of_the_image() -> None:
     image = _gray(50, 60)
-    drawn = draw(image, _detections([], [], (50, 60)))
+    drawn = _draw(image, _detections([], [], (50, 60)))
     assert (drawn == image).all()
     assert drawn is not image
 
 
 def test_boxes_without_area_are_not_drawn() -> None:
-    drawn = draw(_gray(50, 60), _detections([[0.5, 0.2, 0.5, 0.9]], [0], (50, 60)))
+    drawn = _draw(_gray(50, 60), _detections([[0.5, 0.2, 0.5, 0.9]], [0], (50, 60)))
     assert not _changed(drawn).any()
 
 
 def test_drawing_never_holds_all_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yolact_deploy.reference.masks.assemble", None)
-    assert _changed(draw(_gray(100, 100), _detections([[0.2, 0.2, 0.8, 0.8]] * 3, [0, 1, 2], (100, 100)))).any()
+    assert _changed(_draw(_gray(100, 100), _detections([[0.2, 0.2, 0.8, 0.8]] * 3, [0, 1, 2], (100, 100)))).any()
 
 
 def _covered(place: Array, size_wh: Array, box: list[float]) -> float:
@@ -112,7 +116,7 @@ def test_hues_of_the_first_classes_differ() -> None:
 
 def test_masks_of_one_class_are_told_apart_by_their_contours() -> None:
     two = _detections([[0.1, 0.1, 0.5, 0.9], [0.5, 0.1, 0.9, 0.9]], [3, 3], (200, 200))
-    drawn = draw(_gray(200, 200), two)
+    drawn = _draw(_gray(200, 200), two)
     inside, border = drawn[150, 60].astype(int), drawn[150, 98:103].astype(int)
     assert (np.abs(border - inside).sum(axis=1) > 60).any()
 

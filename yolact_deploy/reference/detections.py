@@ -206,7 +206,8 @@ class Detections:
         return entries
 
     def plot(self, image: Image | str | os.PathLike[str]) -> Image:
-        """A copy of the image they were found in (uint8 [H, W, 3] BGR, or its path) with masks, boxes and labels.
+        """A copy of the image they were found in (uint8 [H, W, 3] BGR, or its path) with masks, boxes and `class score`
+        labels, the best on top; boxes without area are left out.
 
         Raises ImageError for an image of another size, or a file that can't be read.
         """
@@ -218,7 +219,10 @@ class Detections:
                 f"these detections are of an image of {self.image_hw[1]}x{self.image_hw[0]}, this one has "
                 f"{pixels.shape[1]}x{pixels.shape[0]}. Give the image they were found in."
             )
-        return draw(pixels, self)
+        boxes = self.boxes_xyxy
+        shown = self[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
+        labels = [f"{name} {score:.2f}" for name, score in zip(shown.class_names, shown.scores, strict=True)]
+        return draw(pixels, shown.boxes_xyxy, shown.class_ids, labels, shown[::-1].iter_regions())
 
     def save(self, path: str | os.PathLike[str], image: Image | str | os.PathLike[str]) -> None:
         """Write `plot(image)` to `path`, as its suffix says (.jpg, .png, ...). Raises ImageError and OutputError."""

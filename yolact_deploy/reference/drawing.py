@@ -7,18 +7,17 @@ their boxes and over small objects, and its mask annotator takes all masks at on
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from yolact_deploy.arrays import AnyArray, Image
+from yolact_deploy.arrays import AnyArray, Image, IntArray
 from yolact_deploy.errors import OutputError
 from yolact_deploy.files import atomic_path
-
-if TYPE_CHECKING:
-    from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.masks import MaskRegion
 
 Colour: TypeAlias = tuple[int, int, int]  # BGR
 
@@ -31,26 +30,29 @@ _SMALL = 6  # an object of less than so many labels' area is not to be covered
 _GOLDEN_RATIO = 0.618034  # turns of the colour circle between one class and the next: neighbours differ most
 
 
-def draw(image: Image, detections: Detections) -> Image:
-    """A copy of an image (uint8 [H, W, 3] BGR) with masks, contours, boxes and `class score` labels, a colour per class.
+def draw(
+    image: Image,  # [H, W, 3] BGR
+    boxes_xyxy: AnyArray,  # [n, 4], pixels, each with an area; the best first
+    class_ids: IntArray,  # [n]
+    labels: Sequence[str],  # n
+    regions: Iterable[MaskRegion],  # n masks, the best last
+) -> Image:
+    """A copy of an image with masks, contours, boxes and labels, a colour per class; the best detection lies on top.
 
-    The best detection lies on top. Boxes without area are left out. Memory does not grow with the number of masks.
+    Memory does not grow with the number of masks. `Detections.plot` is this with all that it takes.
     """
     import cv2
 
     canvas = np.array(image, order="C")
-    boxes = detections.boxes_xyxy
-    shown = detections[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
     shorter = min(canvas.shape[:2])
     line = max(1, round(shorter * _LINE_PER_PIXEL))
     scale = min(max(_MIN_TEXT, shorter * _TEXT_PER_PIXEL), _MAX_TEXT)
-    _draw_masks(canvas, shown[::-1], max(1, line // 2))
-    corners = shown.boxes_xyxy.astype(int)
-    colours = [colour_of(class_id) for class_id in shown.class_ids.tolist()]
+    colours = [colour_of(class_id) for class_id in class_ids.tolist()]
+    _draw_masks(canvas, regions, colours[::-1], max(1, line // 2))
+    corners = boxes_xyxy.astype(int)
     for (left, top, right, bottom), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, line)
-    texts = [f"{name} {score:.2f}" for name, score in zip(shown.class_names, shown.scores, strict=True)]
-    _draw_labels(canvas, texts, corners, colours, scale)
+    _draw_labels(canvas, labels, corners, colours, scale)
     return canvas
 
 
@@ -63,17 +65,16 @@ def colour_of(class_id: int) -> Colour:
     return round(255 * blue), round(255 * green), round(255 * red)
 
 
-def _draw_masks(canvas: Image, detections: Detections, line: int) -> None:
+def _draw_masks(canvas: Image, regions: Iterable[MaskRegion], colours: Sequence[Colour], line: int) -> None:
     """One mask at a time, each in its window alone."""
     import cv2
 
     painted = canvas.copy()
     outlines = []
-    for region, class_id in zip(detections.iter_regions(), detections.class_ids.tolist(), strict=True):
+    for region, colour in zip(regions, colours, strict=True):
         height, width = region.window.shape
         if not height or not width:
             continue
-        colour = colour_of(class_id)
         painted[region.row : region.row + height, region.column : region.column + width][region.window] = colour
         contours, _ = cv2.findContours(
             region.window.astype(np.uint8),
@@ -89,9 +90,9 @@ def _draw_masks(canvas: Image, detections: Detections, line: int) -> None:
 
 def _draw_labels(
     canvas: Image,
-    texts: list[str],  # n, best first
+    texts: Sequence[str],  # n, best first
     boxes: AnyArray,  # [n, 4], whole pixels
-    colours: list[Colour],
+    colours: Sequence[Colour],
     scale: float,
 ) -> None:
     import cv2
