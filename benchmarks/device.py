@@ -30,7 +30,7 @@ def open_driver(detector: Detector) -> Driver:
 
 
 def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:
-    return gpu_backend.BACKEND.open_network(detector.artifact, driver, detector.arguments["threads"])
+    return gpu_backend.BACKEND.open_network(detector.file, driver, detector.arguments["threads"])
 
 
 @dataclass(frozen=True)

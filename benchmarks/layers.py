@@ -17,7 +17,6 @@ from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import is_plan, module_of
 from yolact_deploy.errors import BenchmarkError
-from yolact_deploy.json_files import read_json
 from yolact_deploy.optional import require
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
@@ -184,7 +183,8 @@ def plan_layer_times(detector: Detector, batch: int, runs: int) -> list[LayerTim
             driver.synchronize(bare.stream)
     if not measured[-1]:
         raise BenchmarkError(f"{detector.artifact}: {network.description} told its profiler of no layer.")
-    stored = _stored_modules(detector.artifact, network.sidecar.plan_sha256)
+    layers = network.file.layers()
+    stored = {} if layers is None else {layer.name: layer.modules for layer in layers.layers}
     return [
         LayerTime(
             name,
@@ -201,19 +201,6 @@ def modules_in(layer_name: str) -> tuple[str, ...]:
     Input Tensor 0 to a/Conv", "{ForeignNode[a/Conv...b/Relu]}"."""
     nodes = _NODE.findall(_ENDS.sub(" ", layer_name))
     return tuple(dict.fromkeys(module_of(node) for node in nodes))
-
-
-def _stored_modules(plan: Path, plan_sha256: str) -> dict[str, tuple[str, ...]]:
-    """Layer -> modules, of the file of layers that `build-engine` leaves beside a plan (docs/artifacts.md); empty without one
-    that is the plan's."""
-    path = plan.with_name(f"{plan.name}.layers.json")
-    try:
-        stored = read_json(path)
-        if stored["plan_sha256"] != plan_sha256:
-            return {}
-        return {layer["name"]: tuple(layer["modules"]) for layer in stored["layers"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _is_node(event: dict[str, Any]) -> bool:

@@ -10,10 +10,6 @@ import numpy as np
 
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, PRECISION_METADATA_KEY, is_onnx, is_plan
-from yolact_deploy.artifacts.sidecar import Sidecar, read_sidecar
-from yolact_deploy.errors import PlanMismatchError
-from yolact_deploy.files import sha256_file
 from yolact_deploy.reference.images import list_images, read_image
 from yolact_deploy.runtime.protocols import HeadTensors
 
@@ -95,58 +91,13 @@ def _max_iou(
 
 
 def describe(detector: Detector) -> dict[str, Any]:
-    """Path, backend, digest, size and precision; None for what the file does not say."""
-    path = Path(detector.artifact)
-    known = path.is_file()
+    """Path, backend, digest, size and precision of what it runs."""
+    described = detector.file.describe()
     return {
-        "artifact": str(path),
+        "artifact": described["path"],
         "backend": detector.description,
-        "sha256": sha256_file(path) if known else None,
-        "size_bytes": path.stat().st_size if known else None,
-        "precision": _precision(path) if known else None,
+        **{key: described[key] for key in ("sha256", "size_bytes", "precision")},
     }
-
-
-def batch_limits(path: Path) -> tuple[int, int | None]:
-    """The smallest and the largest batch an artifact was made for; None where it does not say."""
-    sidecar = _sidecar(path)
-    if sidecar is not None:
-        return sidecar.batch.min, sidecar.batch.max
-    text = onnx_metadata(path).get(MAX_BATCH_METADATA_KEY, "")
-    return 1, int(text) if text.isdigit() else None
-
-
-def _precision(path: Path) -> str | None:
-    sidecar = _sidecar(path)
-    return onnx_metadata(path).get(PRECISION_METADATA_KEY) if sidecar is None else sidecar.precision
-
-
-def _sidecar(path: Path) -> Sidecar | None:
-    """Of a plan; the Detector has told what is wrong with it."""
-    if not is_plan(path):
-        return None
-    try:
-        return read_sidecar(path)
-    except PlanMismatchError:
-        return None
-
-
-def onnx_metadata(path: Path) -> dict[str, str]:
-    """`metadata_props` of an ONNX file; empty where they can't be read."""
-    if not is_onnx(path):
-        return {}
-    try:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception:  # onnxruntime's exception classes share no public base; the Detector has told what is wrong
-        return {}
-    metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-    return metadata
 
 
 _ON_HOST: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from benchmarks.rounds import Samples, repeat
 from benchmarks.statistics import percentiles
-from benchmarks.subjects import batch_limits, made_up_image, planted
+from benchmarks.subjects import made_up_image, planted
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_plan
@@ -76,7 +76,7 @@ def sweep(
 
 def _batches(detector: Detector, notes: list[str]) -> list[int]:
     """Those that the artifact was made for, and a note where it could have been made for more."""
-    least, most = batch_limits(detector.artifact)
+    least, most = detector.file.batch
     limit = most or BATCHES[0]
     batches = [batch for batch in BATCHES if least <= batch <= limit] or [least]
     if batches[-1] < BATCHES[-1]:

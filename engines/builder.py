@@ -15,24 +15,26 @@ from typing import Any
 
 from engines.adapters import Adapter, choose_runtime
 from engines.end_to_end import Hw, Shape, input_shapes
-from engines.inspection import Layers, dtype_name, engine_layers, layers_path, network_layers, write_layers
+from engines.inspection import engine_layers, network_layers
 from engines.lint.linter import lint_onnx
 from engines.messages import BuildControl, LogRecord, Progress, build_errors, build_log, parser_errors, progress_monitor
-from engines.onnx_graph import OnnxGraph, read_onnx
 from yolact_deploy import __version__
 from yolact_deploy.artifacts.contract import IoTensor, check_io
-from yolact_deploy.artifacts.names import END_TO_END, INPUT, PRECISIONS
-from yolact_deploy.artifacts.sidecar import (
+from yolact_deploy.artifacts.names import INPUT, PRECISIONS, tensorrt_dtype
+from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
+from yolact_deploy.artifacts.plan_file import (
     BatchRange,
     CompanionFile,
+    Layers,
     Sidecar,
+    layers_path,
     mask_iou_path,
     sidecar_path,
+    write_layers,
     write_sidecar,
 )
 from yolact_deploy.errors import BuildRequestError, EngineError, SpecError
 from yolact_deploy.files import atomic_path, check_writable
-from yolact_deploy.runtime.onnxruntime.network import extract_mask_iou
 from yolact_deploy.spec import ModelSpec
 
 _MAX_LISTED_FINDINGS = 10
@@ -114,11 +116,11 @@ def build_engine(
     for written in (output, *([timing_cache] if timing_cache is not None else [])):
         check_writable(written)
 
-    graph = read_onnx(onnx_path)
-    spec = graph.spec()
+    graph = open_onnx(onnx_path, whole=True)
+    graph.require_one_file()
+    spec = graph.spec
     check_io(graph.io_tensors, spec, graph.form, str(graph.path), unknown_fits=True)
-    # An end-to-end graph holds that network itself.
-    mask_iou = None if graph.form == END_TO_END else extract_mask_iou(graph.metadata, spec, str(graph.path))
+    mask_iou = graph.mask_iou
     _check_precision(graph, precision)
     _check_batch(graph, batch_range)
     shapes, size_notes = input_shapes(graph, spec, batch_range, images)
@@ -176,7 +178,7 @@ def _batch_range(batch: tuple[int, int, int]) -> BatchRange:
         raise BuildRequestError(f"{exc} Give --batch MIN,OPT,MAX.") from exc
 
 
-def _check_precision(graph: OnnxGraph, precision: str | None) -> None:
+def _check_precision(graph: OnnxFile, precision: str | None) -> None:
     if precision is None or precision == graph.precision:
         return
     raise BuildRequestError(
@@ -185,22 +187,22 @@ def _check_precision(graph: OnnxGraph, precision: str | None) -> None:
     )
 
 
-def _check_batch(graph: OnnxGraph, batch: BatchRange) -> None:
-    fixed = next(tensor.shape[0] for tensor in graph.io_tensors if tensor.name == INPUT)
+def _check_batch(graph: OnnxFile, batch: BatchRange) -> None:
+    fixed, most = graph.fixed_batch, graph.batch[1]
     asked = f"{batch.min},{batch.opt},{batch.max}"
-    if fixed != -1 and (batch.min, batch.max) != (fixed, fixed):
+    if fixed is not None and (batch.min, batch.max) != (fixed, fixed):
         raise BuildRequestError(
             f"{graph.path} has a fixed batch of {fixed}, but {asked} was asked for. Build with --batch "
             f"{fixed},{fixed},{fixed}, or export with a dynamic batch."
         )
-    if graph.max_batch is not None and batch.max > graph.max_batch:
+    if most is not None and batch.max > most:
         raise BuildRequestError(
-            f"{graph.path} was exported for batches up to {graph.max_batch}, but {asked} was asked for. Ask for less, "
+            f"{graph.path} was exported for batches up to {most}, but {asked} was asked for. Ask for less, "
             f"or export again with --max-batch {batch.max}."
         )
 
 
-def _lint(adapter: Adapter, graph: OnnxGraph) -> list[str]:
+def _lint(adapter: Adapter, graph: OnnxFile) -> list[str]:
     """The linter's warnings about a quantized graph. Raises EngineError for its errors: TensorRT tells less about them,
     computes something else without a word, or crashes."""
     if graph.precision != "int8":
@@ -219,7 +221,7 @@ def _lint(adapter: Adapter, graph: OnnxGraph) -> list[str]:
 
 def _build(
     adapter: Adapter,
-    graph: OnnxGraph,
+    graph: OnnxFile,
     spec: ModelSpec,
     *,
     targets: Sequence[str],
@@ -272,10 +274,10 @@ def _create_builder(adapter: Adapter, logger: Any, log: list[LogRecord]) -> Any:
         raise EngineError("\n".join([f"{adapter.label} can't start:", *lines])) from exc
 
 
-def _parse(adapter: Adapter, network: Any, graph: OnnxGraph, logger: Any, control: BuildControl) -> None:
+def _parse(adapter: Adapter, network: Any, graph: OnnxFile, logger: Any, control: BuildControl) -> None:
     control.report("Parsing ONNX", 0, 1)
     parser = adapter.trt.OnnxParser(network, logger)
-    parsed = parser.parse(graph.data)
+    parsed = parser.parse(graph.content)
     control.raise_if_stopped()
     if not parsed:
         lines = parser_errors(parser) or ["  it gave no reason."]
@@ -288,8 +290,8 @@ def _network_io(trt: Any, network: Any) -> tuple[IoTensor, ...]:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     return (
-        *(IoTensor(t.name, "input", dtype_name(t.dtype), tuple(t.shape)) for t in inputs),
-        *(IoTensor(t.name, "output", dtype_name(t.dtype), tuple(t.shape)) for t in outputs),
+        *(IoTensor(t.name, "input", tensorrt_dtype(t.dtype), tuple(t.shape)) for t in inputs),
+        *(IoTensor(t.name, "output", tensorrt_dtype(t.dtype), tuple(t.shape)) for t in outputs),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.onnx_graph import OnnxGraph
-from yolact_deploy.artifacts.contract import is_end_to_end
-from yolact_deploy.artifacts.sidecar import BatchRange
+from yolact_deploy.artifacts.names import END_TO_END
+from yolact_deploy.artifacts.onnx_file import OnnxFile
+from yolact_deploy.artifacts.plan_file import BatchRange
 from yolact_deploy.errors import BuildRequestError
 from yolact_deploy.spec import ModelSpec
 
@@ -35,14 +35,14 @@ class ImageRange:
 
 
 def input_shapes(
-    graph: OnnxGraph, spec: ModelSpec, batch: BatchRange, images: tuple[Hw, Hw, Hw] | None
+    graph: OnnxFile, spec: ModelSpec, batch: BatchRange, images: tuple[Hw, Hw, Hw] | None
 ) -> tuple[tuple[Shape, Shape, Shape], list[str]]:
     """MIN, OPT and MAX shape of the input `image`, and notes on what was decided for the user.
 
     Raises BuildRequestError for image sizes that can't be, or where the graph takes no images but the network's input.
     """
     batches = (batch.min, batch.opt, batch.max)
-    if not is_end_to_end(graph.metadata):
+    if graph.form != END_TO_END:
         if images is not None:
             raise BuildRequestError(
                 f"{graph.path} takes preprocessed images of {spec.input_size}x{spec.input_size}, so there are no image sizes "

@@ -1,6 +1,4 @@
-"""What a plan or an ONNX file holds, for `yolact-deploy inspect`; the layers of a plan are kept beside it:
-`model.engine` -> `model.engine.layers.json`.
-"""
+"""What a plan or an ONNX file holds, for `yolact-deploy inspect`; the layers of a plan, as TensorRT tells them."""
 
 from __future__ import annotations
 
@@ -9,78 +7,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from engines.onnx_graph import OnnxGraph, read_onnx
-from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, module_of
-from yolact_deploy.artifacts.sidecar import verify_plan
+from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, module_of, tensorrt_dtype
+from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
+from yolact_deploy.artifacts.plan_file import Layer, LayerOutput, Layers, PlanFile, open_plan
 from yolact_deploy.errors import SpecError
-from yolact_deploy.files import write_text
-from yolact_deploy.json_files import read_json
-from yolact_deploy.spec_json import decode, encode
-
-LAYERS_SCHEMA_VERSION = 1
+from yolact_deploy.spec_json import encode
 
 # The parser writes "[ONNX Layer: NODE]" into a layer's metadata, several of them once layers are fused.
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
-# TensorRT's names for its types -> NumPy's
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
 # The engine inspector's spelling, inside a "Format/Datatype" like "Row major linear FP16 format"
 _INSPECTOR_DTYPES = {"FP32": "float32", "Float": "float32", "FP16": "float16", "Half": "float16", "Int8": "int8"}
-
-
-@dataclass(frozen=True)
-class LayerOutput:
-    name: str
-    dtype: str  # NumPy's name where it has one
-    shape: tuple[int, ...]  # -1 where the size is chosen at run time
-
-
-@dataclass(frozen=True)
-class Layer:
-    name: str
-    kind: str
-    modules: tuple[str, ...]  # of the ONNX nodes it was made from; several once they are fused
-    outputs: tuple[LayerOutput, ...]
-
-
-@dataclass(frozen=True)
-class Layers:
-    """`source` is "engine" for the fused layers that run, "network" for the typed layers they are made from."""
-
-    source: Literal["engine", "network"]
-    layers: tuple[Layer, ...]
-
-
-@dataclass(frozen=True)
-class _LayersFile:
-    schema_version: int
-    plan_sha256: str
-    source: Literal["engine", "network"]
-    layers: tuple[Layer, ...]
-
-
-def layers_path(plan: str | os.PathLike[str]) -> Path:
-    path = Path(plan)
-    return path.with_name(f"{path.name}.layers.json")
-
-
-def dtype_name(dtype: Any) -> str:
-    """NumPy's name of a TensorRT data type, or TensorRT's own in lower case where NumPy has none."""
-    name: str = dtype.name
-    return _DTYPES.get(name, name.lower())
 
 
 def network_layers(
@@ -95,7 +34,7 @@ def network_layers(
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         tensors = [layer.get_output(i) for i in range(layer.num_outputs)]
-        outputs = tuple(LayerOutput(t.name, dtype_name(t.dtype), tuple(t.shape)) for t in tensors if t is not None)
+        outputs = tuple(LayerOutput(t.name, tensorrt_dtype(t.dtype), tuple(t.shape)) for t in tensors if t is not None)
         layers.append(
             Layer(layer.name, layer.type.name.lower(), _modules(layer.metadata, layer.name, modules), outputs)
         )
@@ -134,23 +73,6 @@ def parse_inspector(information: str, modules: Mapping[str, str]) -> Layers | No
     return Layers("engine", layers) if layers else None
 
 
-def write_layers(target: str | os.PathLike[str], layers: Layers, plan_sha256: str) -> None:
-    stored = _LayersFile(LAYERS_SCHEMA_VERSION, plan_sha256, layers.source, layers.layers)
-    write_text(target, json.dumps(encode(stored)) + "\n")
-
-
-def read_layers(plan: str | os.PathLike[str], plan_sha256: str) -> Layers | None:
-    """The layers stored beside a plan; None when there are none, or they can't be read, or are another plan's."""
-    try:
-        value = read_json(layers_path(plan))
-        stored = decode(_LayersFile, value, "layers")
-    except (OSError, ValueError, SpecError):
-        return None
-    if stored.schema_version != LAYERS_SCHEMA_VERSION or stored.plan_sha256 != plan_sha256:
-        return None
-    return Layers(stored.source, stored.layers)
-
-
 def _modules(metadata: str | None, name: str, modules: Mapping[str, str]) -> tuple[str, ...]:
     """The modules of the ONNX nodes a layer came from; none for layers that the parser added."""
     nodes = _ONNX_LAYER.findall(metadata or "") or ([name] if name in modules else [])
@@ -164,44 +86,44 @@ def _inspector_dtype(text: str) -> str:
 _LARGE_METADATA = (SPEC_METADATA_KEY, MASK_IOU_METADATA_KEY)
 
 
-def inspect_plan(plan: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect_plan(plan: str | os.PathLike[str] | PlanFile) -> dict[str, Any]:
     """The sidecar's facts, and the layers where their file is beside the plan (else `layers` is None).
 
     Needs no TensorRT. Raises PlanMismatchError when the plan and its sidecar do not belong together.
     """
-    sidecar = verify_plan(plan)
-    layers = read_layers(plan, sidecar.plan_sha256)
+    file = open_plan(plan)
+    layers = file.layers()
     return {
         "kind": "plan",
-        "path": os.fspath(plan),
-        **sidecar.to_dict(),
+        "path": str(file.path),
+        **file.sidecar.to_dict(),
         "layers": None if layers is None else {**_layer_counts(layers), **encode(layers)},
     }
 
 
-def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect_onnx(path: str | os.PathLike[str] | OnnxFile) -> dict[str, Any]:
     """What an ONNX file holds. A file that is not from yolact-deploy has `spec` None; `spec_error` says what is wrong.
 
     Raises ArtifactError when the file can't be read as ONNX.
     """
-    graph = read_onnx(path)
-    operators = Counter(node.op_type for node in graph.model.graph.node)
+    graph = open_onnx(path)
+    operators = Counter(node.operator for node in graph.nodes)
     spec, spec_error = _spec(graph)
     return {
         "kind": "onnx",
-        "path": os.fspath(path),
-        "bytes": len(graph.data),
+        "path": str(graph.path),
+        "bytes": graph.num_bytes,
         "sha256": graph.sha256,
         "precision": graph.precision,
-        "opsets": {entry.domain or "ai.onnx": entry.version for entry in graph.model.opset_import},
-        "ir_version": graph.model.ir_version,
-        "producer": " ".join(filter(None, (graph.model.producer_name, graph.model.producer_version))),
+        "opsets": dict(graph.opsets),
+        "ir_version": graph.ir_version,
+        "producer": graph.producer,
         "io_tensors": [encode(tensor) for tensor in graph.io_tensors],
-        "num_parameters": sum(_size(tensor.dims) for tensor in graph.model.graph.initializer),
+        "num_parameters": graph.num_parameters,
         "node_counts": _descending(operators),
         "module_counts": _descending(Counter(_top_modules(graph.modules.values()))),
-        "num_quantize": operators["QuantizeLinear"],
-        "num_dequantize": operators["DequantizeLinear"],
+        "num_quantize": operators[QUANTIZE],
+        "num_dequantize": operators[DEQUANTIZE],
         "mask_iou_bytes": len(graph.metadata.get(MASK_IOU_METADATA_KEY, "")) * 3 // 4,  # base64
         "metadata": {key: value for key, value in graph.metadata.items() if key not in _LARGE_METADATA},
         "spec": spec,
@@ -209,9 +131,9 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _spec(graph: OnnxGraph) -> tuple[dict[str, Any] | None, str | None]:
+def _spec(graph: OnnxFile) -> tuple[dict[str, Any] | None, str | None]:
     try:
-        return graph.spec().to_dict(), None
+        return graph.spec.to_dict(), None
     except SpecError as exc:
         return None, str(exc)
 
@@ -231,10 +153,3 @@ def _top_modules(modules: Iterable[str]) -> list[str]:
 
 def _descending(counts: Counter[str]) -> dict[str, int]:
     return dict(counts.most_common())
-
-
-def _size(dims: Iterable[int]) -> int:
-    size = 1
-    for dim in dims:
-        size *= dim
-    return size

@@ -13,10 +13,10 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from yolact_deploy.artifacts.contract import is_end_to_end
-from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY, SPEC_METADATA_KEY
-from yolact_deploy.errors import ArtifactError, ExportError, SpecError
+from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY
+from yolact_deploy.artifacts.onnx_file import no_stages, spec_in
+from yolact_deploy.errors import ArtifactError, ExportError
 from yolact_deploy.optional import require
-from yolact_deploy.runtime.onnxruntime.end_to_end import no_stages
 from yolact_deploy.runtime.onnxruntime.network import session_options
 from yolact_deploy.spec import ModelSpec
 
@@ -93,13 +93,7 @@ def read_spec(model: onnx.ModelProto, path: str | os.PathLike[str]) -> ModelSpec
     """Raises SpecError when the file carries no spec, or a malformed one, ArtifactError for an end-to-end one."""
     if is_end_to_end(metadata(model)):
         raise no_stages(path)
-    text = metadata(model).get(SPEC_METADATA_KEY)
-    if text is None:
-        raise SpecError(
-            f"{path} carries no {SPEC_METADATA_KEY!r} metadata, so how images are prepared for it is unknown. "
-            "Export it from its checkpoint with `yolact-deploy export`."
-        )
-    return ModelSpec.from_json(text)
+    return spec_in(metadata(model), str(path))
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, str]:

@@ -142,12 +142,13 @@ class JsonArray:
         self._stream.write((f"\n{self._outer}]" if self._count else "[]").encode("ascii"))
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file's bytes."""
+def sha256_file(*paths: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's bytes, or of several files' one after the other."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    for path in paths:
+        with Path(path).open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

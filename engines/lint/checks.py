@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph, attribute, is_standard, label
+from engines.lint.graph import QdqGraph, attribute, is_standard, label
 from engines.lint.rules import Finding, finding
+from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE
 from yolact_deploy.optional import require
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import numpy as np
 
 from yolact_deploy.arrays import AnyArray
 from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE
 from yolact_deploy.optional import require
 
 if TYPE_CHECKING:
     import onnx
 
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _MICROSOFT = "com.microsoft"
 _COPIES = ("Identity", "Cast")
 _INDEX_OPERATORS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero")

@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.lint.checks import parameter_findings, placement_findings
-from engines.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
+from engines.lint.graph import QdqGraph
 from engines.lint.rules import RULES, Finding, Severity
-from engines.onnx_graph import OnnxGraph, read_onnx
+from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
+from yolact_deploy.errors import ArtifactError, one_line
+from yolact_deploy.optional import require
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["RULES", "Finding", "LintReport", "lint_onnx"]
 
@@ -77,21 +82,31 @@ class LintReport:
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
 
-def lint_onnx(source: str | os.PathLike[str] | OnnxGraph) -> LintReport:
+def lint_onnx(source: str | os.PathLike[str] | OnnxFile) -> LintReport:
     """Lint an ONNX file, of this project or any other; no spec is needed. Raises ArtifactError when it can't be read."""
-    onnx_graph = source if isinstance(source, OnnxGraph) else read_onnx(source)
-    graph = QdqGraph(onnx_graph.model)
+    file = open_onnx(source, whole=True)
+    file.require_one_file()
+    graph = QdqGraph(_model(file))
     positions = {id(node): index for index, node in enumerate(graph.nodes)}
     found = [*parameter_findings(graph), *placement_findings(graph)]
     found.sort(key=lambda item: (item[1].severity != "error", positions[id(item[0])]))
     operators = Counter(node.op_type for node in graph.nodes)
     convolutions = [node for node in graph.nodes if node.op_type in _CONVOLUTIONS]
     return LintReport(
-        path=str(onnx_graph.path),
-        sha256=onnx_graph.sha256,
+        path=str(file.path),
+        sha256=file.sha256,
         quantize_nodes=operators[QUANTIZE],
         dequantize_nodes=operators[DEQUANTIZE],
         convolutions=len(convolutions),
         int8_convolutions=sum(all(graph.dequantized(name) for name in node.input[:2]) for node in convolutions),
         findings=tuple(finding for _, finding in found),
     )
+
+
+def _model(file: OnnxFile) -> onnx.ModelProto:
+    package = require("onnx", extra="rtx", purpose="checking an ONNX file")
+    try:
+        model: onnx.ModelProto = package.load_model_from_string(file.content)
+    except Exception as exc:  # protobuf's own error type, which moved between its versions
+        raise ArtifactError(f"{file.path} is not an ONNX model, or is damaged: {one_line(exc)}.") from exc
+    return model

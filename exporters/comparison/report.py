@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 from exporters.matching import Matches, agreement_quality
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import is_onnx, is_plan
-from yolact_deploy.artifacts.sidecar import verify_plan
-from yolact_deploy.errors import ArtifactError, EngineError, SpecError
-from yolact_deploy.files import sha256_file
+from yolact_deploy.artifacts.open import Checkpoint, open_artifact
+from yolact_deploy.artifacts.plan_file import PlanFile
+from yolact_deploy.errors import EngineError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_iou import rescore_masks
@@ -25,8 +24,6 @@ from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, ResizeMode
 
 Kind = Literal["checkpoint", "onnx", "plan"]
-
-_NO_ARTIFACT_SUFFIXES = (".json", ".jpg", ".png", ".yaml", ".yml", ".txt", ".html")
 
 
 @dataclass(frozen=True)
@@ -59,20 +56,17 @@ def open_side(
 
     Raises ArtifactError, CheckpointError, SpecError, EngineError (a plan that can't be run here), MissingDependencyError.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise ArtifactError(f"{path} {found}. Give a checkpoint (.pth), an exported .onnx or a plan (.engine).")
-    if suffix in _NO_ARTIFACT_SUFFIXES:
-        raise ArtifactError(
-            f"{path} is no artifact to compare. Give a checkpoint (.pth), an .onnx or a plan (.engine)."
-        )
-    if is_plan(path):
-        return _open_plan(path, device)
-    if is_onnx(path):
-        return _of_detector(Detector(path, device=device), "onnx", _onnx_precision(path))
-    return _open_checkpoint(path, spec_file, config)
+    artifact = open_artifact(path)
+    if isinstance(artifact, Checkpoint):
+        return _open_checkpoint(artifact, spec_file, config)
+    try:
+        return _of_detector(Detector(artifact, device=device))
+    except EngineError as exc:
+        if not isinstance(artifact, PlanFile):
+            raise
+        raise type(exc)(  # of the same exit code
+            f"{exc} For a comparison that ONNX is as good: what it computes in {artifact.precision} was decided there."
+        ) from exc
 
 
 def check_comparable(a: Side, b: Side) -> None:
@@ -110,28 +104,17 @@ def _require_equal(a: Side, b: Side, what: str, first: Any, second: Any) -> None
         )
 
 
-def _open_plan(path: Path, device: str) -> Side:
-    sidecar = verify_plan(path)
-    try:
-        detector = Detector(path, device=device)
-    except EngineError as exc:
-        raise type(exc)(  # of the same exit code
-            f"{exc} For a comparison that ONNX is as good: what it computes in {sidecar.precision} was decided there."
-        ) from exc
-    return _of_detector(detector, "plan", sidecar.precision)
-
-
-def _of_detector(detector: Detector, kind: Kind, precision: str) -> Side:
+def _of_detector(detector: Detector) -> Side:
     spec = dataclasses.replace(detector.spec, conf_activation="softmax")
-    info = _info(detector.artifact, kind, precision, spec, detector.description)
+    info = ArtifactInfo(**detector.file.describe(), model=spec.name, backend=detector.description)
     return Side(info, spec, detector.run_network, detector.assemble)
 
 
-def _open_checkpoint(path: Path, spec_file: Path | None, config: str | None) -> Side:
+def _open_checkpoint(checkpoint: Checkpoint, spec_file: Path | None, config: str | None) -> Side:
     torch = require("torch", extra="export", purpose="running a checkpoint")
     from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 
-    loaded = load_checkpoint(path, spec_file=spec_file, config=config)
+    loaded = load_checkpoint(checkpoint.path, spec_file=spec_file, config=config)
     model = build_model(loaded)
 
     def run(batch: FloatArray) -> HeadTensors:
@@ -151,30 +134,9 @@ def _open_checkpoint(path: Path, spec_file: Path | None, config: str | None) -> 
         return dataclasses.replace(detections, names=spec.class_names, category_ids=spec.category_ids)
 
     spec = dataclasses.replace(loaded.spec, conf_activation="softmax")
-    info = _info(path, "checkpoint", "fp32", spec, f"PyTorch {torch.__version__} (CPU)")
+    backend = f"PyTorch {torch.__version__} (CPU)"
+    info = ArtifactInfo(**checkpoint.describe(), model=spec.name, backend=backend)
     return Side(info, spec, run, assemble, loaded.notes)
-
-
-def _onnx_precision(path: Path) -> str:
-    """int8 where it quantizes, else fp16 where a weight is half, else fp32: what the graph is, whatever it says it is."""
-    onnx = require("onnx", extra="export", purpose="comparing ONNX files")
-    graph = onnx.load(str(path), load_external_data=False).graph
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
-        return "int8"
-    half = onnx.TensorProto.FLOAT16
-    return "fp16" if any(tensor.data_type == half for tensor in graph.initializer) else "fp32"
-
-
-def _info(path: Path, kind: Kind, precision: str, spec: ModelSpec, backend: str) -> ArtifactInfo:
-    return ArtifactInfo(
-        path=str(path),
-        kind=kind,
-        precision=precision,
-        sha256=sha256_file(path),
-        size_bytes=path.stat().st_size,
-        model=spec.name,
-        backend=backend,
-    )
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from yolact_deploy.artifacts.names import (
     PRECISION_METADATA_KEY,
     SPEC_METADATA_KEY,
 )
+from yolact_deploy.artifacts.onnx_file import mask_iou_in
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.reference.detections import Detections
@@ -50,7 +51,7 @@ from yolact_deploy.reference.postprocess import assemble_masks
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
-from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork, extract_mask_iou
+from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
@@ -178,7 +179,7 @@ def _check_heads(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _mask_iou_model(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> onnx.ModelProto | None:
-    content = extract_mask_iou(metadata(model), spec, str(path))
+    content = mask_iou_in(metadata(model), spec, str(path))
     if content is None:
         return None
     try:

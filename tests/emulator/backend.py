@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
+from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.specialization import Specialization
@@ -32,8 +32,8 @@ class EmulatedGpu:
             raise DeviceError(f"no GPU {index}")
         return self.driver
 
-    def _open_network(self, artifact: Path, driver: Driver, threads: int | None) -> CpuNetwork:
-        network = CpuNetwork(artifact, driver, threads=threads or 1, **self.network_options)
+    def _open_network(self, artifact: Runnable, driver: Driver, threads: int | None) -> CpuNetwork:
+        network = CpuNetwork(artifact.path, driver, threads=threads or 1, **self.network_options)
         self.networks.append(network)
         return network
 

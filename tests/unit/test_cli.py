@@ -58,7 +58,7 @@ def test_detect_json_is_all_there_is_on_stdout(shapes_onnx: Path) -> None:
 def test_a_fallback_to_the_cpu_is_a_line_on_stderr_and_a_field(
     command: str, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Path) -> None:
+    def refuse(_: object) -> None:
         raise DeviceError("the driver\n  is out of date.")
 
     monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)

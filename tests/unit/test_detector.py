@@ -16,7 +16,7 @@ from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from yolact_deploy import Detections, Detector
 from yolact_deploy.artifacts.names import SPEC_METADATA_KEY
-from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.artifacts.plan_file import BatchRange, Sidecar, sidecar_path, write_sidecar
 from yolact_deploy.errors import (
     ArtifactError,
     DeviceError,
@@ -232,8 +232,8 @@ def test_a_plan_runs_on_gpus_only(tmp_path: Path) -> None:
 def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
 
-    def refuse(error: Exception) -> Callable[[Path], None]:
-        def check(artifact: Path) -> None:
+    def refuse(error: Exception) -> Callable[[object], None]:
+        def check(artifact: object) -> None:
             raise error
 
         return check

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from yolact_deploy.artifacts.names import END_TO_END, FORM_METADATA_KEY, INPUT, Form
+from yolact_deploy.artifacts.names import END_TO_END, FORM_METADATA_KEY, INPUT, Form, Precision
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import ModelSpec, PostprocessSpec, PreprocessSpec
 
@@ -131,6 +132,36 @@ def check_io(
     """Raise SpecError unless the inputs and outputs of an ONNX are those that its own spec describes; see `io_problem`."""
     if problem := io_problem(tensors, spec, form, unknown_fits=unknown_fits):
         raise SpecError(f"the inputs and outputs of {source} contradict its own spec: {problem}. {_EXPORT_AGAIN[form]}")
+
+
+class Described(Protocol):
+    """What every artifact tells of itself."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
+def describe(artifact: Described) -> dict[str, Any]:
+    """A JSON object: path, kind, precision, digest and size."""
+    return {
+        "path": str(artifact.path),
+        "kind": artifact.kind,
+        "precision": artifact.precision,
+        "sha256": artifact.sha256,
+        "size_bytes": artifact.num_bytes,
+    }
 
 
 def check_expressible(spec: ModelSpec) -> None:

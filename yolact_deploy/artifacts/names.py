@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from yolact_deploy.spec import INPUT as INPUT
 from yolact_deploy.spec import OUTPUTS as OUTPUTS
@@ -53,6 +53,19 @@ PLAN_RUNTIMES: Mapping[RuntimeName, PlanRuntime] = {
     TENSORRT: PlanRuntime("TensorRT", "tensorrt", "gpu"),
     TENSORRT_RTX: PlanRuntime("TensorRT-RTX", "tensorrt_rtx", "rtx"),
 }
+
+
+# TensorRT's names of its types -> NumPy's
+_TENSORRT_DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32",
+    "INT64": "int64", "BOOL": "bool",
+}  # fmt: skip
+
+
+def tensorrt_dtype(dtype: Any) -> str:
+    """NumPy's name of a TensorRT data type, or TensorRT's own in lower case where NumPy has none."""
+    name: str = dtype.name
+    return _TENSORRT_DTYPES.get(name, name.lower())
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:

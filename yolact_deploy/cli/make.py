@@ -284,16 +284,16 @@ def _typed_model(model: Path, precision: Precision | None, progress: Progress) -
     """
     if precision is not Precision.fp16:
         return model
-    from engines.onnx_graph import read_onnx
     from yolact_deploy.artifacts.names import CHECKPOINT_SHA256_METADATA_KEY, SPEC_METADATA_KEY
+    from yolact_deploy.artifacts.onnx_file import open_onnx
     from yolact_deploy.errors import OutputError
 
-    graph = read_onnx(model)
+    graph = open_onnx(model)
     if graph.precision != Precision.fp32.value:
         return model
     typed = model.with_name(f"{model.stem}.fp16.onnx")
     if typed.exists():
-        found = read_onnx(typed)
+        found = open_onnx(typed)
         keys = (SPEC_METADATA_KEY, CHECKPOINT_SHA256_METADATA_KEY)
         same = all(found.metadata.get(key) == graph.metadata.get(key) for key in keys)
         if found.precision != Precision.fp16.value or not same:

@@ -12,11 +12,13 @@ from typing import Any, Protocol, get_args, overload
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
+from yolact_deploy.artifacts.open import Runnable
+from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder, as_array, is_pil_image
 from yolact_deploy.reference.mask_sources import MaskForm
-from yolact_deploy.runtime.opening import open_pipeline
+from yolact_deploy.runtime.opening import open_pipeline, open_runnable
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
 from yolact_deploy.runtime.streaming import stream_detections
 from yolact_deploy.spec import ModelSpec, NmsMode
@@ -52,7 +54,8 @@ ImageList = list[Image] | list[str] | list[Path] | list[ImageInput]
 class Detector:
     """An exported YOLACT, ready to run.
 
-    `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar. `device` is "cpu", "cuda:N", or "auto": a
+    `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar; one that `open_artifact` has read is not read
+    again. `device` is "cpu", "cuda:N", or "auto": a
     GPU where all that the model needs there is installed, else the CPU, and `fallback` says why. `threads` bounds the
     CPU threads of the network; `nms` overrides the spec's; `batch_size` is the most images in one run of the network;
     `cuda_graph` allows whole frames to be replayed as CUDA graphs. Not safe to share between threads; pickles as its
@@ -74,7 +77,7 @@ class Detector:
 
     def __init__(
         self,
-        artifact: str | os.PathLike[str],
+        artifact: str | os.PathLike[str] | Runnable,
         *,
         device: str = "auto",
         threads: int | None = None,
@@ -94,8 +97,10 @@ class Detector:
             "batch_size": batch_size,
             "cuda_graph": cuda_graph,
         }
-        self.artifact = Path(artifact)
-        self._opened = open_pipeline(self.artifact, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        file = open_runnable(artifact)
+        self.artifact = file.path
+        self._opened = open_pipeline(file, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        self._file = file.without_content() if isinstance(file, PlanFile) else file
         self._close = weakref.finalize(self, self._opened.close)
         self._batch_size = self._bounded(batch_size)
 
@@ -114,6 +119,11 @@ class Detector:
     @property
     def spec(self) -> ModelSpec:
         return self._opened.spec
+
+    @property
+    def file(self) -> Runnable:
+        """The artifact as it was opened: its digest, precision and batches; a plan without its bytes."""
+        return self._file
 
     @property
     def description(self) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifacts.names import ONNX_SUFFIX, PLAN_SUFFIXES, is_checkpoint, is_onnx, is_plan
+from yolact_deploy.artifacts.names import END_TO_END, ONNX_SUFFIX, PLAN_SUFFIXES, is_checkpoint, is_onnx, is_plan
+from yolact_deploy.artifacts.onnx_file import OnnxFile
+from yolact_deploy.artifacts.open import Checkpoint, Runnable, open_artifact
+from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import (
     ArtifactError,
     DeviceError,
@@ -22,8 +26,27 @@ from yolact_deploy.spec import NmsMode
 _NO_DRIVER = "this machine has no NVIDIA driver."
 
 
+def open_runnable(artifact: str | os.PathLike[str] | Runnable) -> Runnable:
+    """The artifact, read and checked, if it is of a kind that can be run; one that is open already is handed on.
+
+    Raises ArtifactError, PlanMismatchError.
+    """
+    if isinstance(artifact, (OnnxFile, PlanFile)):
+        return artifact
+    artifact = Path(artifact)
+    if not is_plan(artifact) and not is_onnx(artifact):
+        hint = f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx"
+        raise ArtifactError(
+            f"{artifact} is neither {ONNX_SUFFIX} nor {' or '.join(PLAN_SUFFIXES)}: it can't be run."
+            f"{hint if is_checkpoint(artifact) else ''}"
+        )
+    opened = open_artifact(artifact)
+    assert not isinstance(opened, Checkpoint)
+    return opened
+
+
 def open_pipeline(
-    artifact: Path, *, device: str, threads: int | None, nms: NmsMode | None, cuda_graph: bool
+    artifact: Runnable, *, device: str, threads: int | None, nms: NmsMode | None, cuda_graph: bool
 ) -> Pipeline:
     """Device "auto" takes the CPU where there is no GPU, or one that can't run the model, and says why in `fallback`; work
     that fails on a GPU, as for want of memory, is an error there as well. A machine without a driver is not told in `notes`
@@ -32,24 +55,16 @@ def open_pipeline(
     Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there.
     """
     kind, index = _parse_device(device)
-    if is_plan(artifact):
+    if isinstance(artifact, PlanFile):
         return _open_plan(artifact, kind, index, threads, nms, cuda_graph)
-    if not is_onnx(artifact):
-        hint = f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx"
-        raise ArtifactError(
-            f"{artifact} is neither {ONNX_SUFFIX} nor {' or '.join(PLAN_SUFFIXES)}: it can't be run."
-            f"{hint if is_checkpoint(artifact) else ''}"
-        )
     fallback = None
     if kind == "auto" and not has_nvidia_driver():
         kind, device, fallback = "cpu", "cpu", _NO_DRIVER
-    from yolact_deploy.runtime.onnxruntime.end_to_end import is_end_to_end_file
-
-    if is_end_to_end_file(artifact):
+    if artifact.form == END_TO_END:
         from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndPipeline
 
         return EndToEndPipeline(artifact, device=device, threads=threads, nms=nms, fallback=fallback)
-    if kind == "cpu" or not artifact.is_file():
+    if kind == "cpu":
         return _open_on_cpu(artifact, threads, nms, fallback=fallback)
     from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 
@@ -81,30 +96,28 @@ def _parse_device(device: Any) -> tuple[str, int]:
 
 
 def _open_plan(
-    artifact: Path, kind: str, index: int, threads: int | None, nms: NmsMode | None, cuda_graph: bool
+    plan: PlanFile, kind: str, index: int, threads: int | None, nms: NmsMode | None, cuda_graph: bool
 ) -> Pipeline:
-    from yolact_deploy.artifacts.sidecar import verify_plan
-
-    sidecar = verify_plan(artifact)  # a plan that is damaged is said to be, also where it could not be run
+    runtime, onnx = plan.sidecar.runtime, plan.sidecar.onnx_name
     if kind == "cpu":
         raise DeviceError(
-            f"{artifact} is a {sidecar.runtime} plan, and plans run on GPUs only. "
-            f'Give device="cuda:0", or run the ONNX it was built from ({sidecar.onnx_name}).'
+            f"{plan.path} is a {runtime} plan, and plans run on GPUs only. "
+            f'Give device="cuda:0", or run the ONNX it was built from ({onnx}).'
         )
     from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 
     try:
-        return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        return open_gpu_pipeline(plan, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
     except DeviceMemoryError:
         raise
     except (DeviceError, MissingDependencyError) as exc:
         raise DeviceError(
-            f"{artifact} is a {sidecar.runtime} plan and can't be run here: {exc} "
-            f"The ONNX it was built from ({sidecar.onnx_name}) runs without a GPU."
+            f"{plan.path} is a {runtime} plan and can't be run here: {exc} "
+            f"The ONNX it was built from ({onnx}) runs without a GPU."
         ) from exc
 
 
-def _open_on_cpu(artifact: Path, threads: int | None, nms: NmsMode | None, **said: Any) -> HostPipeline:
+def _open_on_cpu(artifact: OnnxFile, threads: int | None, nms: NmsMode | None, **said: Any) -> HostPipeline:
     """`said`: what HostPipeline is to say of itself."""
     from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 

@@ -24,6 +24,7 @@ from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.cli import app
 from yolact_deploy.reference.postprocess import softmax
 from yolact_deploy.reference.priors import make_priors
@@ -198,7 +199,7 @@ def test_a_sweep_finds_on_the_gpu_what_was_planted(
     gpu = emulated(in_stream=in_stream)
     for name, value in (("MIN", 1), ("SECONDS", 0.0), ("WARMUP", 0)):
         monkeypatch.setattr(f"benchmarks.rounds._REPEAT_{name}", value)
-    monkeypatch.setattr("benchmarks.sweep.batch_limits", lambda _: (1, 2))
+    monkeypatch.setattr(OnnxFile, "batch", (1, 2))
     monkeypatch.setattr("benchmarks.sweep.IMAGE_SIZES_HW", ((60, 80),))
     with Detector(shapes_onnx, device="cuda:0") as detector:
         found = sweep(detector, [_photo()])

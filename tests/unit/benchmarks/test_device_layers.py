@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ import pytest
 
 from benchmarks import layers as layer_profiles
 from benchmarks.layers import kernel_times, layer_times, modules_in
-from benchmarks.subjects import batch_limits, describe
+from benchmarks.subjects import describe
 from tests.emulator.backend import EmulatedGpu
 from tests.unit.runtime.conftest import Bench, MakeBench
 from yolact_deploy import Detector
+from yolact_deploy.artifacts.plan_file import Layer, Layers, layers_path, write_layers
+from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER
@@ -35,9 +36,12 @@ LAYERS = [
 
 
 def _open(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Detector:
+    def open_network(plan: Any, driver: Driver, threads: int | None) -> PlanNetwork:
+        return PlanNetwork(plan, driver, threads=threads, rtx_cache=bench.folder / "cache")
+
     backend = dataclasses.replace(
         EmulatedGpu(bench.driver).backend,
-        open_network=lambda path, driver, threads: PlanNetwork(path, driver, rtx_cache=bench.folder / "cache"),
+        open_network=open_network,
     )
     monkeypatch.setattr(gpu_backend, "BACKEND", backend)
     return Detector(bench.write(), device="cuda:0", batch_size=2)
@@ -82,18 +86,12 @@ def test_what_the_builder_stored_names_modules_better_than_the_names(
     bench.behaviour.layers = [("__myl_Fc_myl0_1", 1.0), ("__myl_Fc_myl0_1", 0.5), ("another", 0.5)]
     detector = _open(bench, monkeypatch)
     plan = detector.artifact
-    digest = describe(detector)["sha256"]
-    stored = {
-        "plan_sha256": digest,
-        "layers": [{"name": "__myl_Fc_myl0_1", "modules": ["fpn.lat_layers.0", "proto_net.0"]}],
-    }
-    layers_file = plan.with_name(f"{plan.name}.layers.json")
-    for content, expected in (
-        (json.dumps(stored), {"proto_net": 1.5, "(added by the engine)": 0.5}),  # a name twice: both its times
-        (json.dumps({**stored, "plan_sha256": "of another"}), {"(added by the engine)": 2.0}),
-        ("damaged", {"(added by the engine)": 2.0}),
+    layers = Layers("engine", (Layer("__myl_Fc_myl0_1", "gemm", ("fpn.lat_layers.0", "proto_net.0"), ()),))
+    for digest, expected in (
+        (detector.file.sha256, {"proto_net": 1.5, "(added by the engine)": 0.5}),  # a name twice: both its times
+        ("of another", {"(added by the engine)": 2.0}),
     ):
-        layers_file.write_text(content)
+        write_layers(layers_path(plan), layers, digest)
         found = layer_times(detector, IMAGES, runs=2)
         assert {row["module"]: row["ms"] for row in found["modules"]} == expected
     detector.close()
@@ -110,7 +108,7 @@ def test_a_profiler_that_is_told_nothing_is_an_error(make_bench: MakeBench, monk
 def test_a_plan_says_its_precision_and_batches(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     with _open(make_bench(), monkeypatch) as detector:
         assert describe(detector)["precision"] == "fp32"
-        assert batch_limits(detector.artifact) == (1, 4)
+        assert detector.file.batch == (1, 4)
 
 
 @pytest.mark.parametrize(

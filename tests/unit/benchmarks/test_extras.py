@@ -18,11 +18,12 @@ from benchmarks.contest import in_turns
 from benchmarks.peers import compare_peers
 from benchmarks.rounds import time_stages
 from benchmarks.scenarios import Scenario, read_summary, run_scenario
-from benchmarks.subjects import batch_limits, bench_images, describe, onnx_metadata, planted
+from benchmarks.subjects import bench_images, describe, planted
 from benchmarks.sweep import sweep
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.cli import app
 from yolact_deploy.errors import BenchmarkError, MissingDependencyError
 from yolact_deploy.reference.postprocess import detect
@@ -41,12 +42,10 @@ def images() -> list[Image]:
     return bench_images(PHOTO)
 
 
-def test_an_artifact_is_described(detector: Detector, shapes_onnx: Path, tmp_path: Path) -> None:
+def test_an_artifact_is_described(detector: Detector, shapes_onnx: Path) -> None:
     found = describe(detector)
     assert (found["precision"], found["size_bytes"]) == ("fp32", shapes_onnx.stat().st_size)
-    assert batch_limits(shapes_onnx) == (1, 8)
-    (tmp_path / "bad.onnx").write_bytes(b"no model")
-    assert onnx_metadata(tmp_path / "bad.onnx") == onnx_metadata(tmp_path / "plan.engine") == {}
+    assert detector.file.batch == (1, 8)
 
 
 @pytest.mark.parametrize("count", [1, 10, 100])
@@ -64,7 +63,7 @@ def test_a_sweep_has_a_point_per_batch_and_per_amount_of_work(
 ) -> None:
     for name, value in (("MIN", 1), ("SECONDS", 0.0), ("WARMUP", 0)):
         monkeypatch.setattr(f"benchmarks.rounds._REPEAT_{name}", value)
-    monkeypatch.setattr("benchmarks.sweep.batch_limits", lambda _: (1, 2))
+    monkeypatch.setattr(OnnxFile, "batch", (1, 2))
     steps: list[tuple[int, int]] = []
     found = sweep(detector, images, progress=lambda *step: steps.append(step))
     assert [point["batch"] for point in found["batch"]] == [1, 2]

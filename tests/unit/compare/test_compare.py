@@ -17,7 +17,7 @@ from tests.unit.compare.conftest import SPEC, WriteTiny, added, scaled
 from tests.unit.engines.tiny_network import Graph
 from yolact_deploy import Detector
 from yolact_deploy.artifacts.contract import IoTensor
-from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.artifacts.plan_file import BatchRange, Sidecar, sidecar_path, write_sidecar
 from yolact_deploy.errors import AnnotationError, ArtifactError, EngineError, ImageError, PlanMismatchError, SpecError
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.spec import ModelSpec

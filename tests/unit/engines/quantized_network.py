@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from engines.lint.linter import LintReport, lint_onnx
-from engines.onnx_graph import OnnxGraph
 from tests.unit.engines.tiny_network import CHANNELS, TINY_SPEC, Graph, make_model
+from yolact_deploy.artifacts.onnx_file import parse_onnx
 
 Edit = Callable[[Graph], None]
 
@@ -38,8 +37,7 @@ def quantized(edit: Edit | None = None, *, opset: int = 19, precision: str = "in
 
 
 def lint(model: onnx.ModelProto) -> LintReport:
-    data = model.SerializeToString()
-    return lint_onnx(OnnxGraph(Path("made.onnx"), data, onnx.load_from_string(data)))
+    return lint_onnx(parse_onnx(model.SerializeToString(), "made.onnx"))
 
 
 def rules(report: LintReport) -> set[str]:

@@ -17,10 +17,9 @@ import pytest
 
 from engines import builder
 from engines.builder import BuildResult, build_engine
-from engines.inspection import read_layers
 from tests.unit.engines.tiny_network import WriteOnnx
 from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY
-from yolact_deploy.artifacts.sidecar import BatchRange, verify_plan
+from yolact_deploy.artifacts.plan_file import BatchRange, open_plan
 from yolact_deploy.errors import (
     ArtifactError,
     BuildRequestError,
@@ -37,7 +36,7 @@ pytest.importorskip("tensorrt_rtx")
 def test_plan_and_sidecar_belong_together(built: BuildResult) -> None:
     plan = built.plan.read_bytes()
     assert len(plan) > 100_000
-    assert verify_plan(built.plan) == built.sidecar
+    assert open_plan(built.plan).sidecar == built.sidecar
     assert built.sidecar.plan_bytes == len(plan)
     assert built.sidecar.plan_sha256 == hashlib.sha256(plan).hexdigest()
 
@@ -64,7 +63,7 @@ def test_io_tensors_are_the_networks_own(built: BuildResult) -> None:
 
 
 def test_layers_are_kept_with_types_and_modules(built: BuildResult) -> None:
-    layers = read_layers(built.plan, built.sidecar.plan_sha256)
+    layers = open_plan(built.plan).layers()
     assert layers is not None
     assert layers.source == "network"
     stem = next(layer for layer in layers.layers if layer.name == "backbone.stem/Conv")
@@ -80,7 +79,7 @@ def test_precision_of_the_graph_is_that_of_the_plan(
         write_onnx(tmp_path, precision=precision), tmp_path / "t.engine", targets=("sm86",), precision=precision
     )
     assert result.sidecar.precision == precision
-    layers = read_layers(result.plan, result.sidecar.plan_sha256)
+    layers = open_plan(result.plan).layers()
     assert layers is not None
     assert dtype in {output.dtype for layer in layers.layers for output in layer.outputs}
 
@@ -105,8 +104,8 @@ def test_rebuilding_replaces_all_three_files(write_onnx: WriteOnnx, tmp_path: Pa
     source, output = write_onnx(tmp_path), tmp_path / "t.engine"
     first = build_engine(source, output, targets=("sm86",))
     second = build_engine(source, output, targets=("sm89",), batch=(1, 1, 2))
-    assert verify_plan(output) == second.sidecar != first.sidecar
-    assert read_layers(output, second.sidecar.plan_sha256) is not None
+    assert open_plan(output).sidecar == second.sidecar != first.sidecar
+    assert open_plan(output).layers() is not None
 
 
 def test_kill_before_the_plan_is_renamed_leaves_nothing_that_passes(
@@ -127,7 +126,7 @@ def test_kill_before_the_plan_is_renamed_leaves_nothing_that_passes(
         build_engine(source, output, targets=("sm89",))
     assert output.read_bytes() == old_plan
     with pytest.raises(PlanMismatchError):
-        verify_plan(output)
+        open_plan(output)
 
 
 def test_progress_tells_every_phase_from_its_start_to_its_end(write_onnx: WriteOnnx, tmp_path: Path) -> None:
@@ -244,7 +243,7 @@ def test_interrupted_rebuild_keeps_the_old_plan(write_onnx: WriteOnnx, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         build_engine(source, output, targets=("sm86",), progress=progress)
-    assert verify_plan(output) == before.sidecar
+    assert open_plan(output).sidecar == before.sidecar
 
 
 @pytest.mark.parametrize("batch", [(0, 1, 2), (2, 1, 2), (1, 3, 2), (-1, -1, -1)])

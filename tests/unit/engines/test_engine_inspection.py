@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from engines.builder import BuildResult
-from engines.inspection import Layer, LayerOutput, Layers, inspect_onnx, inspect_plan, layers_path, parse_inspector
+from engines.inspection import inspect_onnx, inspect_plan, parse_inspector
 from tests.unit.engines.tiny_network import WriteOnnx
-from yolact_deploy.artifacts.sidecar import sidecar_path
+from yolact_deploy.artifacts.plan_file import Layer, LayerOutput, Layers, layers_path, sidecar_path
 from yolact_deploy.errors import ArtifactError, PlanMismatchError
 from yolact_deploy.spec import ModelSpec
 

@@ -35,13 +35,14 @@ from yolact_deploy.artifacts.names import (
     MASK_IOU_METADATA_KEY,
     SPEC_METADATA_KEY,
 )
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.cli import app
 from yolact_deploy.errors import ArtifactError, EngineError, ExportError, SpecError
 from yolact_deploy.files import sha256_file
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.runtime.detector import Detector
-from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork, is_end_to_end_file, read_outputs
+from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork, read_outputs
 from yolact_deploy.spec import ModelSpec, PreprocessSpec
 
 Array = npt.NDArray[Any]
@@ -157,8 +158,7 @@ def test_what_the_file_says_of_itself(shapes_file: Path, shapes_onnx: Path) -> N
     assert said[FORM_METADATA_KEY] == END_TO_END
     assert said[CHANNEL_ORDER_METADATA_KEY] == "bgr"
     assert said[SPEC_METADATA_KEY] == metadata(heads)[SPEC_METADATA_KEY]
-    assert is_end_to_end_file(shapes_file)
-    assert not is_end_to_end_file(shapes_onnx)
+    assert (open_onnx(shapes_file).form, open_onnx(shapes_onnx).form) == (END_TO_END, "heads")
     # The network's own nodes and weights are those of the ordinary export.
     names = {node.name for node in model.graph.node}
     assert {node.name for node in heads.graph.node} <= names

@@ -14,7 +14,7 @@ from benchmarks.gate import read_baseline
 from exporters.precision.calibration import CachedCalibration, CacheKey, read_cache, write_cache
 from yolact_deploy.annotations import load_annotations
 from yolact_deploy.artifacts.contract import IoTensor
-from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, read_sidecar
+from yolact_deploy.artifacts.plan_file import BatchRange, Sidecar, read_sidecar
 from yolact_deploy.errors import (
     AnnotationError,
     BenchmarkError,

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.emulator.backend import EmulatedGpu
 from tests.unit.engines.tiny_network import TINY_SPEC
 from tests.unit.runtime.conftest import Bench, MakeBench
 from yolact_deploy import Detector
+from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
@@ -23,11 +25,12 @@ pytestmark = pytest.mark.skipif(
 
 
 def _detector(bench: Bench, monkeypatch: pytest.MonkeyPatch, **options: object) -> Detector:
+    def open_network(plan: Any, driver: Driver, threads: int | None) -> PlanNetwork:
+        return PlanNetwork(plan, driver, threads=threads, rtx_cache=bench.folder / "cache")
+
     backend = dataclasses.replace(
         EmulatedGpu(bench.driver).backend,
-        open_network=lambda path, driver, threads: PlanNetwork(
-            path, driver, threads=threads, rtx_cache=bench.folder / "cache"
-        ),
+        open_network=open_network,
     )
     monkeypatch.setattr(gpu_backend, "BACKEND", backend)
     return Detector(bench.write(), device="cuda:0", **options)  # type: ignore[arg-type]

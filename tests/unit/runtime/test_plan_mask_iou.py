@@ -20,7 +20,7 @@ from tests.unit.engines.tiny_network import make_model
 from tests.unit.runtime.conftest import Bench
 from tests.unit.runtime.fake_tensorrt import make_plan
 from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, mask_iou_onnx, soft_masks, write_plus_onnx
-from yolact_deploy.artifacts.sidecar import CompanionFile, mask_iou_path, read_sidecar, sidecar_path, verify_plan
+from yolact_deploy.artifacts.plan_file import CompanionFile, mask_iou_path, open_plan, read_sidecar, sidecar_path
 from yolact_deploy.errors import MissingDependencyError, PlanMismatchError, SpecError
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
@@ -56,7 +56,7 @@ def test_a_build_writes_the_network_beside_the_plan_and_names_it_in_the_sidecar(
     written = plus_built.plan.with_name("plus.engine.mask_iou.onnx")
     assert written == mask_iou_path(plus_built.plan) == plus_built.mask_iou_path
     assert written.read_bytes() == mask_iou_onnx()
-    recorded = verify_plan(plus_built.plan).mask_iou
+    recorded = open_plan(plus_built.plan).sidecar.mask_iou
     assert recorded == CompanionFile(written.name, hashlib.sha256(mask_iou_onnx()).hexdigest(), len(mask_iou_onnx()))
     assert plus_built.to_dict()["mask_iou_path"] == str(written)
 
@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(copied: Path) -> None:
     with pytest.raises(
         PlanMismatchError, match=r"(?s)plus.engine.mask_iou.onnx is not beside it. Copy it here, or build"
     ):
-        verify_plan(copied)
+        open_plan(copied)
 
 
 def test_an_altered_file_is_refused(copied: Path) -> None:
@@ -91,7 +91,7 @@ def test_an_altered_file_is_refused(copied: Path) -> None:
     with pytest.raises(
         PlanMismatchError, match=rf"it has {size + 1} bytes and the SHA-256 .*, the sidecar says {size} and"
     ):
-        verify_plan(copied)
+        open_plan(copied)
 
 
 def test_a_sidecar_of_before_is_still_read_and_one_without_it_is_as_before(bench: Bench) -> None:
@@ -106,7 +106,7 @@ def test_a_sidecar_cannot_name_a_file_of_another_folder(name: str, copied: Path)
     value["mask_iou"]["name"] = name
     sidecar_path(copied).write_text(json.dumps(value))
     with pytest.raises(PlanMismatchError, match="must be a file name without folders"):
-        verify_plan(copied)
+        open_plan(copied)
 
 
 def test_a_running_plan_scores_masks_with_it(bench: Bench) -> None:

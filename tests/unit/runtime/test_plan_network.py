@@ -11,7 +11,7 @@ import pytest
 from tests.unit.engines.tiny_network import TINY_SPEC
 from tests.unit.runtime.conftest import Bench, allocate, images, memory, run
 from tests.unit.runtime.fake_tensorrt import fake_heads, make_plan
-from yolact_deploy.artifacts.sidecar import BatchRange
+from yolact_deploy.artifacts.plan_file import BatchRange
 from yolact_deploy.errors import EngineError
 from yolact_deploy.files import CACHE_VARIABLE
 from yolact_deploy.runtime.protocols import DeviceNetwork

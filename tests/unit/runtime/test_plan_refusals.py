@@ -18,7 +18,7 @@ from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import Bench, MakeBench, allocate
 from tests.unit.runtime.fake_tensorrt import make_plan
 from yolact_deploy.artifacts.contract import IoTensor
-from yolact_deploy.artifacts.sidecar import BatchRange
+from yolact_deploy.artifacts.plan_file import BatchRange
 from yolact_deploy.errors import (
     DeviceMemoryError,
     EngineError,

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolact_deploy.arrays import is_device_array
-from yolact_deploy.artifacts.names import INPUT, OUTPUTS, is_onnx
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.artifacts.onnx_file import OnnxFile
+from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
@@ -185,14 +186,14 @@ def _model(network: DeviceNetwork, nms: NmsMode | None) -> Model:
 class GpuBackend:
     """The parts. All raise DeviceError, EngineError or MissingDependencyError for what is not there."""
 
-    check_network: Callable[[Path], None]  # whether networks of a file's kind can run on a GPU at all; costs nothing
+    check_network: Callable[[Runnable], None]  # whether networks of its kind can run on a GPU at all; costs nothing
     open_driver: Callable[[int], Driver]
-    open_network: Callable[[Path, Driver, int | None], DeviceNetwork]
+    open_network: Callable[[Runnable, Driver, int | None], DeviceNetwork]
     load_kernels: Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
 
 
 def open_gpu_pipeline(
-    artifact: Path,
+    artifact: Runnable,
     index: int,  # of the GPU
     *,
     threads: int | None,
@@ -218,8 +219,8 @@ def open_gpu_pipeline(
     return GpuPipeline(driver, network, parts.load_kernels, nms=nms, cuda_graph=cuda_graph)
 
 
-def _check_network(artifact: Path) -> None:
-    if is_onnx(artifact):
+def _check_network(artifact: Runnable) -> None:
+    if isinstance(artifact, OnnxFile):
         from yolact_deploy.optional import require
         from yolact_deploy.runtime.onnxruntime.network import choose_providers
 
@@ -232,8 +233,8 @@ def _open_driver(index: int) -> Driver:
     return open_driver(index)
 
 
-def _open_network(artifact: Path, driver: Driver, threads: int | None) -> DeviceNetwork:
-    if is_onnx(artifact):
+def _open_network(artifact: Runnable, driver: Driver, threads: int | None) -> DeviceNetwork:
+    if isinstance(artifact, OnnxFile):
         from yolact_deploy.runtime.onnxruntime.cuda import OnnxCudaNetwork
 
         return OnnxCudaNetwork(artifact, driver, threads=threads)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError
 from yolact_deploy.optional import require
@@ -19,15 +20,12 @@ from yolact_deploy.runtime.onnxruntime.network import (
     CUDA_PROVIDER,
     check_device,
     choose_providers,
-    embedded_mask_iou,
     first_line,
     io_dtypes,
+    mask_iou_model,
     open_session,
-    read_spec,
 )
 from yolact_deploy.spec import ModelSpec
-
-_SPEC_ONLY_THREADS = 1
 
 
 class OnnxCudaNetwork:
@@ -37,18 +35,18 @@ class OnnxCudaNetwork:
     `threads` bounds the CPU threads of what has no CUDA kernel. Raises ArtifactError, SpecError, DeviceError as OnnxNetwork.
     """
 
-    def __init__(self, path: str | os.PathLike[str], driver: Driver, *, threads: int | None = None) -> None:
+    def __init__(
+        self, source: str | os.PathLike[str] | OnnxFile, driver: Driver, *, threads: int | None = None
+    ) -> None:
         ort = require("onnxruntime", extra="gpu", purpose="running an ONNX model on a GPU")
-        self._ort, self._path, self._driver, self._threads = ort, Path(path), driver, threads
+        file = open_onnx(source)
+        file.check_io()
+        self._ort, self._path, self._driver, self._threads = ort, file.path, driver, threads
         self._device = f"cuda:{driver.device.index}"
         providers = choose_providers(ort, self._device)
-        # The spec is needed before there is a stream, and on the CPU an unoptimized session is opened without any work.
-        session = open_session(ort, self._path, [CPU_PROVIDER], _SPEC_ONLY_THREADS, optimize=False)
-        self._spec = read_spec(session, self._path)
-        self._dtypes = io_dtypes(session)
-        fixed = session.get_inputs()[0].shape[0]
-        self._max_batch = fixed if isinstance(fixed, int) else None
-        self._mask_iou = embedded_mask_iou(ort, session, self._spec, self._path, providers, threads)
+        self._spec, self._max_batch = file.spec, file.fixed_batch
+        self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in file.io_tensors}
+        self._mask_iou = mask_iou_model(ort, file.mask_iou, self._spec, str(self._path), providers, threads)
 
     @property
     def spec(self) -> ModelSpec:

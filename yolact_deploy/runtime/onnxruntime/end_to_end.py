@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, Image
 from yolact_deploy.artifacts import contract
-from yolact_deploy.artifacts.names import CHANNEL_ORDER_METADATA_KEY, END_TO_END, FORM_METADATA_KEY, SPEC_METADATA_KEY
+from yolact_deploy.artifacts.names import CHANNEL_ORDER_METADATA_KEY, END_TO_END
+from yolact_deploy.artifacts.onnx_file import OnnxFile, no_stages, open_onnx
 from yolact_deploy.errors import (
-    ArtifactError,
     DeviceError,
     DeviceMemoryError,
     EngineError,
@@ -31,26 +29,10 @@ from yolact_deploy.runtime.onnxruntime.network import (
     choose_providers,
     describe,
     first_line,
-    io_tensors,
     open_session,
     session_gpu,
 )
 from yolact_deploy.spec import ModelSpec, NmsMode
-
-# The metadata entry as protobuf writes it: key, then value, each after its tag and length.
-_MARK = b"".join(
-    bytes([tag, len(text)]) + text.encode() for tag, text in ((0x0A, FORM_METADATA_KEY), (0x12, END_TO_END))
-)
-_EXPORT_AGAIN = "Export it again with `yolact-deploy export --end-to-end`."
-
-
-def is_end_to_end_file(path: str | os.PathLike[str]) -> bool:
-    """Whether an ONNX file says of itself that it is end-to-end; False for what can't be read. Opens no session."""
-    try:
-        with Path(path).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(_MARK) >= 0
-    except (OSError, ValueError):  # ValueError: an empty file
-        return False
 
 
 class EndToEndNetwork:
@@ -60,24 +42,23 @@ class EndToEndNetwork:
     outputs contradict its spec, DeviceError when there is no such device.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, source: str | os.PathLike[str] | OnnxFile, *, device: str = "auto", threads: int | None = None
+    ) -> None:
         ort = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
-        self._path = Path(path)
+        file = open_onnx(source)
+        file.check_io(END_TO_END)
+        self._path, self._spec = file.path, file.spec
+        self._is_rgb = file.metadata.get(CHANNEL_ORDER_METADATA_KEY) == "rgb"
+        self.max_batch = file.fixed_batch
         self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
         check_device(self._session, device)
-        self._metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self._spec = _read_spec(self._session, self._metadata, self._path)
         self.description = f"{describe(ort, self._session)}, end to end"
         self.gpu_index = session_gpu(self._session)
 
     @property
     def spec(self) -> ModelSpec:
         return self._spec
-
-    @property
-    def max_batch(self) -> int | None:
-        """1 where the batch was fixed at export, None for any."""
-        return 1 if self._session.get_inputs()[0].shape[0] == 1 else None
 
     def detect(
         self,
@@ -97,7 +78,7 @@ class EndToEndNetwork:
         images: Image,  # [B, H, W, 3] BGR
         score_threshold: float,
     ) -> list[Detections]:
-        if self._metadata.get(CHANNEL_ORDER_METADATA_KEY) == "rgb":
+        if self._is_rgb:
             images = images[..., ::-1]
         names = [output.name for output in self._session.get_outputs()]
         try:
@@ -150,28 +131,6 @@ def read_outputs(
     )
 
 
-def no_stages(path: str | os.PathLike[str]) -> ArtifactError:
-    """The error for what needs the network's own outputs: comparing tensors, timing stages, lower precision."""
-    return ArtifactError(
-        f"{path} is an end-to-end ONNX: it goes from image to detections in one run, and gives no head tensors to time, "
-        "compare or quantize. Take the ordinary export of the same checkpoint (`yolact-deploy export` without --end-to-end)."
-    )
-
-
-def _read_spec(session: Any, metadata: Mapping[str, str], path: Path) -> ModelSpec:
-    if not contract.is_end_to_end(metadata) or SPEC_METADATA_KEY not in metadata:
-        raise SpecError(
-            f"{path} is not an end-to-end ONNX of this project: its metadata lacks {FORM_METADATA_KEY!r} or "
-            f"{SPEC_METADATA_KEY!r}. {_EXPORT_AGAIN}"
-        )
-    try:
-        spec = ModelSpec.from_json(metadata[SPEC_METADATA_KEY])
-    except SpecError as exc:
-        raise SpecError(f"{path} carries a spec that can't be used: {exc}") from exc
-    contract.check_io(io_tensors(session), spec, END_TO_END, str(path), unknown_fits=True)
-    return spec
-
-
 class EndToEndPipeline:
     """Raises what EndToEndNetwork does, and SpecError for another `nms` than the graph's own."""
 
@@ -181,23 +140,23 @@ class EndToEndPipeline:
     graph_stages: tuple[str, ...] = ()
 
     def __init__(
-        self, path: Path, *, device: str, threads: int | None, nms: NmsMode | None, fallback: str | None = None
+        self, file: OnnxFile, *, device: str, threads: int | None, nms: NmsMode | None, fallback: str | None = None
     ) -> None:
-        self._path, self.fallback = path, fallback
+        self._path, self.fallback = file.path, fallback
         self.notes: tuple[str, ...] = ()
         try:
-            self._network = EndToEndNetwork(path, device="cuda" if device == "auto" else device, threads=threads)
+            self._network = EndToEndNetwork(file, device="cuda" if device == "auto" else device, threads=threads)
         except DeviceMemoryError:
             raise
         except DeviceError as exc:
             if device != "auto":
                 raise
-            self._network = EndToEndNetwork(path, device="cpu", threads=threads)
+            self._network = EndToEndNetwork(file, device="cpu", threads=threads)
             self.notes, self.fallback = (f"No GPU is used: {exc}",), one_line(exc)
         own = self._network.spec.postprocess.nms
         if nms not in (None, own):
             raise SpecError(
-                f"{path} is an end-to-end ONNX, whose NMS is a part of it: {own!r}, not {nms!r}. "
+                f"{file.path} is an end-to-end ONNX, whose NMS is a part of it: {own!r}, not {nms!r}. "
                 f"Export it again with that NMS, or take the ordinary export."
             )
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import functools
 import io
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray
-from yolact_deploy.artifacts.contract import IoTensor, Mode, check_io
-from yolact_deploy.artifacts.names import INPUT, MASK_IOU_METADATA_KEY, OUTPUTS, SPEC_METADATA_KEY
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError, pip_install
 from yolact_deploy.optional import require
 from yolact_deploy.reference.mask_iou import MaskIouModel
@@ -27,7 +25,6 @@ from yolact_deploy.spec import ModelSpec
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 _ERRORS_ONLY = 3
-_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # where its names are not NumPy's
 _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate memory", re.IGNORECASE)  # as CUDA and its arena say it
 
 
@@ -38,16 +35,19 @@ class OnnxNetwork:
     and outputs contradict it, DeviceError when there is no such device.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, source: str | os.PathLike[str] | OnnxFile, *, device: str = "auto", threads: int | None = None
+    ) -> None:
         ort = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
-        self._path = Path(path)
+        file = open_onnx(source)
+        file.check_io()
+        content = file.mask_iou
+        self._path, self._spec = file.path, file.spec
         self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
         check_device(self._session, device)
-        self._spec = read_spec(self._session, self._path)
         self._input_dtype = io_dtypes(self._session)[INPUT]
-        self._mask_iou = embedded_mask_iou(
-            ort, self._session, self._spec, self._path, self._session.get_providers(), threads
-        )
+        providers = self._session.get_providers()
+        self._mask_iou = mask_iou_model(ort, content, self._spec, str(self._path), providers, threads)
         self.description = describe(ort, self._session)
 
     @property
@@ -79,8 +79,6 @@ def open_session(
     path: Path,
     providers: list[Any],  # of choose_providers
     threads: int | None,
-    *,
-    optimize: bool = True,  # False: for looking at the model only
 ) -> Any:
     """A session of an exported file. Raises ArtifactError for a file that is no ONNX model; with the CUDA provider,
     DeviceMemoryError where the model has no room on the GPU, and DeviceError where CUDA fails."""
@@ -89,8 +87,6 @@ def open_session(
             f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give an exported .onnx file."
         )
     options = session_options(ort, threads)
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Its own fallback would print to stdout, and go on with the CPU.
     own_fallback = {} if providers[0] == CPU_PROVIDER else {"enable_fallback": 0}
     try:
@@ -169,35 +165,6 @@ def session_gpu(session: Any) -> int | None:
     return int(session.get_provider_options()[CUDA_PROVIDER]["device_id"])
 
 
-def read_spec(session: Any, path: Path) -> ModelSpec:
-    """The spec in a session's metadata. Raises SpecError when there is none, or the inputs and outputs contradict it."""
-    text = session.get_modelmeta().custom_metadata_map.get(SPEC_METADATA_KEY)
-    if text is None:
-        raise SpecError(
-            f"{path} carries no {SPEC_METADATA_KEY!r} metadata, so its classes, priors and preprocessing are unknown. "
-            "Export it from its checkpoint with `yolact-deploy export`."
-        )
-    try:
-        spec = ModelSpec.from_json(text)
-    except SpecError as exc:
-        raise SpecError(f"{path} carries a spec that can't be used: {exc}") from exc
-    check_io(io_tensors(session), spec, "heads", str(path))
-    return spec
-
-
-def io_tensors(session: Any) -> list[IoTensor]:
-    """Inputs, then outputs, as onnxruntime has them."""
-    return [
-        *(_io_tensor(tensor, "input") for tensor in session.get_inputs()),
-        *(_io_tensor(tensor, "output") for tensor in session.get_outputs()),
-    ]
-
-
-def _io_tensor(tensor: Any, mode: Mode) -> IoTensor:
-    dtype = _DTYPES.get(tensor.type, tensor.type.removeprefix("tensor(").removesuffix(")"))
-    return IoTensor(tensor.name, mode, dtype, tuple(size if isinstance(size, int) else -1 for size in tensor.shape))
-
-
 def io_dtypes(session: Any) -> dict[str, np.dtype[np.generic]]:
     """float32 or float16 of every input and output."""
     return {
@@ -206,21 +173,12 @@ def io_dtypes(session: Any) -> dict[str, np.dtype[np.generic]]:
     }
 
 
-def embedded_mask_iou(
-    ort: Any, session: Any, spec: ModelSpec, path: Path, providers: list[Any], threads: int | None
-) -> MaskIouModel | None:
-    """The mask-IoU network in a session's metadata, in a session of its own; None where masks keep their box's score.
-
-    Raises SpecError.
-    """
-    content = extract_mask_iou(session.get_modelmeta().custom_metadata_map, spec, str(path))
-    return None if content is None else mask_iou_model(ort, content, spec, str(path), providers, threads)
-
-
 def mask_iou_model(
-    ort: Any, content: bytes, spec: ModelSpec, source: str, providers: list[Any], threads: int | None = None
-) -> MaskIouModel:
-    """A mask-IoU network's ONNX file as a function. Raises SpecError naming `source`."""
+    ort: Any, content: bytes | None, spec: ModelSpec, source: str, providers: list[Any], threads: int | None = None
+) -> MaskIouModel | None:
+    """A mask-IoU network's ONNX file as a function; None where there is none. Raises SpecError naming `source`."""
+    if content is None:
+        return None
 
     def open_content(data: bytes) -> Any:
         return ort.InferenceSession(data, session_options(ort, threads), providers=providers)
@@ -239,29 +197,6 @@ def first_line(exc: Exception) -> str:
 
 
 _EXPORT_AGAIN = "Export it again with `yolact-deploy export`."
-
-
-def extract_mask_iou(
-    metadata: Mapping[str, str],  # of the exported ONNX
-    spec: ModelSpec,
-    source: str,  # names the file in errors
-) -> bytes | None:
-    """The network's own ONNX file; None for a model whose masks keep their box's score.
-
-    Raises SpecError when the spec asks for one and the metadata has none, or one that is damaged.
-    """
-    if not spec.mask_iou_layers:
-        return None
-    encoded = metadata.get(MASK_IOU_METADATA_KEY)
-    if encoded is None:
-        raise SpecError(
-            f"{source} is a YOLACT++ by its spec, but carries no mask-IoU network ({MASK_IOU_METADATA_KEY!r}), so its "
-            f"masks can't be scored. {_EXPORT_AGAIN}"
-        )
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except binascii.Error as exc:
-        raise SpecError(f"the mask-IoU network in {source} is damaged: {exc}. {_EXPORT_AGAIN}") from exc
 
 
 def open_mask_iou(

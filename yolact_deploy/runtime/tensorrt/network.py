@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS, PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX
-from yolact_deploy.artifacts.sidecar import BatchRange, Sidecar, load_mask_iou, load_plan
+from yolact_deploy.artifacts.plan_file import BatchRange, PlanFile, open_plan
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, PlanMismatchError
 from yolact_deploy.files import cache_folder
@@ -29,7 +29,6 @@ from yolact_deploy.runtime.tensorrt.checks import (
     check_io,
     check_version,
     import_runtime,
-    rebuild,
 )
 from yolact_deploy.runtime.tensorrt.library import LogMessage, RtxKernels, quote_errors, runtime_log
 from yolact_deploy.spec import ModelSpec
@@ -47,33 +46,33 @@ class PlanNetwork:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        source: str | os.PathLike[str] | PlanFile,
         driver: Driver,
         *,
         threads: int | None = None,
         rtx_cache: Path | None = None,
     ) -> None:
-        self._path, self._driver = Path(path), driver
-        data, self._sidecar = load_plan(path)
-        mask_iou = load_mask_iou(path, self._sidecar)
-        check_form(path, self._sidecar)
-        check_gpu(path, self._sidecar, driver.device)
-        self._trt = import_runtime(path, self._sidecar)
-        check_version(path, self._sidecar, self._trt.__version__)
-        self._engine = f"{PLAN_RUNTIMES[self._sidecar.runtime].title} {self._trt.__version__}"
-        self._mask_iou = self._open_mask_iou(mask_iou, threads)
+        plan = open_plan(source)
+        self._file, self._path, self._driver = plan.without_content(), plan.path, driver
+        check_form(plan)
+        check_gpu(plan, driver.device)
+        self._trt = import_runtime(plan)
+        check_version(plan, self._trt.__version__)
+        self._engine = f"{PLAN_RUNTIMES[self._file.sidecar.runtime].title} {self._trt.__version__}"
+        self._mask_iou = self._open_mask_iou(plan.mask_iou, threads)
         with driver.current():
             self._plan: OpenPlan | None
-            self._plan, self._dtypes = self._open(data, rtx_cache)
+            self._plan, self._dtypes = self._open(plan.content, rtx_cache)
         self._batch = self._plan.batch
 
     @property
     def spec(self) -> ModelSpec:
-        return self._sidecar.spec
+        return self._file.spec
 
     @property
-    def sidecar(self) -> Sidecar:
-        return self._sidecar
+    def file(self) -> PlanFile:
+        """What it was made of, without the plan's bytes."""
+        return self._file
 
     @property
     def description(self) -> str:
@@ -131,24 +130,24 @@ class PlanNetwork:
         if engine is None:
             raise EngineError(
                 f"{self._engine} can't open {self._path}:\n{quote_errors(messages)}\n"
-                f"Build it again here with {rebuild(self._path, self._sidecar)}."
+                f"Build it again here with {self._file.rebuild}."
             )
-        dtypes, batch = check_io(self._path, self._trt, engine, self._sidecar)
+        dtypes, batch = check_io(self._file, self._trt, engine)
         kernels = self._open_kernels(rtx_cache)
         size = self.spec.input_size
         return OpenPlan(self._path, self._engine, self._trt, log, engine, runtime, size, batch, kernels), dtypes
 
     def _open_kernels(self, folder: Path | None) -> RtxKernels | None:
-        if self._sidecar.runtime != TENSORRT_RTX:
+        if self._file.sidecar.runtime != TENSORRT_RTX:
             return None
-        name = f"{self._sidecar.plan_sha256[:16]}-{self._driver.device.architecture}-{self._trt.__version__}.cache"
+        name = f"{self._file.sha256[:16]}-{self._driver.device.architecture}-{self._trt.__version__}.cache"
         return RtxKernels((folder / TENSORRT_RTX if folder else cache_folder(TENSORRT_RTX)) / name)
 
     def _open_mask_iou(self, content: bytes | None, threads: int | None) -> MaskIouModel | None:
         if content is None and self.spec.mask_iou_layers:
             raise PlanMismatchError(
                 f"{self._path} is a YOLACT++ by its spec, but its sidecar names no mask-IoU network, so its masks can't be "
-                f"scored. It was built by an older version: build it again with {rebuild(self._path, self._sidecar)}."
+                f"scored. It was built by an older version: build it again with {self._file.rebuild}."
             )
         if content is None:
             return None
@@ -156,7 +155,7 @@ class PlanNetwork:
 
         ort = require(
             "onnxruntime",
-            extra="gpu" if self._sidecar.runtime == TENSORRT else "cpu",
+            extra="gpu" if self._file.sidecar.runtime == TENSORRT else "cpu",
             purpose=f"scoring the masks of {self._path}, a YOLACT++,",
         )
         has_cuda = CUDA_PROVIDER in ort.get_available_providers()

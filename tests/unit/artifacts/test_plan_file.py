@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from yolact_deploy.artifacts.contract import IoTensor
-from yolact_deploy.artifacts.sidecar import (
+from yolact_deploy.artifacts.plan_file import (
     BatchRange,
     Sidecar,
-    load_plan,
+    open_plan,
     read_sidecar,
     sidecar_path,
-    verify_plan,
     write_sidecar,
 )
 from yolact_deploy.errors import OutputError, PlanMismatchError, SpecError
@@ -63,11 +62,16 @@ def test_sidecar_lies_beside_the_plan_under_its_whole_name() -> None:
 
 def test_sidecar_survives_the_file(plan: Path) -> None:
     assert read_sidecar(plan) == SIDECAR
-    assert verify_plan(plan) == SIDECAR
+    assert open_plan(plan).sidecar == SIDECAR
 
 
-def test_loaded_bytes_are_the_verified_ones(plan: Path) -> None:
-    assert load_plan(plan) == (PLAN, SIDECAR)
+def test_the_bytes_are_the_proven_ones_and_can_be_given_back(plan: Path) -> None:
+    opened = open_plan(plan)
+    assert (opened.content, opened.sidecar) == (PLAN, SIDECAR)
+    kept = opened.without_content()
+    assert not kept.content
+    assert open_plan(opened) is opened
+    assert open_plan(kept).content == PLAN
 
 
 def test_missing_sidecar_says_that_it_must_travel_and_how_to_rebuild(plan: Path) -> None:
@@ -75,32 +79,30 @@ def test_missing_sidecar_says_that_it_must_travel_and_how_to_rebuild(plan: Path)
     with pytest.raises(
         PlanMismatchError, match=r"(?s)model.engine.json is not beside it.*travel with it.*build-engine"
     ):
-        verify_plan(plan)
+        open_plan(plan)
 
 
 def test_tampered_byte_names_both_digests(plan: Path) -> None:
     other = b"x" + PLAN[1:]
     plan.write_bytes(other)
     pattern = f"{hashlib.sha256(other).hexdigest()[:12]}.*{SIDECAR.plan_sha256[:12]}"
-    for check in (verify_plan, load_plan):
-        with pytest.raises(PlanMismatchError, match=pattern):
-            check(plan)
+    with pytest.raises(PlanMismatchError, match=pattern):
+        open_plan(plan)
 
 
 def test_truncated_plan_is_told_from_another_file(plan: Path) -> None:
     plan.write_bytes(PLAN[:-1])
     with pytest.raises(PlanMismatchError, match="has 399 bytes, its sidecar says 400: it was cut short"):
-        verify_plan(plan)
+        open_plan(plan)
     plan.write_bytes(PLAN + b"x")
     with pytest.raises(PlanMismatchError, match="has 401 bytes, its sidecar says 400: it is another file"):
-        load_plan(plan)
+        open_plan(plan)
 
 
 def test_missing_plan_is_named(plan: Path) -> None:
     plan.unlink()
-    for check in (verify_plan, load_plan):
-        with pytest.raises(PlanMismatchError, match=r"can't read the plan .*model.engine: No such file"):
-            check(plan)
+    with pytest.raises(PlanMismatchError, match=r"can't read the plan .*model.engine: No such file"):
+        open_plan(plan)
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,32 @@
-"""The sidecar: a JSON file beside a plan that says what the plan is and proves that the two belong together.
+"""A plan and what lies beside it: the sidecar, a JSON file that says what the plan is and proves that the two belong
+together.
 
 A plan is opaque, so everything a runtime or a reader needs travels in `model.engine.json` beside `model.engine`; what
-can't be put in words, the mask-IoU network of a YOLACT++, lies beside the two and is named in the sidecar. The plan is the
-last to be replaced; whatever a kill before that leaves is refused, since the old plan's digest disagrees with the new
-sidecar (or the plan did not change, and the new sidecar is right about it).
+can't be put in words, the mask-IoU network of a YOLACT++, lies beside the two and is named in the sidecar. The layers are
+told in a file for readers alone. The plan is the last to be replaced; whatever a kill before that leaves is refused, since
+the old plan's digest disagrees with the new sidecar (or the plan did not change, and the new sidecar is right about it).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from yolact_deploy.artifacts.contract import IoTensor
-from yolact_deploy.artifacts.names import Precision, RuntimeName
+from yolact_deploy.artifacts.contract import IoTensor, describe, form_of
+from yolact_deploy.artifacts.names import Form, Precision, RuntimeName
 from yolact_deploy.errors import PlanMismatchError, SpecError
-from yolact_deploy.files import sha256_file, write_json
+from yolact_deploy.files import write_json, write_text
 from yolact_deploy.json_files import JsonError, read_json
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import decode, encode
 
 SIDECAR_SCHEMA_VERSION = 1
+LAYERS_SCHEMA_VERSION = 1
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"sm\d{2,3}")
@@ -102,6 +105,41 @@ class Sidecar:
         return {"schema_version": encoded.pop("schema_version"), **encoded, "spec": self.spec.to_dict()}
 
 
+@dataclass(frozen=True)
+class LayerOutput:
+    """A tensor that a layer makes."""
+
+    name: str
+    dtype: str  # NumPy's name where it has one
+    shape: tuple[int, ...]  # -1 where the size is chosen at run time
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a plan."""
+
+    name: str
+    kind: str
+    modules: tuple[str, ...]  # of the ONNX nodes it was made from; several once they are fused
+    outputs: tuple[LayerOutput, ...]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`source` is "engine" for the fused layers that run, "network" for the typed layers they are made from."""
+
+    source: Literal["engine", "network"]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class _LayersFile:
+    schema_version: int
+    plan_sha256: str
+    source: Literal["engine", "network"]
+    layers: tuple[Layer, ...]
+
+
 def sidecar_path(plan: str | os.PathLike[str]) -> Path:
     """`model.engine` -> `model.engine.json`"""
     path = Path(plan)
@@ -112,6 +150,18 @@ def mask_iou_path(plan: str | os.PathLike[str]) -> Path:
     """Where the builder puts the mask-IoU network: `model.engine` -> `model.engine.mask_iou.onnx`"""
     path = Path(plan)
     return path.with_name(f"{path.name}.mask_iou.onnx")
+
+
+def layers_path(plan: str | os.PathLike[str]) -> Path:
+    """Where the builder tells the plan's layers: `model.engine` -> `model.engine.layers.json`"""
+    path = Path(plan)
+    return path.with_name(f"{path.name}.layers.json")
+
+
+def write_layers(target: str | os.PathLike[str], layers: Layers, plan_sha256: str) -> None:
+    """Write to the file `target`, whole or not at all. Raises OutputError."""
+    stored = _LayersFile(LAYERS_SCHEMA_VERSION, plan_sha256, layers.source, layers.layers)
+    write_text(target, json.dumps(encode(stored)) + "\n")
 
 
 def write_sidecar(target: str | os.PathLike[str], sidecar: Sidecar) -> None:
@@ -150,44 +200,93 @@ def read_sidecar(plan: str | os.PathLike[str]) -> Sidecar:
         raise PlanMismatchError(f"the sidecar {path} is malformed: {exc} Build again with {_rebuild(plan)}.") from exc
 
 
-def verify_plan(plan: str | os.PathLike[str]) -> Sidecar:
-    """The sidecar of `plan`, after checking that the plan, and what must lie beside it, are the very files it was written for.
+@dataclass(frozen=True, eq=False)
+class PlanFile:
+    """A plan that `open_plan` has read and compared with its sidecar; handed on instead of a path, it is not read again."""
+
+    kind: ClassVar[Literal["plan"]] = "plan"
+    path: Path
+    sidecar: Sidecar
+    content: bytes = field(repr=False)  # what may be deserialized; b"" after `without_content`
+    mask_iou: bytes | None = field(repr=False)  # YOLACT++: the ONNX file of the network that scores masks
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.sidecar.spec
+
+    @property
+    def precision(self) -> Precision:
+        return self.sidecar.precision
+
+    @property
+    def form(self) -> Form:
+        """Whether the outputs are head tensors, or finished detections."""
+        return form_of(self.sidecar.io_tensors)
+
+    @property
+    def batch(self) -> tuple[int, int | None]:
+        """The smallest and the largest batch of the optimization profile."""
+        return self.sidecar.batch.min, self.sidecar.batch.max
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the plan, which its content has."""
+        return self.sidecar.plan_sha256
+
+    @property
+    def num_bytes(self) -> int:
+        return self.sidecar.plan_bytes
+
+    @property
+    def rebuild(self) -> str:
+        """The command that makes the plan again, quoted."""
+        sidecar = self.sidecar
+        return f"`yolact-deploy build-engine {sidecar.onnx_name} -o {self.path} --runtime {sidecar.runtime}`"
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON object: path, kind, precision, digest and size."""
+        return describe(self)
+
+    def layers(self) -> Layers | None:
+        """Its layers; None where their file is not beside it, can't be read, or is another plan's."""
+        try:
+            stored = decode(_LayersFile, read_json(layers_path(self.path)), "layers")
+        except (OSError, ValueError, SpecError):
+            return None
+        if stored.schema_version != LAYERS_SCHEMA_VERSION or stored.plan_sha256 != self.sha256:
+            return None
+        return Layers(stored.source, stored.layers)
+
+    def without_content(self) -> PlanFile:
+        """The same, to be kept after the plan was deserialized, without the memory that it takes."""
+        return replace(self, content=b"", mask_iou=None)
+
+
+def open_plan(source: str | os.PathLike[str] | PlanFile) -> PlanFile:
+    """Read a plan and what lies beside it, and prove that they belong together; one that is open already is handed on.
 
     Raises PlanMismatchError.
     """
-    sidecar = read_sidecar(plan)
+    if isinstance(source, PlanFile) and source.content:
+        return source
+    path = source.path if isinstance(source, PlanFile) else Path(source)
+    sidecar = read_sidecar(path)
     try:
-        size = Path(plan).stat().st_size
-        digest = sha256_file(plan) if size == sidecar.plan_bytes else ""
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            content = stream.read(size) if size == sidecar.plan_bytes else b""
     except OSError as exc:
-        raise _unreadable(plan, exc) from exc
-    _check_plan(plan, sidecar, size, digest)
-    load_mask_iou(plan, sidecar)
-    return sidecar
+        raise PlanMismatchError(f"can't read the plan {path}: {exc.strerror or exc}.") from exc
+    _check_plan(path, sidecar, size, hashlib.sha256(content).hexdigest())
+    return PlanFile(path, sidecar, content, _read_mask_iou(path, sidecar))
 
 
-def load_plan(plan: str | os.PathLike[str]) -> tuple[bytes, Sidecar]:
-    """The plan's bytes and its sidecar, checked against each other: these bytes, not a second reading, are what may be
-    deserialized. Raises PlanMismatchError.
-    """
-    sidecar = read_sidecar(plan)
-    try:
-        data = Path(plan).read_bytes()
-    except OSError as exc:
-        raise _unreadable(plan, exc) from exc
-    _check_plan(plan, sidecar, len(data), hashlib.sha256(data).hexdigest())
-    return data, sidecar
-
-
-def load_mask_iou(plan: str | os.PathLike[str], sidecar: Sidecar) -> bytes | None:
-    """The mask-IoU network's ONNX file, checked against the sidecar; None where the sidecar names none.
-
-    Raises PlanMismatchError.
-    """
+def _read_mask_iou(plan: Path, sidecar: Sidecar) -> bytes | None:
     companion = sidecar.mask_iou
     if companion is None:
         return None
-    path = Path(plan).with_name(companion.name)
+    path = plan.with_name(companion.name)
     try:
         data = path.read_bytes()
     except FileNotFoundError as exc:
@@ -220,10 +319,6 @@ def _check_plan(plan: str | os.PathLike[str], sidecar: Sidecar, size: int, diges
             f"{_short(sidecar.plan_sha256)}. Copy the plan and {sidecar_path(plan).name} together again, or build again "
             f"with {_rebuild(plan)}."
         )
-
-
-def _unreadable(plan: str | os.PathLike[str], exc: OSError) -> PlanMismatchError:
-    return PlanMismatchError(f"can't read the plan {plan}: {exc.strerror or exc}.")
 
 
 def _file_name(name: str) -> str:
