@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from time import perf_counter_ns, process_time_ns
 from typing import Any, ClassVar, Protocol
 
-from benchmarks.device_timer import Memory
+import numpy as np
+
 from benchmarks.rounds import Samples
 from yolact_deploy import Detections, Detector
-from yolact_deploy.arrays import Image
+from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
@@ -31,6 +32,36 @@ def open_driver(detector: Detector) -> Driver:
 
 def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:
     return gpu_backend.BACKEND.open_network(detector.file, driver, detector.arguments["threads"])
+
+
+class Memory(ExitStack):
+    """Device and pinned memory that lives as long as the `with` block."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self.driver = driver
+
+    def device(self, nbytes: int, purpose: str) -> int:
+        address = self.driver.allocate(max(nbytes, 1), purpose)
+        self.callback(self.driver.free, address)
+        return address
+
+    def pinned(self, nbytes: int, purpose: str) -> int:
+        address = self.driver.allocate_pinned(max(nbytes, 1), purpose)
+        self.callback(self.driver.free_pinned, address)
+        return address
+
+    def upload(self, array: AnyArray, purpose: str, stream: int) -> int:
+        contiguous = np.ascontiguousarray(array)
+        address = self.device(contiguous.nbytes, purpose)
+        self.driver.copy_to_device(address, contiguous.ctypes.data, contiguous.nbytes, stream)
+        self.driver.synchronize(stream)
+        return address
+
+    def stream(self) -> int:
+        stream = self.driver.create_stream()
+        self.callback(self.driver.destroy_stream, stream)
+        return stream
 
 
 @dataclass(frozen=True)
@@ -176,12 +207,16 @@ class DeviceSamples(Samples):
     def staged_ns(self) -> list[int]:
         return self._staged_ns
 
+    def overhead_ms(self) -> float:
+        return empty_stage_ms(open_driver(self.detector))
+
+    def peak_memory(self, images: list[Image], score_threshold: float) -> dict[str, Any]:
+        """With what a Detector like it takes of the GPU: {"device_bytes", "device_method"} as well."""
+        host = super().peak_memory(images, score_threshold)
+        return {**host, **device_memory(self.detector, images, score_threshold)}
+
     def more_ns(self) -> dict[str, list[int]]:
         return {"call": self.call_ns, "device": self.device_ns, "staged": self._staged_ns}
-
-
-def samples_of(detector: Detector) -> Samples:
-    return DeviceSamples(detector) if detector.on_gpu else Samples(detector)
 
 
 def empty_stage_ms(driver: Driver) -> float:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.device import DeviceSamples, open_driver, open_network, open_pipeline
-from benchmarks.device_timer import Memory
+from benchmarks.device import DeviceSamples, Memory, open_driver, open_network, open_pipeline
 from benchmarks.subjects import planted_scores
 from yolact_deploy import Detector
 from yolact_deploy.arrays import AnyArray, FloatArray, Image

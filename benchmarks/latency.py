@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
-from benchmarks.device import empty_stage_ms, open_driver, samples_of
-from benchmarks.machine import Watch, environment, machine_notes, peak_memory, usable_cores, watch_notes
+from benchmarks.machine import Watch, environment, machine_notes, usable_cores, watch_notes
 from benchmarks.rounds import Limit, Samples, Yardstick, harness_overhead_ns, run_rounds, warm_up
 from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles, variation
 from benchmarks.subjects import common, conditions, describe
@@ -47,7 +46,7 @@ def time_detectors(
     """
     if iterations is None and seconds is None:
         iterations = DEFAULT_ITERATIONS
-    runs = [samples_of(detector) for detector in detectors]
+    runs = [_samples(detector) for detector in detectors]
     source = cycle(images)
     yardstick = Yardstick(threads or usable_cores())
     collecting = gc.isenabled()
@@ -62,7 +61,7 @@ def time_detectors(
         complete = run_rounds(runs, source, batch, score_threshold, limit, yardstick, progress)
         watched = watch.report()
         inputs = [next(source) for _ in range(batch)]
-        memory = [_memory(run, inputs, score_threshold) for run in runs]
+        memory = [run.peak_memory(inputs, score_threshold) for run in runs]
     finally:
         yardstick.close()
         if collecting:
@@ -103,13 +102,12 @@ def without_samples(report: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in report.items() if key != "yardstick_samples_ms"}, "runs": runs}
 
 
-def _memory(run: Samples, images: list[Image], score_threshold: float) -> dict[str, Any]:
-    peak = peak_memory(lambda: run.run(images, score_threshold))
-    if not run.detector.on_gpu:
-        return peak
-    from benchmarks.device import device_memory
+def _samples(detector: Detector) -> Samples:
+    if not detector.on_gpu:
+        return Samples(detector)
+    from benchmarks.device import DeviceSamples
 
-    return {**peak, **device_memory(run.detector, images, score_threshold)}
+    return DeviceSamples(detector)
 
 
 def _summary(run: Samples, batch: int, overhead_ms: float) -> dict[str, Any]:
@@ -117,8 +115,7 @@ def _summary(run: Samples, batch: int, overhead_ms: float) -> dict[str, Any]:
     stages = {stage: percentiles(times) for stage, times in run.stages_ns.items()}
     more: dict[str, Any] = {f"{name}_ms": percentiles(times) for name, times in run.more_ns().items()}
     if run.detector.on_gpu:
-        overhead_ms = empty_stage_ms(open_driver(run.detector))
-        more["harness_overhead_ms"] = overhead_ms
+        more["harness_overhead_ms"] = overhead_ms = run.overhead_ms()
     shortest = min(times["p50"] for times in stages.values())
     return {
         **describe(run.detector),

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.device import bare_network, open_driver, open_network
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import is_plan, module_of
@@ -20,7 +19,6 @@ from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
-from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 _RUNS = 20
 _UNNAMED = "(added by the engine)"
@@ -160,6 +158,9 @@ def kernel_times(events: Iterable[dict[str, Any]], runs: int) -> list[LayerTime]
 def plan_layer_times(detector: Detector, batch: int, runs: int) -> list[LayerTime]:
     """By TensorRT's profiler, in a second copy of the plan; layers are mapped to modules by what the builder stored beside the
     plan, else by the ONNX nodes in their names."""
+    from benchmarks.device import bare_network, open_driver, open_network
+    from yolact_deploy.runtime.tensorrt.network import PlanNetwork
+
     driver = open_driver(detector)
     network = open_network(detector, driver)
     if not isinstance(network, PlanNetwork):

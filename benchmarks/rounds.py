@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from benchmarks.machine import peak_memory
 from benchmarks.statistics import percentiles
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.runtime.protocols import STAGES
 
+_NS_PER_MS = 1e6
 _WHOLE_EVERY = 4  # rounds; a whole call is timed beside that many staged ones
 _WARMUP_WINDOW = 5  # rounds whose median is compared with that of the window before
 _WARMUP_STABLE = 0.05
@@ -66,6 +68,14 @@ class Samples:
     def staged_ns(self) -> list[int]:
         """Of the whole that the stages are parts of."""
         return self.total_ns
+
+    def overhead_ms(self) -> float:
+        """What timing adds to a stage."""
+        return harness_overhead_ns() / _NS_PER_MS
+
+    def peak_memory(self, images: list[Image], score_threshold: float) -> dict[str, Any]:
+        """{"host_bytes", "method"} of a round that is not kept."""
+        return peak_memory(lambda: self.run(images, score_threshold))
 
     def more_ns(self) -> dict[str, list[int]]:
         """Other times of a round, by name."""

@@ -20,8 +20,13 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks.device_timer import GraphTimer, copy_bandwidth
-from benchmarks.figures.gpu_kernels import measure_frames, measure_kernels, measure_preprocess
+from benchmarks.figures.gpu_kernels import (
+    GraphTimer,
+    copy_bandwidth,
+    measure_frames,
+    measure_kernels,
+    measure_preprocess,
+)
 from benchmarks.figures.networks import TorchNetwork, golden_model
 from benchmarks.figures.results_page import write_page
 from benchmarks.machine import Watch, environment, read_gpus

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import perf_counter_ns
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.device import bare_network
-from benchmarks.device_timer import GraphTimer, Memory
+from benchmarks.device import Memory, bare_network
 from benchmarks.statistics import percentiles
 from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.cuda import launches
@@ -32,7 +32,11 @@ from yolact_deploy.spec import ModelSpec
 _RESULTS = ("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "coeff")
 _ALIGNMENT = 256
 
+COPY_BYTES = 1 << 30
+_GRAPH_WARMUP = 3
+
 Values: TypeAlias = dict[str, int | float]
+Work: TypeAlias = Callable[[int], None]  # enqueues on a stream
 LoadSpecialized: TypeAlias = Callable[[Driver, Specialization], Kernels]
 
 
@@ -315,3 +319,72 @@ def _throughput(pipeline: GpuPipeline, frame: Any, repeats: int) -> float:
     while pending:
         pending.popleft().result()
     return repeats * 1e9 / (perf_counter_ns() - begin)
+
+
+def copy_bandwidth(driver: Driver, *, nbytes: int = COPY_BYTES, repeats: int = 20) -> float:
+    """GB/s of a device-to-device copy, bytes read and bytes written: what a kernel can hope for."""
+    with driver.current(), Memory(driver) as memory:
+        stream = memory.stream()
+        source, target = memory.device(nbytes, "copy"), memory.device(nbytes, "copy")
+        timer = GraphTimer(driver, stream, repeats)
+        us = timer.each([partial(driver.copy_on_device, target, source, nbytes)])
+    return 2 * nbytes / us / 1e3
+
+
+class GraphTimer:
+    """Times work enqueued on a stream as a CUDA graph; where that can't be captured, as it is."""
+
+    def __init__(self, driver: Driver, stream: int, repeats: int, *, capture: bool = True) -> None:
+        self._driver, self._stream, self._repeats = driver, stream, repeats
+        self._capture = capture and driver.captures_graphs
+
+    def each(self, works: Sequence[Work]) -> float:
+        """Median microseconds of the device for one of `works`, which run one after the other."""
+        driver, stream = self._driver, self._stream
+        with ExitStack() as stack:
+            start, end = (driver.create_event(timing=True) for _ in range(2))
+            stack.callback(driver.destroy_event, start)
+            stack.callback(driver.destroy_event, end)
+            replay = self._prepared(works, stack)
+            times = []
+            for _ in range(self._repeats):
+                driver.record(start, stream)
+                replay()
+                driver.record(end, stream)
+                driver.synchronize_event(end)
+                times.append(driver.elapsed_ms(start, end) * 1e3 / len(works))
+        return statistics.median(times)
+
+    def call(self, work: Work) -> float:
+        """Median microseconds of the host, from the launch to the end of waiting for it."""
+        with ExitStack() as stack:
+            replay = self._prepared([work], stack)
+            times = []
+            for _ in range(self._repeats):
+                begin = perf_counter_ns()
+                replay()
+                self._driver.synchronize(self._stream)
+                times.append((perf_counter_ns() - begin) / 1e3)
+        return statistics.median(times)
+
+    def _prepared(self, works: Sequence[Work], stack: ExitStack) -> Callable[[], None]:
+        """Warmed up, and captured where that can be."""
+        driver, stream = self._driver, self._stream
+
+        def run() -> None:
+            for work in works:
+                work(stream)
+
+        run()
+        driver.synchronize(stream)
+        replay = run
+        if self._capture:
+            driver.begin_capture(stream)
+            run()
+            graph = driver.end_capture(stream)
+            stack.callback(driver.destroy_graph, graph)
+            replay = partial(driver.launch_graph, graph, stream)
+        for _ in range(_GRAPH_WARMUP):
+            replay()
+        driver.synchronize(stream)
+        return replay

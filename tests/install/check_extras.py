@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("yolact_deploy", "exporters", "engines", "benchmarks")
+LEFT_OUT = ("benchmarks/figures", "benchmarks/results")
 SHAPES = ROOT / "examples" / "shapes"
 IMAGE = SHAPES / "val" / "val_public_0000.jpg"
 
@@ -28,6 +31,7 @@ EXPORT = (
 EXPORT_UNCHECKED = (*EXPORT, "--no-parity")
 BUILD = ("build-engine", "model.onnx", "-o", "model.engine", "--target", "sm86")
 DETECT = ("detect", "model.onnx", str(IMAGE))
+BENCH = ("bench", "model.onnx", "--iterations", "2", "--warmup", "0")
 INSPECT = ("inspect", "model.onnx")
 WARM = ("doctor", "--warm", "--target", "sm89")  # the kernels around a plan
 
@@ -42,7 +46,7 @@ class Extra:
 EXTRAS = (
     Extra("export", works=(EXPORT, INSPECT, DETECT), lacks=((BUILD, "rtx"),)),
     Extra("", lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT, "cpu"))),
-    Extra("cpu", works=(DETECT,), lacks=((EXPORT, "export"), (BUILD, "rtx"))),
+    Extra("cpu", works=(DETECT, BENCH), lacks=((EXPORT, "export"), (BUILD, "rtx"))),
     Extra("rtx", works=(BUILD, INSPECT, WARM), lacks=((EXPORT, "export"), (DETECT, "cpu"))),
     Extra("draw", lacks=((EXPORT, "export"), (DETECT, "cpu"))),
 )
@@ -53,6 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         wheel = _build_wheel(work)
+        failures += _check_contents(wheel)
         for extra in EXTRAS:
             failures += _check(extra, wheel, work)
     for failure in failures:
@@ -68,6 +73,15 @@ def _build_wheel(work: Path) -> Path:
         stdout=subprocess.DEVNULL,
     )
     return next(work.glob("*.whl"))
+
+
+def _check_contents(wheel: Path) -> list[str]:
+    """The packages and nothing else: the project's own figures are measured from a checkout."""
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    unwanted = [name for name in names if name.partition("/")[0] not in PACKAGES or name.startswith(LEFT_OUT)]
+    missing = [package for package in PACKAGES if f"{package}/py.typed" not in names]
+    found = ((unwanted, "should not be in it"), (missing, "lack py.typed"))
+    return [f"wheel: {' '.join(bad)} {why}" for bad, why in found if bad]
 
 
 def _check(extra: Extra, wheel: Path, work: Path) -> list[str]:

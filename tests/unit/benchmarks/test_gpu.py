@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.device_timer import GraphTimer, Memory, copy_bandwidth
-from benchmarks.figures.gpu_kernels import measure_frames, measure_kernels, measure_preprocess
+from benchmarks.device import Memory
+from benchmarks.figures.gpu_kernels import (
+    GraphTimer,
+    copy_bandwidth,
+    measure_frames,
+    measure_kernels,
+    measure_preprocess,
+)
 from benchmarks.figures.results_page import gpu_section, write_page
 from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
