@@ -50,7 +50,7 @@ def shapes_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = folder / "shapes.onnx"
     with FileLock(folder / "shapes.onnx.lock"):
         if not model.exists():
-            from exporters.pipeline import export_checkpoint
+            from exporters import export
 
-            export_checkpoint(SHAPES_CHECKPOINT, model, spec_file=SHAPES_SPEC, parity=False)
+            export(SHAPES_CHECKPOINT, model, spec=SHAPES_SPEC, parity=False)
     return model

@@ -113,13 +113,13 @@ def _against_torch(model: Yolact, image: Image, detector: Detector, iterations: 
 
 def shapes_ap(threads: int) -> dict[str, Any]:
     """AP of the bundled checkpoint's ONNX beside the original's, on a scale of 0 to 1."""
-    from exporters.pipeline import export_checkpoint
+    from exporters import export
 
     checkpoint = next(SHAPES.glob("*.pth"))
     original = json.loads((SHAPES.parents[1] / "tests/golden/shapes/ap.json").read_text(encoding="utf-8"))["val"]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "shapes.onnx"
-        export_checkpoint(checkpoint, model, spec_file=SHAPES / "spec.json")
+        export(checkpoint, model, spec=SHAPES / "spec.json")
         detector = Detector(model, device="cpu", threads=threads)
         found = evaluate(detector, SHAPES / "val", SHAPES / "val" / "instances.json")
     return {kind: {"AP": found[kind]["AP"], "original_AP": original[kind]["AP"]} for kind in ("bbox", "segm")} | {

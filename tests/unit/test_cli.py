@@ -337,7 +337,7 @@ def test_a_bug_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("yolact_deploy.cli.doctor.examine", broken)
+    monkeypatch.setattr("yolact_deploy.diagnosis.examine", broken)
     result = run("doctor")
     assert result.exit_code == 1
     assert "ZeroDivisionError: boom" in result.stderr

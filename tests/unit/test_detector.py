@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.pipeline import export_checkpoint
+from exporters import export
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from yolact_deploy import Detections, Detector
@@ -99,7 +99,7 @@ def test_score_threshold_keeps_a_prefix(detector: Detector) -> None:
 
 
 def test_logits_and_softmax_exports_find_the_same(tmp_path: Path, detector: Detector) -> None:
-    export_checkpoint(SHAPES_CHECKPOINT, tmp_path / "l.onnx", spec_file=SHAPES_SPEC, conf="logits", parity=False)
+    export(SHAPES_CHECKPOINT, tmp_path / "l.onnx", spec=SHAPES_SPEC, conf="logits", parity=False)
     logits = Detector(tmp_path / "l.onnx", device="cpu", threads=1)
     assert logits.spec.conf_activation == "logits"
     assert_same(logits(PHOTOS[0]), detector(PHOTOS[0]))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from yolact_deploy.cli import doctor
+from yolact_deploy import diagnosis
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.errors import pip_install
 
@@ -25,9 +25,9 @@ def _ability(report: dict[str, object], name: str) -> dict[str, object]:
 
 
 def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package == "numpy" else None)
-    monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: None)
-    report = doctor.examine([FakeBuilder()], [])
+    monkeypatch.setattr(diagnosis, "_version", lambda package: "1.0" if package == "numpy" else None)
+    monkeypatch.setattr(diagnosis, "_onnxruntime_providers", lambda: None)
+    report = diagnosis.examine([FakeBuilder()], [])
     for name, extra in (
         ("export", "export"),
         ("detect, eval, bench on CPU", "cpu"),
@@ -43,10 +43,10 @@ def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatc
 
 def test_onnxruntime_gpu_serves_for_export_too(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"torch", "onnx", "onnxscript", "onnxruntime-gpu"}
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package in installed else None)
-    monkeypatch.setattr(doctor, "_onnxruntime_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    report = doctor.examine([], [H200])
+    monkeypatch.setattr(diagnosis, "_version", lambda package: "1.0" if package in installed else None)
+    monkeypatch.setattr(diagnosis, "_onnxruntime_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    report = diagnosis.examine([], [H200])
     assert _ability(report, "export")["available"] is True
     assert _ability(report, "detect, eval, bench on CUDA")["available"] is True
     assert "onnxruntime-gpu 1.0" in str(_ability(report, "export")["reason"])
-    assert _ability(doctor.examine([], []), "detect, eval, bench on CUDA")["available"] is False
+    assert _ability(diagnosis.examine([], []), "detect, eval, bench on CUDA")["available"] is False

@@ -8,13 +8,13 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, ParamSpec, TypeVar
 
 import typer
 import typer.core
 
-from yolact_deploy.errors import YolactDeployError
+from yolact_deploy.errors import YolactDeployError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,6 +102,15 @@ def print_json_with(key: str, array: BinaryIO, rest: Mapping[str, Any]) -> None:
 def say(text: str) -> None:
     """A remark on stderr."""
     _stderr().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_notes(notes: Iterable[str], fallback: str | None) -> None:
+    """What a Detector remarked, each in one line, and why it took the CPU where nothing said so yet."""
+    lines = [one_line(note) for note in notes]
+    if fallback is not None and not any(fallback in line for line in lines):
+        lines.append(f"No GPU is used: {fallback}")
+    for line in lines:
+        say(f"note: {line}")
 
 
 def print_table(table: Table) -> None:

@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-
-class Runtime(str, Enum):
-    auto = "auto"
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
-class Precision(str, Enum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-
-
-class LowPrecision(str, Enum):
-    fp16 = "fp16"
-    int8 = "int8"
-
-
-class IoPrecision(str, Enum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class Calibrator(str, Enum):
-    max = "max"
-    entropy = "entropy"
-    percentile = "percentile"
-    mse = "mse"
-
-
-class Nms(str, Enum):
-    fast = "fast"
-    cross_class = "cross_class"
-    traditional = "traditional"
-
-
-class ConfActivation(str, Enum):
-    softmax = "softmax"
-    logits = "logits"
-
-
-class ChannelOrder(str, Enum):
-    bgr = "bgr"
-    rgb = "rgb"
-
-
-class Dcn(str, Enum):
-    auto = "auto"
-    native = "native"
-    gridsample = "gridsample"
-
+# As the packages that take them define them, which are too heavy for `--help`.
+Runtime = Literal["auto", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "int8"]
+LowPrecision = Literal["fp16", "int8"]
+IoPrecision = Literal["fp32", "fp16"]
+Calibrator = Literal["max", "entropy", "percentile", "mse"]
+Nms = Literal["fast", "cross_class", "traditional"]
+ConfActivation = Literal["softmax", "logits"]
+ChannelOrder = Literal["bgr", "rgb"]
+Dcn = Literal["auto", "native", "gridsample"]
+Scenario = Literal["single-stream", "offline", "server"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON; stdout then holds nothing else.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

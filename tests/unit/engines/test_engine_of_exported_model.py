@@ -15,11 +15,11 @@ SHAPES = Path(__file__).parents[3] / "examples" / "shapes"
 
 def test_trained_checkpoint_becomes_a_plan(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from exporters.pipeline import export_checkpoint
+    from exporters import export
 
     source, output = tmp_path / "shapes.onnx", tmp_path / "shapes.engine"
     checkpoint = next(SHAPES.glob("*.pth"))
-    export_checkpoint(checkpoint, source, spec_file=SHAPES / "spec.json", max_batch=4, parity=False)
+    export(checkpoint, source, spec=SHAPES / "spec.json", max_batch=4, parity=False)
     result = build_engine(
         source, output, runtime="tensorrt-rtx", targets=("sm86", "sm89"), batch=(1, 2, 4), precision="fp32"
     )

@@ -15,11 +15,11 @@ import onnxruntime
 import pytest
 import torch
 
+from exporters import export
 from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model
 from exporters.network.deformable import DcnForm
 from exporters.network.yolact import Yolact
 from exporters.parity import check_parity
-from exporters.pipeline import export_checkpoint
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
@@ -156,7 +156,7 @@ def test_a_plus_checkpoint_on_disk_becomes_a_proven_onnx_of_the_form_asked_for(
     checkpoint, spec_file, output = tmp_path / "mine.pth", tmp_path / "mine.json", tmp_path / "mine.onnx"
     torch.save(plus_model.state_dict(), checkpoint)
     spec_file.write_text(SMALL_PLUS.to_json())
-    result = export_checkpoint(checkpoint, output, spec_file=spec_file, max_batch=1, dcn="native")
+    result = export(checkpoint, output, spec=spec_file, max_batch=1, dcn="native")
     assert result.parity is not None
     assert result.parity.passed
     assert set(result.parity.max_abs_error) == {"loc", "conf", "mask_coeff", "proto", "mask_iou"}

@@ -6,9 +6,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-import exporters.pipeline
+import exporters.onnx_export
+import exporters.parity
+from exporters import export
 from exporters.parity import ParityReport, TensorParity
-from exporters.pipeline import export_checkpoint
 from tests import goldens
 from yolact_deploy.errors import CheckpointError, ExportError, ImageError, OutputError
 from yolact_deploy.files import sha256_file
@@ -20,14 +21,14 @@ PHOTO = goldens.SHAPES / "val" / "val_public_0000.jpg"
 def test_a_checkpoint_becomes_a_proven_onnx(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[str] = []
     target = tmp_path / "model.onnx"
-    result = export_checkpoint(
+    result = export(
         goldens.SHAPES_CHECKPOINT,
         target,
-        spec_file=goldens.SHAPES_SPEC,
+        spec=goldens.SHAPES_SPEC,
         conf="logits",
         max_batch=4,
         parity_images=[PHOTO],
-        on_step=steps.append,
+        progress=lambda step, *_: steps.append(step),
     )
     assert [step.split()[0] for step in steps] == ["reading", "exporting", "comparing"]
     assert list(tmp_path.iterdir()) == [target]
@@ -51,12 +52,12 @@ def test_a_failed_comparison_fails_and_leaves_the_old_file(tmp_path: Path, monke
         target.write_bytes(b"not what was asked for")
 
     failed = ParityReport((), (TensorParity("loc", 1.0, 1e-4, 0.5),), "onnxruntime")
-    monkeypatch.setattr(exporters.pipeline, "export_onnx", wrong_export)
-    monkeypatch.setattr(exporters.pipeline, "check_parity", lambda *_, **__: failed)
+    monkeypatch.setattr(exporters.onnx_export, "export_onnx", wrong_export)
+    monkeypatch.setattr(exporters.parity, "check_parity", lambda *_, **__: failed)
     target = tmp_path / "model.onnx"
     target.write_text("old")
     with pytest.raises(ExportError, match="loc differs by up to"):
-        export_checkpoint(goldens.SHAPES_CHECKPOINT, target, spec_file=goldens.SHAPES_SPEC)
+        export(goldens.SHAPES_CHECKPOINT, target, spec=goldens.SHAPES_SPEC)
     assert list(tmp_path.iterdir()) == [target]
     assert target.read_text() == "old"
 
@@ -66,30 +67,30 @@ def test_an_interrupted_export_leaves_no_file(tmp_path: Path, monkeypatch: pytes
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporters.pipeline, "export_onnx", interrupted)
+    monkeypatch.setattr(exporters.onnx_export, "export_onnx", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_checkpoint(goldens.SHAPES_CHECKPOINT, tmp_path / "model.onnx", spec_file=goldens.SHAPES_SPEC)
+        export(goldens.SHAPES_CHECKPOINT, tmp_path / "model.onnx", spec=goldens.SHAPES_SPEC)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_can_be_refused_at_once_is_refused_before_any_work(tmp_path: Path) -> None:
-    def no_work(step: str) -> None:
+    def no_work(*step: object) -> None:
         raise AssertionError(step)
 
-    def export(checkpoint: Path, output: Path, images: list[Path] | None = None) -> None:
-        export_checkpoint(checkpoint, output, parity_images=images, on_step=no_work)
+    def refused(checkpoint: Path, output: Path, images: list[Path] | None = None) -> None:
+        export(checkpoint, output, parity_images=images, progress=no_work)
 
     with pytest.raises(OutputError, match="nowhere"):
-        export(goldens.SHAPES_CHECKPOINT, tmp_path / "nowhere" / "model.onnx")
+        refused(goldens.SHAPES_CHECKPOINT, tmp_path / "nowhere" / "model.onnx")
     with pytest.raises(OutputError, match="is a folder"):
-        export(goldens.SHAPES_CHECKPOINT, tmp_path)
+        refused(goldens.SHAPES_CHECKPOINT, tmp_path)
     with pytest.raises(OutputError, match="the input itself"):
-        export(goldens.SHAPES_CHECKPOINT, goldens.SHAPES_CHECKPOINT)
+        refused(goldens.SHAPES_CHECKPOINT, goldens.SHAPES_CHECKPOINT)
     with pytest.raises(ImageError, match=r"photo\.jpg"):
-        export(goldens.SHAPES_CHECKPOINT, tmp_path / "model.onnx", [tmp_path / "photo.jpg"])
+        refused(goldens.SHAPES_CHECKPOINT, tmp_path / "model.onnx", [tmp_path / "photo.jpg"])
 
 
 def test_a_bad_checkpoint_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
-        export_checkpoint(tmp_path / "none.pth", tmp_path / "model.onnx")
+        export(tmp_path / "none.pth", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,81 @@
+"""`yolact-deploy bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yolact_deploy.cli.console import INTERRUPTED, print_json, print_table, progress_bar, reports_errors, say
+from yolact_deploy.cli.options import DebugOption, DeviceOption, JsonOption, Scenario, ThreadsOption
+
+
+@reports_errors
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Exported .onnx files or plans, timed in turns.")],
+    images: Annotated[Path | None, typer.Option(help="Image or folder to rotate. Default: one made up.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per iteration.")] = 1,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Timed iterations. Default: 50, or --seconds.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Time so long; with --iterations, at most.")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Iterations before. Default: until times settle.")] = None,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Masks are made above it.")] = 0.0,
+    streams: Annotated[int | None, typer.Option(min=1, help="Also images per second through so many streams.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also vary batch, detections and image size.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Also time the network module by module.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also time PyTorch and the bare engine.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="The .pth of the first artifact, for --peers.")] = None,
+    scenario: Annotated[Scenario | None, typer.Option(help="Also run MLPerf's LoadGen.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier --json to compare with; exit 1 if slower.")] = None,
+    max_regression: Annotated[str, typer.Option(help="How much slower than the baseline is allowed.")] = "5%",
+    allow_other_machine: Annotated[
+        bool, typer.Option("--allow-other-machine", help="Compare with a baseline of another machine.")
+    ] = False,
+    samples: Annotated[bool, typer.Option("--samples", help="Keep every time in the JSON: the best baseline.")] = False,
+    report_file: Annotated[Path | None, typer.Option("--report", help="Write a page (.html) as well.")] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Replay frames on a GPU.")] = True,
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure latency, end to end and per stage; compare with peers and with an earlier time."""
+    import benchmarks
+    from yolact_deploy.reports.bench import bench_tables
+
+    with progress_bar() as progress:
+        report = benchmarks.bench(
+            artifacts,
+            images=images,
+            batch=batch,
+            iterations=iterations,
+            seconds=seconds,
+            warmup=warmup,
+            score_threshold=score_threshold,
+            streams=streams,
+            sweep=sweep,
+            layers=layers,
+            peers=peers,
+            checkpoint=checkpoint,
+            scenario=scenario,
+            baseline=baseline,
+            max_regression=max_regression,
+            allow_other_machine=allow_other_machine,
+            samples=samples,
+            report=report_file,
+            device=device,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            progress=progress,
+        )
+    if json_output:
+        print_json(report)
+    else:
+        for table in bench_tables(report):
+            print_table(table)
+    for note in report["notes"]:
+        say(f"note: {note}")
+    if report["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
+    if benchmarks.regressed(report):
+        raise typer.Exit(1)

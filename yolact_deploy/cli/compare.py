@@ -1,0 +1,59 @@
+"""`yolact-deploy compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors
+from yolact_deploy.cli.options import (
+    AnnotationsOption,
+    ConfigOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    SpecOption,
+)
+
+
+@reports_errors
+def compare(
+    a: Annotated[Path, typer.Argument(help="A checkpoint or an ONNX of any precision; the reference.")],
+    b: Annotated[Path, typer.Argument(help="What is compared with it.")],
+    images: Annotated[Path, typer.Option(help="Image or folder.")],
+    annotations: AnnotationsOption = None,
+    config: ConfigOption = None,
+    spec: SpecOption = None,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections count above it.")] = 0.15,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the worst images side by side.")] = None,
+    device: DeviceOption = "auto",
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare two artifacts on real images: tensors, detections, masks, AP."""
+    import exporters
+    from yolact_deploy.reports.precision import compare_tables
+
+    with progress_bar() as progress:
+        result = exporters.compare(
+            a,
+            b,
+            images,
+            annotations=annotations,
+            config=config,
+            spec=spec,
+            score_threshold=score_threshold,
+            html=html,
+            device=device,
+            progress=lambda done, total: progress("compare", done, total),
+        )
+    report = result.to_dict()
+    if json_output:
+        print_json(report)
+    else:
+        for table in compare_tables(report):
+            print_table(table)
+    if result.skipped:
+        raise typer.Exit(1)

@@ -1,0 +1,55 @@
+"""`yolact-deploy eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say, say_notes
+from yolact_deploy.cli.options import (
+    ArtifactArgument,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    NmsOption,
+    ThreadsOption,
+)
+
+
+@reports_errors
+def evaluate(
+    artifact: ArtifactArgument,
+    images: Annotated[Path, typer.Option(help="Folder of the annotated images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO instance annotations (JSON).")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images, by id.")] = None,
+    nms: NmsOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure COCO box and mask AP."""
+    from yolact_deploy.evaluation import evaluate as measure
+    from yolact_deploy.reports.tables import eval_table
+
+    notes: list[str] = []
+    with progress_bar() as progress:
+        report = measure(
+            artifact,
+            images,
+            annotations,
+            limit=limit,
+            nms=nms,
+            device=device,
+            threads=threads,
+            progress=lambda done, total: progress("eval", done, total),
+            on_doubt=lambda doubt: say(f"warning: {doubt}"),
+            on_note=notes.append,
+        )
+    if json_output:
+        print_json(report)
+    else:
+        print_table(eval_table(report))
+    say_notes(notes, report["fallback"])

@@ -1,0 +1,106 @@
+"""`yolact-deploy export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say
+from yolact_deploy.cli.options import (
+    AnnotationsOption,
+    CalibCacheOption,
+    CalibOption,
+    CalibratorOption,
+    ChannelOrder,
+    ConfActivation,
+    ConfigOption,
+    Dcn,
+    DebugOption,
+    ImagesOption,
+    IoPrecisionOption,
+    JsonOption,
+    MaxApDropOption,
+    Nms,
+    Precision,
+    SpecOption,
+)
+
+
+@reports_errors
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A trained YOLACT checkpoint (.pth).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    config: ConfigOption = None,
+    spec: SpecOption = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the model may be given.")] = 8,
+    opset: Annotated[int, typer.Option(min=17, help="ONNX opset.")] = 19,
+    conf: Annotated[ConfActivation, typer.Option(help="logits leaves the softmax to the runtime.")] = "softmax",
+    dcn: Annotated[Dcn, typer.Option(help="YOLACT++: how deformable convolutions are written.")] = "auto",
+    parity: Annotated[bool, typer.Option(help="Compare the ONNX with PyTorch before it is kept.")] = True,
+    parity_images: Annotated[Path | None, typer.Option(help="Image or folder for that. Default: built-in.")] = None,
+    precision: Annotated[Precision, typer.Option(help="As `quantize` would make it of the fp32 model.")] = "fp32",
+    calib: CalibOption = None,
+    calibrator: CalibratorOption = "entropy",
+    calib_cache: CalibCacheOption = None,
+    max_ap_drop: MaxApDropOption = None,
+    annotations: AnnotationsOption = None,
+    images: ImagesOption = None,
+    io_precision: IoPrecisionOption = "fp32",
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="One graph from the image's bytes to boxes and masks.")
+    ] = False,
+    nms: Annotated[
+        Nms | None, typer.Option(help="With --end-to-end: fast or cross_class. Default: the model's.")
+    ] = None,
+    channel_order: Annotated[
+        ChannelOrder | None, typer.Option(help="With --end-to-end: of the images it is given. Default: bgr.")
+    ] = None,
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Turn a trained checkpoint into a self-describing ONNX, and prove that it computes the same."""
+    import exporters
+    from yolact_deploy.reports.precision import precision_tables
+    from yolact_deploy.reports.tables import end_to_end_table, export_table
+
+    with progress_bar() as progress:
+        result = exporters.export(
+            checkpoint,
+            output,
+            config=config,
+            spec=spec,
+            max_batch=max_batch,
+            opset=opset,
+            conf=conf,
+            dcn=dcn,
+            parity=parity,
+            parity_images=parity_images,
+            precision=precision,
+            calib=calib,
+            calibrator=calibrator,
+            calib_cache=calib_cache,
+            max_ap_drop=max_ap_drop,
+            annotations=annotations,
+            images=images,
+            io_precision=io_precision,
+            end_to_end=end_to_end,
+            nms=nms,
+            channel_order=channel_order,
+            progress=progress,
+        )
+    report = result.to_dict()
+    if json_output:
+        print_json(report)
+        return
+    for note in report["notes"]:
+        say(f"note: {note}")
+    print_table(export_table(report))
+    if "lowered" in report:
+        for warning in report["lowered"]["warnings"]:
+            say(f"warning: {warning}")
+        for table in precision_tables(report["lowered"]):
+            print_table(table)
+    if "end_to_end" in report:
+        print_table(end_to_end_table(report["end_to_end"]))
