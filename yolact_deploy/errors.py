@@ -123,6 +123,11 @@ class AnnotationError(YolactDeployError):
     exit_code = 2
 
 
+class InputWarning(UserWarning):
+    """An input was used otherwise than one might think: read though it is odd, or left out. The command line makes a note of
+    it."""
+
+
 class ImageError(YolactDeployError):
     """An input image can't be used."""
 

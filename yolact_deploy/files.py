@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
 import textwrap
@@ -150,6 +152,37 @@ def sha256_file(*paths: str | os.PathLike[str]) -> str:
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_bytes(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> bytes:
+    """What is in a file, or comes through a pipe that somebody has open for writing.
+
+    Neither waits for a writer that never comes, nor reads from a device without an end. Raises OSError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as exc:  # a NUL in it, or half a character
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from exc
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+            raise OSError(errno.EINVAL, "it is a device or a socket and no file", str(path))
+        part: bytes | None = stream.read(_CHUNK_BYTES)  # None: of a pipe whose writer has not written yet
+        if stat.S_ISFIFO(kind):
+            if part == b"":
+                raise OSError(errno.EPIPE, "it is a pipe that nobody writes to", str(path))
+            os.set_blocking(descriptor, True)
+        parts = [part or b""]
+        size = len(parts[0])
+        while part != b"":
+            if max_bytes is not None and size > max_bytes:
+                raise OSError(errno.EFBIG, f"it has more than {max_bytes} bytes", str(path))
+            part = stream.read(_CHUNK_BYTES)
+            parts.append(part or b"")
+            size += len(parts[-1])
+    return b"".join(parts)
 
 
 def cache_folder(kind: str) -> Path:

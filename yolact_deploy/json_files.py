@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from yolact_deploy.files import read_bytes
 
 MAX_DEPTH = 64  # our own files need 6
 _MAX_INTEGER_CHARS = 18  # what surely fits 64 bits
@@ -34,7 +35,7 @@ class JsonError(ValueError):
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file. Raises OSError for a file that can't be read, JsonError for what it holds."""
-    return parse_json(Path(path).read_bytes())
+    return parse_json(read_bytes(path))
 
 
 def parse_json(text: str | bytes) -> Any:

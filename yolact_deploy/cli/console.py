@@ -8,13 +8,16 @@ import json
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, ParamSpec, TextIO, TypeVar
 
 import typer
 import typer.core
 
-from yolact_deploy.errors import YolactDeployError, one_line
+from yolact_deploy.errors import InputWarning, YolactDeployError, one_line
+from yolact_deploy.reference.decoder_talk import hear_decoders
+from yolact_deploy.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +44,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         signal.signal(signal.SIGTERM, _on_terminate)
         try:
-            return command(*args, **kwargs)
+            with warnings_as_notes(), hear_decoders():
+                return command(*args, **kwargs)
         except YolactDeployError as exc:
             _fail(exc, str(exc), exc.exit_code, kwargs)
         except _Terminated as exc:
@@ -100,8 +104,32 @@ def print_json_with(key: str, array: BinaryIO, rest: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """A remark on stderr."""
-    _stderr().print(text, highlight=False, markup=False, soft_wrap=True)
+    """A remark on stderr; what in it a terminal would act on, as in a hostile file name, is escaped."""
+    _stderr().print(printable(text, keep_newlines=True), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """What is warned of in the input is said, each once; other warnings are as they were."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, InputWarning):
+                say(f"note: {message}")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.simplefilter("default", InputWarning)
+        warnings.showwarning = tell
+        yield
 
 
 def say_notes(notes: Iterable[str], fallback: str | None) -> None:

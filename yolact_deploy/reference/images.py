@@ -4,56 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from yolact_deploy.arrays import Image, is_device_array
-from yolact_deploy.errors import ImageError
+from yolact_deploy.errors import ImageError, InputWarning
+from yolact_deploy.files import read_bytes
+from yolact_deploy.reference.decoding import UndecodableError, decode_file
+from yolact_deploy.reference.image_headers import HEAD_BYTES, image_kind
+from yolact_deploy.text import printable
 
 ChannelOrder = Literal["bgr", "rgb"]
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+MAX_PIXELS = 100_000_000  # of an image, unless more is asked for
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(
+            ".jpg",
+            ".jpeg",
+            ".jpe",
+            ".jfif",
+            ".png",
+            ".bmp",
+            ".dib",
+            ".webp",
+            ".tif",
+            ".tiff",
+            ".gif",
+            ".avif",
+            ".jp2",
+            ".j2k",
+        ),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".pam"),
+    }
+)
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 _FALLBACK_FPS = 25.0
 _COUNTED_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # say how many frames they hold; others let one guess
 _MIN_DECODED = 0.9  # of the frames a file says it holds: edit lists and repeated frames leave out a few
 
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG", b"IEND"
+_MAX_BYTES_PER_PIXEL, _MAX_METADATA_BYTES = (
+    16,
+    1 << 26,
+)  # of a file: four channels of 32 bits; EXIF, colour profiles, previews
+_SHOWN = 3  # names in a message
 
 
-def read_image(path: str | os.PathLike[str]) -> Image:
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode an image file to uint8 [H, W, 3] BGR, turned upright by its EXIF orientation.
 
-    Grayscale is repeated into three channels, alpha is dropped, 16-bit is reduced to 8. Raises ImageError for a file that
-    is missing, empty, truncated or no image.
+    Grayscale is repeated into three channels, alpha is dropped, 16-bit is reduced to 8. What kind of image it is, its content
+    says and not its name. Images of more than `max_pixels` are refused before they are decoded: a file of some kilobytes can
+    say that it holds gigabytes. A JPEG that lacks nothing but its end marker is read, with an InputWarning. Raises ImageError
+    for a file that is missing, empty, truncated, damaged, too large or no image.
     """
-    import cv2
-
-    path = Path(path)
+    check_max_pixels(max_pixels)
+    name = printable(os.fspath(path))
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, max_bytes=_MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES)
     except OSError as exc:
-        raise ImageError(f"can't read the image {path}: {exc.strerror or exc}.") from exc
-    if not data:
-        raise ImageError(f"can't read the image {path}: the file is empty (0 bytes).")
-    if _is_truncated(data):
-        raise ImageError(
-            f"can't read the image {path}: the file is truncated ({len(data)} bytes, without its end marker). Copy it again."
-        )
+        raise ImageError(f"can't read the image {name}: {exc.strerror or exc}.") from exc
+    remarks: list[str] = []
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as exc:
-        raise ImageError(f"can't read the image {path}: {exc.err or exc}.") from exc
-    if image is None:
-        raise ImageError(
-            f"can't read the image {path}: it is damaged, or no image that OpenCV knows "
-            f"({len(data)} bytes, beginning with {data[:8]!r})."
-        )
-    return check_image(image, str(path))
+        image = decode_file(data, max_pixels, remarks.append)
+    except UndecodableError as exc:
+        raise ImageError(f"can't read the image {name}: {exc}") from exc
+    for remark in remarks:
+        warnings.warn(f"{name} {remark}.", InputWarning, stacklevel=2)
+    return check_image(image, name)
+
+
+def check_max_pixels(max_pixels: int) -> None:
+    """Raise ValueError for a limit that is no positive whole number."""
+    if not isinstance(max_pixels, int) or isinstance(max_pixels, bool) or max_pixels < 1:
+        raise ValueError(f"max_pixels must be a positive whole number, found {max_pixels!r}.")
 
 
 def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "bgr") -> Image:
@@ -132,21 +160,53 @@ def check_channel_order(channel_order: str) -> None:
 def list_images(inputs: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:
     """The files named by `inputs`: files as given, folders as their images (and `videos`) sorted by name.
 
-    Raises ImageError for a path that does not exist and for a folder without images.
+    Of a folder, a file is an image by its content or by its name, so that a damaged photo is not passed over; what is left out
+    is counted in an InputWarning. Raises ImageError for a path that does not exist and for a folder without images.
     """
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
     files: list[Path] = []
     for given in map(Path, inputs):
-        if given.is_dir():
-            found = sorted(p for p in given.iterdir() if p.suffix.lower() in suffixes and p.is_file())
-            if not found:
-                raise ImageError(f"the folder {given} holds no images ({', '.join(sorted(suffixes))}).")
-            files += found
-        elif given.exists():
+        if os.path.isdir(given):  # noqa: PTH112 - False for any name, however long
+            files += _images_in(given, videos)
+        elif os.path.exists(given):  # noqa: PTH110
             files.append(given)
         else:
             raise ImageError(f"{given} does not exist. Give image files or a folder of images.")
     return files
+
+
+def _images_in(folder: Path, videos: bool) -> list[Path]:
+    entries = sorted(folder.iterdir())
+    files = [entry for entry in entries if entry.is_file() and (_is_image(entry) or (videos and is_video(entry)))]
+    chosen, folders = set(files), {entry for entry in entries if entry.is_dir()}
+    left_out = [entry.name for entry in entries if entry not in chosen and entry not in folders]
+    inner = f"{_counted(folders, 'folder')} in it" if folders else ""
+    if not files:
+        found = " and ".join(part for part in (_counted(left_out, "other file") if left_out else "", inner) if part)
+        raise ImageError(f"the folder {folder} holds no images{f', only {found}' if found else ''}.")
+    if left_out:
+        listed = ", ".join(map(printable, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
+        kinds = "image or video" if videos else "image"
+        warnings.warn(
+            f"of the folder {printable(str(folder))}, {_counted(left_out, 'file')} without an {kinds} left out: "
+            f"{listed}{f'; and {inner}' if inner else ''}.",
+            InputWarning,
+            stacklevel=3,
+        )
+    return files
+
+
+def _counted(things: Collection[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
+
+
+def _is_image(file: Path) -> bool:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with file.open("rb") as stream:
+            return image_kind(stream.read(HEAD_BYTES)) is not None
+    except OSError:
+        return False
 
 
 class Video(NamedTuple):
@@ -194,10 +254,3 @@ def _frames(capture: Any, path: Path) -> Iterator[Image]:
             f"can't read the video {path} to its end: {count} of its {promised} frames could be decoded. "
             "If it was copied or downloaded, get it again."
         )
-
-
-def _is_truncated(data: bytes) -> bool:
-    """JPEG and PNG decoders fill what is missing with gray instead of failing."""
-    if data.startswith(_JPEG_START):
-        return data.find(_JPEG_END, max(0, data.rfind(_JPEG_SCAN))) < 0
-    return data.startswith(_PNG_START) and _PNG_END not in data

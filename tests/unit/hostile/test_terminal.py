@@ -1,0 +1,109 @@
+"""What reaches the terminal of damaged images and of names that try to act on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.hostile.image_files import chunk, encoded, noise
+from yolact_deploy.reference.images import read_image
+
+
+def _detect(model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from yolact_deploy.cli import main; main()"]
+    command = [*program, "detect", str(model), *arguments, "--no-overlays", "--device", "cpu"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=model.parent)
+
+
+def _png_with_bad_zlib() -> bytes:
+    """Every checksum is right, and the pixels can't be unpacked."""
+    data = encoded(".png")
+    start = data.index(b"IDAT")
+    end = start + 4 + int.from_bytes(data[start - 4 : start], "big")
+    content = bytearray(data[start + 4 : end])
+    content[len(content) // 2] ^= 0xFF
+    return data[: start - 4] + chunk(b"IDAT", bytes(content)) + data[end + 4 :]
+
+
+@pytest.fixture(scope="module")
+def found(shapes_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One run over images that make decoders talk."""
+    folder = tmp_path_factory.mktemp("images")
+    png, jpg = encoded(".png"), encoded(".jpg", noise(64, 64))
+    middle = len(jpg) // 2
+    for name, data in {
+        "profile.png": png[:33] + chunk(b"iCCP", b"x\0\0short") + png[33:],  # libpng: "iCCP: too short"
+        "zlib.png": _png_with_bad_zlib(),
+        "half.png": png[: len(png) // 2],
+        "corrupt.jpg": jpg[:middle] + jpg[-2:],  # libjpeg: "premature end of data segment"
+        "unended.jpg": jpg[:-2],
+        "half.webp": encoded(".webp")[:500],
+        "half.tiff": encoded(".tiff")[:500],
+        "half.gif": encoded(".gif")[:500],
+        "\x1b[31mred\n.txt": b"",
+    }.items():
+        (folder / name).write_bytes(data)
+    return folder, _detect(shapes_onnx, str(folder))
+
+
+def test_decoders_do_not_talk_over_the_program(
+    found: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, done = found
+    lines = done.stderr.splitlines()
+    assert all(line.startswith(("note: ", "error: ", "5 of 8 files failed")) for line in lines), done.stderr
+    assert done.returncode == 1
+
+
+def test_damage_that_a_decoder_went_past_is_a_note(found: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = found
+    assert f"note: {folder}/unended.jpg lacks its end marker, but all of its pixels are there" in done.stderr
+    assert (
+        f"note: {folder}/corrupt.jpg is damaged, some of its pixels may be wrong; its decoder says: "
+        "Corrupt JPEG data: premature end of data segment." in done.stderr
+    )
+    assert "profile.png" not in done.stderr
+
+
+def test_what_was_left_out_is_said_once_and_cannot_act_on_the_terminal(
+    found: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = found
+    assert (
+        f"note: of the folder {folder}, 1 file without an image or video left out: \\x1b[31mred\\n.txt.\n"
+        in done.stderr
+    )
+    assert done.stderr.count("left out") == 1
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_library_leaves_the_stderr_of_its_program_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(".png"))
+    code = (
+        "import os, sys\n"
+        "from yolact_deploy.reference import decoding, decoder_talk\n"
+        "decoder_talk.os.dup2 = lambda *_: sys.exit('stderr was turned away')\n"
+        "from yolact_deploy.reference.images import read_image\n"
+        "print(read_image(sys.argv[1]).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{read_image(tmp_path / 'a.png').shape}\n")
+
+
+def test_other_lines_of_the_moment_are_handed_on(tmp_path: Path) -> None:
+    code = (
+        "import os\n"
+        "from yolact_deploy.reference.decoder_talk import hear_decoders, heard\n"
+        "remarks = []\n"
+        "with hear_decoders(), heard(remarks.append):\n"
+        "    os.write(2, b'of another thread\\nlibpng warning: iCCP\\nCorrupt JPEG data: bad Huffman code\\n')\n"
+        "    os.write(2, b'Corrupt JPEG data: 4 extraneous bytes before marker 0xd9\\nhalf')\n"
+        "print(remarks)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert done.stderr == "of another thread\nhalf"
+    assert done.stdout == "['Corrupt JPEG data: bad Huffman code']\n"

@@ -1,0 +1,123 @@
+"""The bytes of an image file to pixels, by OpenCV, which lets damage pass: what it fills with gray is looked for before."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from yolact_deploy.arrays import Image
+from yolact_deploy.reference.decoder_talk import heard, quiet_opencv
+from yolact_deploy.reference.image_headers import HEAD_BYTES, image_kind, read_header
+from yolact_deploy.reference.jpeg import END_MARKER, MAX_SCANS, JpegLayout
+
+_PNG_CHUNKS = 8  # where they begin
+_ANCILLARY = 0x20  # in a chunk's first letter: decoders may do without it
+# Of a JPEG that ends too early, decoders read on into what follows: pixels that were not there come out of one as other than
+# out of another.
+_JPEG_ENDINGS = tuple(bytes([filler]) * 64 + END_MARKER for filler in (0x00, 0x55, 0xAA, 0x7E))
+
+
+class UndecodableError(ValueError):
+    """The message goes after "can't read the image: "."""
+
+
+def decode_file(data: bytes, max_pixels: int, on_remark: Callable[[str], None]) -> Image:
+    """uint8 [H, W, 3] BGR, turned upright by EXIF, without alpha, of an image file that holds at most `max_pixels`.
+
+    `on_remark` is told what is odd about it and was read all the same, as words that go after its name. Raises
+    UndecodableError.
+    """
+    if not data:
+        raise UndecodableError("the file is empty (0 bytes).")
+    kind = image_kind(data[:HEAD_BYTES])
+    layout = JpegLayout(data) if kind == "JPEG" else None
+    problem = _png_problem(data) if kind == "PNG" else _jpeg_problem(data, layout) if layout is not None else None
+    if problem is not None:
+        raise UndecodableError(f"{problem}. Copy it again.")
+    header = read_header(data)
+    image: Image | None = None
+    if header is not None:
+        _check_pixels(header.width, header.height, max_pixels)
+        said: list[str] = []
+        if layout is None or layout.is_ended:
+            image = _decode(data, said.append)
+        else:
+            image = _decode_unended(data)
+            on_remark("lacks its end marker, but all of its pixels are there: it was read")
+        if said:
+            on_remark(f"is damaged, some of its pixels may be wrong; its decoder says: {'; '.join(said)}")
+    if image is None:
+        raise UndecodableError(
+            f"it is damaged, or no image that OpenCV knows ({len(data)} bytes, beginning with {data[:8]!r})."
+        )
+    _check_pixels(image.shape[1], image.shape[0], max_pixels)  # headers can lie
+    return image
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise UndecodableError(
+            f"it has {width}x{height} = {width * height / 1e6:.1f} megapixels, and at most {max_pixels / 1e6:g} are read. "
+            "If it is what it should be, raise max_pixels (--max-pixels)."
+        )
+
+
+def _png_problem(data: bytes) -> str | None:
+    """What is missing or damaged in a PNG, told by the checksums of its chunks."""
+    position = _PNG_CHUNKS
+    while position + 12 <= len(data):
+        kind = data[position + 4 : position + 8]
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            if not kind[0] & _ANCILLARY:
+                return f"the file is damaged (a checksum is wrong between bytes {position} and {end})"
+        elif kind == b"IEND":
+            return None
+        position = end + 4
+    return _truncated(data)
+
+
+def _jpeg_problem(data: bytes, layout: JpegLayout) -> str | None:
+    """What is missing of a JPEG as far as its markers tell; of one without its end marker see `_decode_unended`."""
+    if layout.scans > MAX_SCANS:
+        return f"the file has more than {MAX_SCANS} scans, which would take for ever to decode"
+    if not layout.is_ended and not (layout.width and layout.may_be_whole):
+        return _truncated(data)
+    return None
+
+
+def _decode(data: bytes, on_remark: Callable[[str], None] | None = None) -> Image | None:
+    """None for what OpenCV can't decode. `on_remark` is told what a decoder says of damage, while `hear_decoders` is in force."""
+    import cv2
+
+    with quiet_opencv(), heard(on_remark):
+        try:
+            if not hasattr(os, "memfd_create"):
+                decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            else:  # imdecode's pixels are copied for Python: twice the memory, and a third of the time
+                with os.fdopen(os.memfd_create("image"), "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    decoded = cv2.imread(f"/proc/self/fd/{file.fileno()}", None, cv2.IMREAD_COLOR)
+        except cv2.error:
+            return None
+    return None if decoded is None else decoded.astype(np.uint8, copy=False)
+
+
+def _decode_unended(data: bytes) -> Image:
+    """Of a JPEG without its end marker. Raises UndecodableError if any pixel is missing."""
+    body = data.rstrip(b"\xff")  # half a marker
+    image = _decode(body + END_MARKER)
+    others = (_decode(body + ending) for ending in _JPEG_ENDINGS)
+    if image is None or not all(other is not None and np.array_equal(image, other) for other in others):
+        raise UndecodableError(f"{_truncated(data)}. Copy it again.")
+    return image
+
+
+def _truncated(data: bytes) -> str:
+    return f"the file is truncated ({len(data)} bytes, without its end)"

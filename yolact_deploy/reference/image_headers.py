@@ -1,0 +1,170 @@
+"""What kind of image a file is and how many pixels it holds, from its first bytes and before anything is decoded.
+
+The sizes are those that OpenCV's decoders will use. Two libraries were tried for it: imagesize reads a GIF's size as signed
+numbers and a JPEG 2000's from a box that its decoder ignores, so that a file can lie to it; Pillow has limits of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from yolact_deploy.reference.jpeg import JpegLayout
+
+HEAD_BYTES = 64  # of a file, that tell its kind
+
+
+class ImageHeader(NamedTuple):
+    """Of an image as it is stored; EXIF may turn it."""
+
+    kind: str  # "PNG"
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+Size = tuple[int, int]  # width, height
+
+
+def image_kind(head: bytes) -> str | None:
+    """ "PNG", "JPEG" and so on, from the first HEAD_BYTES of a file; None for what is no image that is read here.
+
+    >>> image_kind(b"GIF89a..."), image_kind(b"<html>")
+    ('GIF', None)
+    """
+    return next((kind for kind, (signature, _) in _KINDS.items() if signature.match(head)), None)
+
+
+def read_header(data: bytes) -> ImageHeader | None:
+    """The kind and the size of an image file; None for what is no image, or does not say its size where it should."""
+    kind = image_kind(data[:HEAD_BYTES])
+    if kind is None:
+        return None
+    try:
+        width, height = _KINDS[kind][1](data)
+    except (struct.error, ValueError, LookupError):
+        return None
+    return ImageHeader(kind, width, height) if width > 0 and height > 0 else None
+
+
+def _png(data: bytes) -> Size:
+    return _unpack(">II", data, 16)
+
+
+def _jpeg(data: bytes) -> Size:
+    layout = JpegLayout(data)
+    return layout.width, layout.height
+
+
+def _gif(data: bytes) -> Size:
+    return _unpack("<HH", data, 6)
+
+
+def _bmp(data: bytes) -> Size:
+    if struct.unpack_from("<I", data, 14)[0] == 12:  # of OS/2
+        return _unpack("<HH", data, 18)
+    width, height = struct.unpack_from("<ii", data, 18)
+    return width, abs(height)  # negative: rows from the top
+
+
+def _webp(data: bytes) -> Size:
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF  # two bits of each are a scale for players
+
+
+def _tiff(data: bytes) -> Size:
+    order = "<" if data.startswith(b"II") else ">"
+    if data[2:4] in (b"+\0", b"\0+"):  # BigTIFF
+        start, count_format, entry_format, entry_bytes = struct.unpack_from(order + "Q", data, 8)[0], "Q", "HHQ8s", 20
+    else:
+        start, count_format, entry_format, entry_bytes = struct.unpack_from(order + "I", data, 4)[0], "H", "HHI4s", 12
+    (count,) = struct.unpack_from(order + count_format, data, start)
+    start += struct.calcsize(order + count_format)
+    sides: dict[int, int] = {}
+    for number in range(min(count, _MAX_TIFF_FIELDS)):
+        tag, kind, _, value = struct.unpack_from(order + entry_format, data, start + number * entry_bytes)
+        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT) and kind in _TIFF_INTEGERS:
+            sides.setdefault(tag, struct.unpack_from(order + _TIFF_INTEGERS[kind], value)[0])
+    return sides[_TIFF_WIDTH], sides[_TIFF_HEIGHT]
+
+
+def _netpbm(data: bytes) -> Size:
+    """Numbers after the magic, between blanks and comments; in a PAM, lines of names and values."""
+    head = re.sub(rb"#[^\n]*", b"", data[2:_TEXT_HEADER_BYTES])
+    if data.startswith(b"P7"):
+        width, height = (max(map(int, re.findall(name + rb"\s+(\d{1,9})\s", head))) for name in (b"WIDTH", b"HEIGHT"))
+        return width, height
+    numbers = re.match(rb"\s+(\d{1,9})\s+(\d{1,9})\s", head)
+    if numbers is None:
+        raise ValueError("no size")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _jpeg2000(data: bytes) -> Size:
+    """The largest of all codestreams: the decoder takes the size from there, whatever the boxes around it say."""
+    sizes = []
+    for found in re.finditer(rb"\xff\x4f\xff\x51", data):  # the markers SOC and SIZ
+        length, x1, y1, x0, y0, components = struct.unpack_from(">H2x4I16xH", data, found.end())
+        if length == 38 + 3 * components:  # else it is coded data that look like it
+            sizes.append((x1 - x0, y1 - y0))
+    return max(sizes, key=_area)
+
+
+def _avif(data: bytes) -> Size:
+    """The largest extent of any item."""
+    sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in re.finditer(rb"\0\0\0\x14ispe", data)]
+    return max(sizes, key=_area)
+
+
+def _sun_raster(data: bytes) -> Size:
+    return _unpack(">II", data, 4)
+
+
+def _radiance(data: bytes) -> Size:
+    found = re.search(rb"\n[-+]Y (\d{1,9}) [-+]X (\d{1,9})", data[:_TEXT_HEADER_BYTES])
+    if found is None:
+        raise ValueError("no size")
+    return int(found[2]), int(found[1])
+
+
+def _unpack(form: str, data: bytes, offset: int) -> Size:
+    width, height = struct.unpack_from(form, data, offset)
+    return width, height
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_MAX_TIFF_FIELDS = 4096
+_TEXT_HEADER_BYTES = 4096
+
+_KINDS: dict[str, tuple[re.Pattern[bytes], Callable[[bytes], Size]]] = {
+    kind: (re.compile(signature, re.DOTALL), size)
+    for kind, signature, size in (
+        ("PNG", rb"\x89PNG\r\n\x1a\n", _png),
+        ("JPEG", rb"\xff\xd8\xff", _jpeg),
+        ("GIF", rb"GIF8[79]a", _gif),
+        ("WebP", rb"RIFF....WEBPVP8[ LX]", _webp),
+        ("TIFF", rb"II[*+]\0|MM\0[*+]", _tiff),
+        ("BMP", rb"BM.{12}[\x0c-\x7c]\0\0\0", _bmp),
+        ("JPEG 2000", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _jpeg2000),
+        ("AVIF", rb"....ftypavi[fs]", _avif),
+        ("Netpbm", rb"P[1-7Ff]\s", _netpbm),
+        ("Sun raster", rb"\x59\xa6\x6a\x95", _sun_raster),
+        ("Radiance HDR", rb"#\?(?:RADIANCE|RGBE)\n", _radiance),
+    )
+}
