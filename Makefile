@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels pycuda test-install figures clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels pycuda test-install test-pythons figures clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -49,6 +49,10 @@ $(VENV)/pycuda-built: $(VENV)/installed tests/install/build_pycuda.py
 # The wheel, alone and with each extra, in fresh environments: what is missing must be said with its pip install.
 test-install: $(VENV)/installed
 	$(BIN)/python tests/install/check_extras.py
+
+# The fast tests on every other Python that is supported and at hand.
+test-pythons: $(VENV)/installed
+	$(BIN)/python tests/install/check_pythons.py
 
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed

@@ -6,14 +6,17 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from filelock import FileLock
 
 from tests.goldens import SHAPES_CHECKPOINT, SHAPES_SPEC
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_configure() -> None:
@@ -41,16 +44,55 @@ def pytest_make_collect_report(
     return report
 
 
-@pytest.fixture(scope="session")
-def shapes_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled checkpoint as ONNX, exported once per run: worker processes share it."""
-    pytest.importorskip("torch")
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    model = folder / "shapes.onnx"
-    with FileLock(folder / "shapes.onnx.lock"):
-        if not model.exists():
-            from exporters import export
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for module in marker.args:
+            pytest.importorskip(module)
 
-            export(SHAPES_CHECKPOINT, model, spec=SHAPES_SPEC, parity=False)
-    return model
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """A file that takes long to make, made once per run: worker processes share it. Tests leave it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+    folder.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        target, partial = folder / name, folder / f"partial-{name}"
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                make(partial)
+                partial.rename(target)
+        return target
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def shapes_onnx(made_once: MakeOnce) -> Path:
+    """The bundled checkpoint as ONNX."""
+    pytest.importorskip("torch")
+    from exporters import export
+
+    return made_once("shapes.onnx", lambda target: export(SHAPES_CHECKPOINT, target, spec=SHAPES_SPEC, parity=False))
+
+
+@pytest.fixture(scope="session")
+def plus_gridsample(made_once: MakeOnce) -> Path:
+    """A small YOLACT++ with random weights as ONNX, its deformable convolutions in the form of the default."""
+    return _plus(made_once, "gridsample")
+
+
+@pytest.fixture(scope="session")
+def plus_native(made_once: MakeOnce) -> Path:
+    """The same with ONNX's own DeformConv."""
+    return _plus(made_once, "native")
+
+
+def _plus(made_once: MakeOnce, form: Literal["gridsample", "native"]) -> Path:
+    pytest.importorskip("torch")
+    from exporters.onnx_export import export_onnx
+    from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
+
+    dcn: Literal["auto", "native"] = "auto" if form == "gridsample" else "native"
+    return made_once(f"plus-{form}.onnx", lambda target: export_onnx(random_plus(), SMALL_PLUS, target, dcn=dcn))

@@ -212,6 +212,7 @@ def test_tables_fit_a_narrow_terminal(shapes_onnx: Path, command: str, monkeypat
     assert "…" not in result.stdout
 
 
+@pytest.mark.needs("torch")
 def test_export_build_inspect(tmp_path: Path) -> None:
     result = run("export", SHAPES_CHECKPOINT, "--spec", SHAPES_SPEC, "-o", "m.onnx", "--parity-images", PHOTO, "--json")
     assert result.exit_code == 0, result.stderr
@@ -232,6 +233,7 @@ def test_export_build_inspect(tmp_path: Path) -> None:
         assert "SHA-256" in result.stderr
 
 
+@pytest.mark.needs("torch")
 def test_inspect_reads_checkpoints_and_spec_files() -> None:
     assert json.loads(run("inspect", SHAPES_CHECKPOINT, "--json").stdout)["architecture"]["num_classes"] == 6
     assert json.loads(run("inspect", SHAPES_SPEC, "--json").stdout)["spec"]["input_size"] == 256
@@ -347,6 +349,7 @@ def test_a_bug_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 _COMMAND = (sys.executable, "-c", "from yolact_deploy.cli import main; main()")
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_export_leaves_no_partial_output(tmp_path: Path, sent: signal.Signals) -> None:
     command = (*_COMMAND, "export", str(SHAPES_CHECKPOINT), "--spec", str(SHAPES_SPEC), "-o", "m.onnx")

@@ -12,12 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
+from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from yolact_deploy.cli import app
 
 CALIB = sorted((SHAPES / "calib").glob("*.jpg"))[:9]
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
-
-pytestmark = pytest.mark.xdist_group("precision commands")
 
 
 def run(*arguments: object) -> Any:
@@ -33,11 +32,17 @@ def calib(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def int8(shapes_onnx: Path, calib: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of seven convolutions: what commands do does not depend on its size."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+    onnx.save(make_model(TINY_SPEC), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_onnx: Path, calib: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tmp_path_factory.mktemp("int8") / "m.int8.onnx"
-    result = run(
-        "quantize", shapes_onnx, "-o", model, "--calib", calib, "--calib-cache", calib / "cache.json", "--json"
-    )
+    result = run("quantize", tiny_onnx, "-o", model, "--calib", calib, "--calib-cache", calib / "cache.json", "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert (report["precision"], report["calibration"]["images"], report["calibration"]["cache"]) == (
@@ -73,21 +78,22 @@ def test_lint_fails_on_what_tensorrt_refuses(int8: Path, tmp_path: Path) -> None
 
 
 def test_the_cache_is_reused_and_refused_for_other_images(
-    shapes_onnx: Path, int8: Path, calib: Path, tmp_path: Path
+    tiny_onnx: Path, int8: Path, calib: Path, tmp_path: Path
 ) -> None:
     cache = calib / "cache.json"
-    result = run("quantize", shapes_onnx, "-o", tmp_path / "b.onnx", "--calib", calib, "--calib-cache", cache, "--json")
+    result = run("quantize", tiny_onnx, "-o", tmp_path / "b.onnx", "--calib", calib, "--calib-cache", cache, "--json")
     assert json.loads(result.stdout)["calibration"]["cache"] == "reused"
     other = tmp_path / "other"
     other.mkdir()
     for image in CALIB[:8]:
         shutil.copy(image, other)
-    result = run("quantize", shapes_onnx, "-o", tmp_path / "c.onnx", "--calib", other, "--calib-cache", cache)
+    result = run("quantize", tiny_onnx, "-o", tmp_path / "c.onnx", "--calib", other, "--calib-cache", cache)
     assert result.exit_code == 2
     assert str(cache) in result.stderr.replace("\n", "")
     assert not (tmp_path / "c.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_gate_is_exit_1_and_leaves_the_old_file(shapes_onnx: Path, tmp_path: Path) -> None:
     gray = tmp_path / "gray"
     gray.mkdir()
@@ -119,18 +125,20 @@ def test_bad_requests_are_named_and_write_nothing(
     arguments: tuple[object, ...],
     exit_code: int,
     message: str,
-    shapes_onnx: Path,
+    tiny_onnx: Path,
     int8: Path,
     calib: Path,
     tmp_path: Path,
 ) -> None:
-    places = {"FP32": shapes_onnx, "INT8": int8, "CALIB": calib, "OUT": tmp_path / "out.onnx"}
+    places = {"FP32": tiny_onnx, "INT8": int8, "CALIB": calib, "OUT": tmp_path / "out.onnx"}
     result = run(*(places.get(str(argument), argument) for argument in arguments))
     assert result.exit_code == exit_code, result.output
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.needs("torch")
 def test_export_in_fp16_and_compare_it_with_its_checkpoint(tmp_path: Path) -> None:
     half = tmp_path / "half.onnx"
     options = ("--spec", SHAPES_SPEC, "--no-parity", "--precision", "fp16", "--calib", PHOTO)
@@ -147,10 +155,10 @@ def test_export_in_fp16_and_compare_it_with_its_checkpoint(tmp_path: Path) -> No
     assert "val_public_0000.jpg" in page.read_text()
 
 
-def test_build_engine_makes_the_fp16_model_it_is_asked_for(shapes_onnx: Path, tmp_path: Path) -> None:
+def test_build_engine_makes_the_fp16_model_it_is_asked_for(tiny_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
     model = tmp_path / "m.onnx"
-    shutil.copy(shapes_onnx, model)
+    shutil.copy(tiny_onnx, model)
     options = ("--runtime", "tensorrt-rtx", "--precision", "fp16", "--target", "sm86", "--json")
     result = run("build-engine", model, "-o", tmp_path / "m.engine", *options)
     assert result.exit_code == 0, result.stderr
@@ -158,6 +166,7 @@ def test_build_engine_makes_the_fp16_model_it_is_asked_for(shapes_onnx: Path, tm
     assert (tmp_path / "m.fp16.onnx").is_file()
 
 
+@pytest.mark.needs("torch")
 def test_export_never_replaces_its_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "best.pth"
     shutil.copy(SHAPES_CHECKPOINT, checkpoint)
@@ -169,6 +178,7 @@ def test_export_never_replaces_its_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.read_bytes() == before
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -185,10 +195,10 @@ def test_a_precision_that_cannot_be_had_is_told_before_the_export(options: tuple
     assert message in result.stderr
 
 
-def test_an_fp16_file_in_the_way_is_used_or_left_alone(shapes_onnx: Path, int8: Path, tmp_path: Path) -> None:
+def test_an_fp16_file_in_the_way_is_used_or_left_alone(tiny_onnx: Path, int8: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
     model, typed = tmp_path / "m.onnx", tmp_path / "m.fp16.onnx"
-    shutil.copy(shapes_onnx, model)
+    shutil.copy(tiny_onnx, model)
     command = ("build-engine", model, "-o", tmp_path / "m.engine", "--runtime", "tensorrt-rtx", "--precision", "fp16")
     assert run(*command, "--batch", "9,x").exit_code == 2
     assert not typed.exists()

@@ -98,6 +98,7 @@ def test_score_threshold_keeps_a_prefix(detector: Detector) -> None:
     np.testing.assert_array_equal(sure.masks, everything.masks[: len(sure)])
 
 
+@pytest.mark.slow
 def test_logits_and_softmax_exports_find_the_same(tmp_path: Path, detector: Detector) -> None:
     export(SHAPES_CHECKPOINT, tmp_path / "l.onnx", spec=SHAPES_SPEC, conf="logits", parity=False)
     logits = Detector(tmp_path / "l.onnx", device="cpu", threads=1)

@@ -171,7 +171,7 @@ def test_a_plan_names_what_to_compare_instead(write_tiny: WriteTiny, pictures: l
     with pytest.raises(PlanMismatchError):
         compare(write_tiny("a.onnx"), plan, pictures)
     write_sidecar(sidecar_path(plan), sidecar)
-    with pytest.raises(EngineError, match=r"model\.engine.*model_int8\.onnx.*that ONNX is as good") as refused:
+    with pytest.raises(EngineError, match=r"(?s)model\.engine.*model_int8\.onnx.*that ONNX is as good") as refused:
         compare(write_tiny("a.onnx"), plan, pictures)
     assert refused.value.exit_code == 2  # as detect's, of the same plan
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 from exporters.comparison.compare import compare
-from exporters.onnx_export import export_onnx
 from tests import goldens
 from yolact_deploy import Detector
 from yolact_deploy.evaluation import evaluate
@@ -17,14 +15,6 @@ IMAGES = 6
 ANNOTATIONS = goldens.SHAPES / "val" / "instances.json"
 # As `exporters.parity` allows for another order of float32 sums.
 MAX_ABS_ERROR = 1e-4
-
-
-@pytest.fixture(scope="module")
-def shapes_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    loaded = load_checkpoint(goldens.SHAPES_CHECKPOINT, spec_file=goldens.SHAPES_SPEC)
-    path = tmp_path_factory.mktemp("compare") / "shapes.onnx"
-    export_onnx(build_model(loaded), loaded.spec, path)
-    return path
 
 
 def test_a_checkpoint_and_its_onnx_agree_in_everything(shapes_onnx: Path) -> None:

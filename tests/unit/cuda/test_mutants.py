@@ -15,6 +15,8 @@ PLAIN = [name for name, mutant in MUTANTS.items() if not mutant.sanitized]
 SANITIZED = [name for name, mutant in MUTANTS.items() if mutant.sanitized]
 GROUPS = 8  # processes, so that the cores share the work
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_planted_bugs_are_found(group: int) -> None:

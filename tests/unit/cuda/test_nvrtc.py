@@ -39,12 +39,14 @@ def test_compiles_without_spills_or_stack(architecture: int) -> None:
     check_compiles(installed()[0], COCO, architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nvrtc", installed()[1:], ids=lambda nvrtc: nvrtc.name)
 @pytest.mark.parametrize("architecture", [75, 90, 120])
 def test_older_compilers_make_no_spills_or_stack_either(nvrtc: Nvrtc, architecture: int) -> None:
     check_compiles(nvrtc, COCO, architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_specializations_compile_without_spills_or_stack(name: str) -> None:
     check_compiles(installed()[0], OTHERS[name], 75)

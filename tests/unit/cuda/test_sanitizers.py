@@ -31,6 +31,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_no_access_outside_of_a_buffer_and_no_undefined_behaviour(group: str) -> None:
     done = subprocess.run(

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model, load_checkpoint
 from exporters.network.yolact import Yolact
-from exporters.onnx_export import export_onnx
 from tests import goldens
-from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
-from yolact_deploy.artifacts.names import CHECKPOINT_SHA256_METADATA_KEY
+from tests.unit.exporters.plus_models import random_plus
 
 StateDict = dict[str, Tensor]
 
@@ -38,30 +36,8 @@ def shapes_model(shapes: LoadedCheckpoint) -> Yolact:
 
 
 @pytest.fixture(scope="session")
-def shapes_onnx(shapes: LoadedCheckpoint, shapes_model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("shapes") / "shapes.onnx"
-    export_onnx(shapes_model, shapes.spec, target, metadata={CHECKPOINT_SHA256_METADATA_KEY: shapes.sha256})
-    return target
-
-
-@pytest.fixture(scope="session")
 def plus_model() -> Yolact:
     return random_plus()
-
-
-@pytest.fixture(scope="session")
-def plus_gridsample(plus_model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported as it is by default."""
-    target = tmp_path_factory.mktemp("plus") / "gridsample.onnx"
-    export_onnx(plus_model, SMALL_PLUS, target)
-    return target
-
-
-@pytest.fixture(scope="session")
-def plus_native(plus_model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("plus") / "native.onnx"
-    export_onnx(plus_model, SMALL_PLUS, target, dcn="native")
-    return target
 
 
 @pytest.fixture

@@ -177,6 +177,7 @@ def test_a_model_without_deformable_convolutions_is_not_copied(shapes_model: Yol
     assert exportable(shapes_model, "native", 256) is shapes_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20])  # 20 renames GridSample's modes
 def test_other_opsets(plus_model: Yolact, tmp_path: Path, opset: int) -> None:
     target = tmp_path / "plus.onnx"

@@ -170,6 +170,7 @@ def test_the_graph_has_no_shape_that_depends_on_data(shapes_file: Path) -> None:
     assert not operators & {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If", "Scan"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_rtx_builds_a_plan_for_images_of_any_size(
     shapes_onnx: Path, plus_gridsample: Path, tmp_path: Path, precision: str
@@ -253,6 +254,7 @@ def test_detector_runs_the_file_but_has_no_stages_and_no_other_nms(shapes_file: 
         Detector(shapes_file, device="cpu", nms="cross_class")
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_file_and_tells_of_it(tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
     options = [

@@ -150,6 +150,7 @@ def test_a_file_whose_mask_iou_network_is_missing_or_wrong_is_refused(
         Detector(tmp_path / "edited.onnx", device="cpu")
 
 
+@pytest.mark.slow
 def test_a_plus_checkpoint_on_disk_becomes_a_proven_onnx_of_the_form_asked_for(
     plus_model: Yolact, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_any_batch_up_to_the_limit_gives_the_results_of_its_images(shapes_onnx: 
         np.testing.assert_allclose(output[0], together[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20])
 def test_other_opsets_with_odd_level_sizes_and_logits(small_model: Yolact, tmp_path: Path, opset: int) -> None:
     spec = dataclasses.replace(SMALL_SPEC, conf_activation="logits")

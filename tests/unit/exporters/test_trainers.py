@@ -163,6 +163,7 @@ def test_boxes_and_masks_of_a_padded_image_end_at_its_border(saved: Saved, image
         np.testing.assert_array_equal(coco.decode(rle), mask)
 
 
+@pytest.mark.slow
 def test_a_mapped_model_exports_and_computes_the_same(
     saved: Saved, tmp_path: Path, image: npt.NDArray[np.uint8]
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_gpu_that_can_not_be_used_is_shown_with_the_reason(tmp_path: Path) -> 
     assert "compute capability 7.0" in report["cuda"]["problem"]
 
 
+@pytest.mark.slow
 def test_warming_compiles_for_the_gpus_here(tmp_path: Path) -> None:
     environment = standin.environment(cache_dir=tmp_path, compute_capability="86", devices=2)
     report = doctor(environment, "--warm", str(SHAPES_SPEC))
@@ -55,6 +56,7 @@ def test_warming_compiles_for_the_gpus_here(tmp_path: Path) -> None:
     assert report["cuda"]["kernel_cache"]["entries"] == 2
 
 
+@pytest.mark.slow
 def test_warming_for_targets_needs_no_gpu_and_fills_the_cache_once(tmp_path: Path) -> None:
     environment = {**os.environ, "YOLACT_DEPLOY_CACHE": str(tmp_path)}
     for was_cached in (False, True):
@@ -78,6 +80,7 @@ def test_what_can_not_be_warmed_is_said(arguments: list[str], said: str, tmp_pat
     assert said in done.stderr
 
 
+@pytest.mark.slow
 def test_a_cache_that_can_not_be_filled_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     done = run(

@@ -8,28 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters.onnx_export import export_onnx
 from tests.emulator.backend import EmulatedGpu
-from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from tests.unit.gpu_path.gpu_expectations import PIXELS
 from yolact_deploy import Detector
 from yolact_deploy.errors import EngineError
 
 Emulate = Callable[..., EmulatedGpu]
-pytestmark = pytest.mark.xdist_group("gpu-plus")  # the export takes longer than the tests
 
 
-@pytest.fixture(scope="module")
-def plus_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("plus") / "plus.onnx"
-    export_onnx(random_plus(), SMALL_PLUS, target, dcn="native")
-    return target
-
-
-def test_masks_are_scored_as_on_the_cpu(emulated: Emulate, plus_onnx: Path) -> None:
+def test_masks_are_scored_as_on_the_cpu(emulated: Emulate, plus_native: Path) -> None:
     emulated(in_stream=True)
-    on_cpu = Detector(plus_onnx, device="cpu", threads=1)
-    detector = Detector(plus_onnx, device="cuda:0", batch_size=2)
+    on_cpu = Detector(plus_native, device="cpu", threads=1)
+    detector = Detector(plus_native, device="cuda:0", batch_size=2)
     images = [PIXELS[0], PIXELS[1]]
     for _ in range(2):
         for found, expected in zip(detector(images), on_cpu(images), strict=True):
@@ -47,10 +37,10 @@ def test_masks_are_scored_as_on_the_cpu(emulated: Emulate, plus_onnx: Path) -> N
 
 
 def test_a_mask_iou_network_that_fails_leaves_the_detector_usable(
-    emulated: Emulate, plus_onnx: Path, monkeypatch: pytest.MonkeyPatch
+    emulated: Emulate, plus_native: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = emulated()
-    detector = Detector(plus_onnx, device="cuda:0")
+    detector = Detector(plus_native, device="cuda:0")
     expected = detector(PIXELS[0])
 
     def fail(masks: object) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.emulator import standin
 from tests.emulator.expectations import SMALL
 from tests.emulator.originals import CASES
@@ -26,6 +28,8 @@ SELECTED = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.needs("cuda.bindings")
 def test_the_gpu_suite_passes_on_emulated_kernels(tmp_path: Path) -> None:
     specializations = [SMALL, _of_case(), specialize(ModelSpec.from_file(SHAPES_SPEC))]
     environment = standin.environment(cache_dir=tmp_path / "cache", specializations=specializations)

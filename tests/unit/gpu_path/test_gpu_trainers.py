@@ -44,6 +44,7 @@ def model(request: pytest.FixtureRequest, shapes_onnx: Path, tmp_path_factory: p
     return _with_spec(shapes_onnx, target, pad="pad" in request.param, clip_boxes="clip" in request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", ["bits", "rle", "dense"])
 def test_detections_are_those_of_the_cpu(emulated: Emulate, model: Path, masks: MaskForm) -> None:
     emulated(in_stream=True)

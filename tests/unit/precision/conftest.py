@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from exporters import onnx_edit
-from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 from exporters.onnx_edit import read_spec
-from exporters.onnx_export import export_onnx
 from exporters.precision.calibration import Calibration, calibrate
 from exporters.precision.quantize import quantize
 from tests import goldens
@@ -40,14 +38,6 @@ def _share_the_cores() -> Iterator[None]:
         patch.setattr(onnx_network, "session_options", shared)
         patch.setattr(onnx_edit, "session_options", shared)
         yield
-
-
-@pytest.fixture(scope="session")
-def shapes_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("shapes") / "shapes.onnx"
-    loaded = load_checkpoint(goldens.SHAPES_CHECKPOINT, spec_file=goldens.SHAPES_SPEC)
-    export_onnx(build_model(loaded), loaded.spec, target)
-    return target
 
 
 @pytest.fixture(scope="session")

@@ -155,6 +155,7 @@ def test_layers_that_overflow_half_are_kept_and_reported(shapes: onnx.ModelProto
     assert result.gate.fp16.drop < 1
 
 
+@pytest.mark.slow
 def test_a_missed_gate_names_the_costliest_modules_and_writes_nothing(shapes_onnx: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     output.write_bytes(b"what was there")

@@ -11,10 +11,9 @@ import pytest
 from engines.builder import build_engine
 from engines.lint.linter import lint_onnx
 from exporters.onnx_edit import GraphIndex
-from exporters.onnx_export import export_onnx
 from exporters.precision.result import LowPrecision
 from exporters.precision.run import apply_precision
-from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
+from tests.unit.exporters.plus_models import SMALL_PLUS
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from yolact_deploy import Detector
 
@@ -22,18 +21,11 @@ _DEFORMABLE = sum(SMALL_PLUS.backbone.dcn_blocks)
 
 
 @pytest.fixture(scope="module")
-def plus_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("plus") / "plus.onnx"
-    export_onnx(random_plus(), SMALL_PLUS, target)
-    return target
-
-
-@pytest.fixture(scope="module")
-def lowered(plus_onnx: Path) -> dict[LowPrecision, Any]:
-    images = CALIBRATION_IMAGES[:8]
+def lowered(plus_gridsample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[LowPrecision, Any]:
+    images, folder = CALIBRATION_IMAGES[:8], tmp_path_factory.mktemp("plus")
     return {
         precision: apply_precision(
-            plus_onnx, plus_onnx.with_name(f"{precision}.onnx"), precision=precision, calibration_images=images
+            plus_gridsample, folder / f"{precision}.onnx", precision=precision, calibration_images=images
         )
         for precision in ("fp16", "int8")
     }

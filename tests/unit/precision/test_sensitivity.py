@@ -57,6 +57,7 @@ def test_sqnr_of_a_known_error(shapes: onnx.ModelProto, shapes_spec: ModelSpec) 
     assert equal[name] == 200
 
 
+@pytest.mark.slow
 def test_the_module_with_the_planted_error_is_found(
     shapes: onnx.ModelProto, shapes_spec: ModelSpec, ranges: Mapping[str, float]
 ) -> None:
