@@ -19,112 +19,72 @@ import numpy as np
 from benchmarks.device import Memory, bare_network
 from benchmarks.statistics import percentiles
 from yolact_deploy.arrays import AnyArray, Image
-from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.compile import Kernels, load_kernels
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.cuda.launches import Buffer, Launch
+from yolact_deploy.cuda.launches import Buffer
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Step, place
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline, LoadKernels
 from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, HeadTensors
-from yolact_deploy.spec import ModelSpec
-
-_RESULTS = ("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "coeff")
-_ALIGNMENT = 256
+from yolact_deploy.spec import INPUT, ModelSpec
 
 COPY_BYTES = 1 << 30
 _GRAPH_WARMUP = 3
 
-Values: TypeAlias = dict[str, int | float]
 Work: TypeAlias = Callable[[int], None]  # enqueues on a stream
 LoadSpecialized: TypeAlias = Callable[[Driver, Specialization], Kernels]
 
 
-class Frame:
+class BatchOfOne:
     """Heads of one image on the device, and all that the kernels make of them for an image size."""
 
     def __init__(
         self,
         memory: Memory,
         kernels: Kernels,
-        specialization: Specialization,
-        spec: ModelSpec,
-        heads: HeadTensors,
+        model: Model,
+        uploads: Mapping[str, AnyArray],
         image_hw: tuple[int, int],
         stream: int,
     ) -> None:
-        self._memory, self._kernels, self._specialization = memory, kernels, specialization
-        self.image_hw, self.proto_hw = image_hw, (heads.proto.shape[1], heads.proto.shape[2])
-        self.num_priors = heads.loc.shape[1]
-        uploads = {
-            **heads._asdict(),
-            "priors": make_priors(spec),
-            "image_hw": np.array([image_hw], np.int32),
-        }
-        # no runs: the run lengths are not timed as part of a frame
-        masks = launches.mask_buffers(specialization, image_hw, 1, run_capacity=1)
-        self.mask_bytes = masks["mask_words"].nbytes
-        self._values: Values = {
+        self._memory, self._kernels = memory, kernels
+        self.program = BatchProgram(model, BatchLayout((ImageKind(image_hw, is_rgb=False, on_device=True),)))
+        results = place(self.program.results)
+        self._result_bytes = results.nbytes
+        self._results = memory.device(self._result_bytes, "results")
+        self._pinned = memory.pinned(self._result_bytes, "results on the host")
+        own = {name: buffer for name, buffer in self.program.workspace.items() if name not in uploads}
+        self._at = {
+            **results.at(self._results),
+            **{name: memory.device(buffer.nbytes, name) for name, buffer in own.items()},
             **{name: memory.upload(array, name, stream) for name, array in uploads.items()},
-            **self._allocate(launches.scratch_buffers(specialization, self.num_priors, 1)),
-            "mask_words": memory.device(self.mask_bytes, "mask_words"),
-            "num_priors": self.num_priors,
-            "proto_h": self.proto_hw[0],
-            "proto_w": self.proto_hw[1],
-            "image_h": image_hw[0],
-            "image_w": image_hw[1],
-            "tile_rows": launches.mask_tile_rows(specialization, self.proto_hw, image_hw),
-            "first_image": 0,
-            "crop": 1,
-            "conf_threshold": spec.postprocess.conf_threshold,
-            "iou_threshold": spec.postprocess.iou_threshold,
-            "score_threshold": 0.0,
         }
-        self._place_results(launches.result_buffers(specialization, 1))
-        self.pinned_masks = memory.pinned(self.mask_bytes, "masks on the host")
+        self.mask_bytes = self.program.workspace["mask_words"].nbytes
+        self._pinned_masks = memory.pinned(self.mask_bytes, "masks on the host")
+        self.steps = (*self.program.detect(self._at), *self.program.masks(self._at))
 
-    @property
-    def launches(self) -> tuple[Launch, ...]:
-        """Heads to masks, in order."""
-        return (
-            *launches.detect_launches(self._specialization, self.num_priors, 1),
-            launches.mask_launch(self._specialization, self.proto_hw, self.image_hw, 1),
-        )
-
-    def launch(self, launch: Launch, stream: int) -> None:
-        self._kernels.launch(launch, self._values, stream)
+    def launch(self, step: Step, stream: int) -> None:
+        """One kernel."""
+        self._kernels.launch(*step, stream)
 
     def enqueue(self, stream: int) -> None:
         """Every kernel, and the detections (not the masks) to pinned memory."""
-        for launch in self.launches:
-            self.launch(launch, stream)
+        for step in self.steps:
+            self.launch(step, stream)
         self._memory.driver.copy_to_host(self._pinned, self._results, self._result_bytes, stream)
 
     def copy_masks(self, detections: int, stream: int) -> None:
-        nbytes = self.mask_bytes // self._specialization.max_out * detections
-        self._memory.driver.copy_to_host(self.pinned_masks, int(self._values["mask_words"]), nbytes, stream)
+        """The masks of so many to pinned memory."""
+        nbytes = self.program.mask_bytes[0] * detections
+        self._memory.driver.copy_to_host(self._pinned_masks, self._at["mask_words"], nbytes, stream)
 
     def read(self, name: str, buffer: Buffer, stream: int) -> AnyArray:
         """A buffer's content, once `stream` is done."""
         found = np.empty(buffer.shape, buffer.dtype)
-        self._memory.driver.copy_to_host(found.ctypes.data, int(self._values[name]), found.nbytes, stream)
+        self._memory.driver.copy_to_host(found.ctypes.data, self._at[name], found.nbytes, stream)
         self._memory.driver.synchronize(stream)
         return found
-
-    def _allocate(self, buffers: Mapping[str, Buffer]) -> Values:
-        return {name: self._memory.device(buffer.nbytes, name) for name, buffer in buffers.items()}
-
-    def _place_results(self, buffers: Mapping[str, Buffer]) -> None:
-        """Side by side, so that one copy takes them all."""
-        offsets, used = {}, 0
-        for name in _RESULTS:
-            offsets[name] = used
-            used += -(-buffers[name].nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._result_bytes = used
-        self._results = self._memory.device(used, "results")
-        self._pinned = self._memory.pinned(used, "results on the host")
-        self._values.update({name: self._results + offset for name, offset in offsets.items()})
-        self._values["cells"] = self._memory.device(buffers["cells"].nbytes, "cells")  # of no use to the host
 
 
 def measure_kernels(
@@ -143,33 +103,34 @@ def measure_kernels(
     "frame_us" is decode, FastNMS and masks, and the detections in pinned host memory, in a CUDA graph; "frame_call_us" the same
     as a host sees it, from the graph's launch to the end of waiting for it.
     """
-    specialization = specialize(spec)
+    model = Model.of(spec, specialize(spec))
+    uploads = {**heads._asdict(), "priors": make_priors(spec), "image_hw": np.array([image_hw], np.int32)}
     with driver.current(), Memory(driver) as memory:
-        kernels = load(driver, specialization)
+        kernels = load(driver, model.specialization)
         memory.callback(kernels.close)
         stream = memory.stream()
-        frames = [Frame(memory, kernels, specialization, spec, heads, image_hw, stream) for _ in range(copies)]
-        for frame in frames:
-            frame.enqueue(stream)
+        batches = [BatchOfOne(memory, kernels, model, uploads, image_hw, stream) for _ in range(copies)]
+        for batch in batches:
+            batch.enqueue(stream)
         driver.synchronize(stream)
-        counts = launches.result_buffers(specialization, 1)["count"]
-        detections = int(frames[0].read("count", counts, stream)[0])
-        candidates = int(frames[0].read("candidate_count", counts, stream)[0])
+        one = batches[0]
+        detections = int(one.read("count", one.program.results["count"], stream)[0])
+        candidates = int(one.read("candidate_count", one.program.workspace["candidate_count"], stream)[0])
         timer = GraphTimer(driver, stream, repeats)
         rows = []
-        for launch in frames[0].launches:
-            us = timer.each([partial(frame.launch, launch) for frame in frames])
-            moved = _bytes_moved(launch.kernel, specialization, frames[0], candidates, detections)
+        for number, (launch, _) in enumerate(one.steps):
+            us = timer.each([partial(batch.launch, batch.steps[number]) for batch in batches])
+            moved = _bytes_moved(launch.kernel, one.program, candidates, detections)
             rows.append({"kernel": launch.kernel, "us": us, "bytes": moved, "gb_per_s": moved / us / 1e3})
         return {
             "image_hw": list(image_hw),
             "detections": detections,
             "candidates": candidates,
             "kernels": rows,
-            "frame_us": timer.each([frame.enqueue for frame in frames]),
-            "frame_call_us": timer.call(frames[0].enqueue),
-            "mask_copy_us": timer.each([partial(frame.copy_masks, detections) for frame in frames]),
-            "mask_copy_bytes": frames[0].mask_bytes // specialization.max_out * detections,
+            "frame_us": timer.each([batch.enqueue for batch in batches]),
+            "frame_call_us": timer.call(one.enqueue),
+            "mask_copy_us": timer.each([partial(batch.copy_masks, detections) for batch in batches]),
+            "mask_copy_bytes": one.program.mask_bytes[0] * detections,
         }
 
 
@@ -183,53 +144,45 @@ def measure_preprocess(
     load: LoadSpecialized = load_kernels,
 ) -> dict[str, Any]:
     """{"image_hw", "input_size", "us", "bytes", "gb_per_s"} of one uint8 image to the network's input."""
-    size, pre = spec.input_size, spec.preprocess
+    size = spec.input_size
     rng = np.random.default_rng(0)
+    program = BatchProgram(
+        Model.of(spec, specialize(spec)), BatchLayout((ImageKind(image_hw, is_rgb=False, on_device=False),))
+    )
+    pixels = list(program.staging)[-1]
     with driver.current(), Memory(driver) as memory:
-        kernels = load(driver, specialize(spec))
+        kernels = load(driver, program.model.specialization)
         memory.callback(kernels.close)
         stream = memory.stream()
-        launch = launches.preprocess_launch(size, 1)
-        names = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b", "pad_r", "pad_g", "pad_b")
-        colours = (*pre.mean_rgb, *pre.std_rgb, *(pre.pad_rgb or (0.0, 0.0, 0.0)))
-        constants: Values = dict(zip(names, colours, strict=True))
-        sets: list[Values] = [
-            {
-                "images": memory.upload(rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8), "image", stream),
-                "input": memory.device(3 * size * size * 4, "input"),
-                "image_h": image_hw[0],
-                "image_w": image_hw[1],
-                "row_pitch": 3 * image_hw[1],
-                "image_pitch": 3 * image_hw[0] * image_hw[1],
-                "input_size": size,
-                "is_rgb": 0,
-                **constants,
-            }
-            for _ in range(copies)
-        ]
+        steps: list[Step] = []
+        for _ in range(copies):
+            image = rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8)
+            at = {pixels: memory.upload(image, "image", stream), INPUT: memory.device(12 * size * size, "input")}
+            steps += program.preprocess(at)
         timer = GraphTimer(driver, stream, repeats)
-        us = timer.each([partial(kernels.launch, launch, values) for values in sets])
+        us = timer.each([partial(kernels.launch, launch, values) for launch, values in steps])
         moved = 3 * image_hw[0] * image_hw[1] + 12 * size * size
         return {"image_hw": list(image_hw), "input_size": size, "us": us, "bytes": moved, "gb_per_s": moved / us / 1e3}
 
 
-def _bytes_moved(kernel: str, specialization: Specialization, frame: Frame, candidates: int, detections: int) -> int:
+def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections: int) -> int:
     """The least a kernel has to read and write: each input once, each output once."""
-    columns, lists = 1 + specialization.num_classes, specialization.lists
-    conf_bytes = 2 if specialization.conf_fp16 else 4
+    specialization, num_priors = program.model.specialization, program.model.num_priors
+    lists = specialization.lists
+    conf = program.workspace["conf"].nbytes
+    conf_row = conf // num_priors
     pool = 8 * lists * specialization.max_out
     sorted_rows = lists * min(specialization.top_k, candidates)
     results = detections * (
         4 + 4 + 4 + 16 + 16 + 16 + 8 * specialization.num_coeff
     )  # coefficients are read and written
-    words = frame.num_priors // 8
-    proto = frame.proto_hw[0] * frame.proto_hw[1] * specialization.num_coeff * (2 if specialization.proto_fp16 else 4)
+    words = num_priors // 8
     moved: dict[str, int] = {
-        "keep_confident": frame.num_priors * columns * conf_bytes + words,
-        "gather_candidates": words + candidates * (16 + 16 + columns * conf_bytes + 4 + 16 + 4 * lists),
+        "keep_confident": conf + words,
+        "gather_candidates": words + candidates * (16 + 16 + conf_row + 4 + 16 + 4 * lists),
         "fast_nms": 4 * lists * candidates + 16 * sorted_rows + pool,
         "select_detections": pool + results,
-        "assemble_masks": proto + frame.mask_bytes // specialization.max_out * detections,
+        "assemble_masks": program.workspace["proto"].nbytes + program.mask_bytes[0] * detections,
     }
     return moved[kernel]
 

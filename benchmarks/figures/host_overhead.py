@@ -108,9 +108,9 @@ def _frames(driver: Any, config: str, folder: str, image: Any, detections: int) 
         detector = Detector(artifact, device="cuda:0")
     finally:
         gpu_backend.BACKEND = backend
-    offsets, _ = place(result_buffers(specialize(spec), 1))
+    results = place(result_buffers(specialize(spec), 1))
     detector(image)
-    write_block(driver.pinned["results"], offsets["count"], np.array([detections], np.int32))
+    write_block(driver.pinned["results"], results.offsets["count"], np.array([detections], np.int32))
     for _ in range(_WARMUP):
         if len(detector(image)) != detections:
             raise SystemExit("the detections put in place were not read.")

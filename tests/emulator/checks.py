@@ -5,12 +5,13 @@ Each check takes a `Build`, which compiles the kernels under test, and compares 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
 from tests.emulator import checks_detect, checks_masks
-from tests.emulator.emulator import REVERSE
+from tests.emulator.emulator import REVERSE, Array
 from tests.emulator.expectations import (
     CROSS,
     HALF,
@@ -24,24 +25,29 @@ from tests.emulator.expectations import (
     heads,
     opencv_resize,
 )
-from tests.emulator.pipeline import Pipeline, aligned, garbage
-from yolact_deploy.cuda import launches
+from tests.emulator.pipeline import At, Pipeline, aligned, garbage, run
 from yolact_deploy.cuda.launches import Buffer
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, place
 from yolact_deploy.cuda.specialization import Specialization
 
 
 def preprocessing_is_opencvs_resize_then_ieee_arithmetic(build: Build) -> None:
-    _expect_preprocessed(build, [(0, SMALL), (1, SMALL), (0, HALF)])
+    _expect_preprocessed(build, [(False, SMALL), (True, SMALL), (False, HALF)])
 
 
 def a_padded_image_is_preprocessed_as_its_square(build: Build) -> None:
-    _expect_preprocessed(build, [(0, PADDED), (1, PADDED)])
+    _expect_preprocessed(build, [(False, PADDED), (True, PADDED)])
 
 
-def _expect_preprocessed(build: Build, variants: Sequence[tuple[int, Specialization]]) -> None:
+def _expect_preprocessed(build: Build, variants: Sequence[tuple[bool, Specialization]]) -> None:
     rng = np.random.default_rng(19)
     mean, std = np.array([123.68, 116.78, 103.94], np.float32), np.array([58.40, 57.12, 57.38], np.float32)
     colour = np.array([123.675, 116.28, 0.5], np.float32)
+    colours = {
+        f"{name}_{c}": float(value)
+        for name, rgb in (("mean", mean), ("std", std), ("pad", colour))
+        for c, value in zip("rgb", rgb, strict=True)
+    }
     cases = [
         ((48, 64), 70),
         ((90, 110), 41),
@@ -53,33 +59,35 @@ def _expect_preprocessed(build: Build, variants: Sequence[tuple[int, Specializat
     ]
     for (height, width), size in cases:
         for is_rgb, spec in variants:
-            pitch = width * 3 + 5
-            images = rng.integers(0, 256, (2, height, pitch), dtype=np.uint8)
-            launch = launches.preprocess_launch(size, 2)
-            dtype = np.dtype(np.float16 if spec.input_fp16 else np.float32)
-            output = garbage({"o": Buffer((2, 3, size, size), dtype)})["o"]
-            build(spec).launch(
-                launch,
-                {
-                    "images": aligned(images),
-                    "input": output,
-                    "image_h": height,
-                    "image_w": width,
-                    "row_pitch": pitch,
-                    "image_pitch": height * pitch,
-                    "input_size": size,
-                    "is_rgb": is_rgb,
-                    **dict(zip(("mean_r", "mean_g", "mean_b"), mean.tolist(), strict=True)),
-                    **dict(zip(("std_r", "std_g", "std_b"), std.tolist(), strict=True)),
-                    **dict(zip(("pad_r", "pad_g", "pad_b"), colour.tolist(), strict=True)),
-                },
-            )
-            pixels = images[:, :, : width * 3].reshape(2, height, width, 3)
-            canvas = np.full((2, *spec.canvas_hw((height, width)), 3), colour, np.float32)
-            canvas[:, :height, :width] = pixels if is_rgb else pixels[..., ::-1]
+            images = rng.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+            found = _preprocessed(build, spec, images, size, colours, is_rgb=is_rgb)
+            canvas = np.full((3, *spec.canvas_hw((height, width)), 3), colour, np.float32)
+            canvas[:, :height, :width] = images if is_rgb else images[..., ::-1]
             resized = np.stack([opencv_resize(image, size) for image in canvas])
-            expected = ((resized - mean) / std).transpose(0, 3, 1, 2).astype(output.dtype)
-            np.testing.assert_array_equal(output, expected)
+            expected = ((resized - mean) / std).transpose(0, 3, 1, 2).astype(found.dtype)
+            np.testing.assert_array_equal(found, expected)
+
+
+def _preprocessed(
+    build: Build, spec: Specialization, images: Array, size: int, colours: Mapping[str, float], *, is_rgb: bool
+) -> Array:
+    """Images of one size as the network's input: the last is on the device already, its rows further apart."""
+    count, height, width = images.shape[:3]
+    kinds = [ImageKind((height, width), is_rgb, on_device=number == count - 1) for number in range(count)]
+    program = BatchProgram(Model(spec, size, 1, (1, 1), colours), BatchLayout(tuple(kinds)))
+    block = place(program.staging)
+    staging = garbage({"staging": Buffer((block.nbytes,), np.dtype(np.uint8))})["staging"]
+    _, *pixels = block.views(staging).values()
+    for target, image in zip(pixels, images, strict=False):
+        target[...] = image
+    pitched = np.zeros((height, width * 3 + 5), np.uint8)
+    pitched[:, : width * 3] = images[-1].reshape(height, width * 3)
+    output = garbage(program.model.network_buffers(count))["image"]
+    address, on_device = cast(int, At(staging)), cast(int, At(aligned(pitched)))
+    at = {"image": cast(int, At(output)), **block.at(address)}
+    run(build(spec), program.preprocess(at))
+    run(build(spec), [program.preprocess_on_device(at, count - 1, on_device, pitched.shape[1])])
+    return output
 
 
 def no_two_threads_meet_without_a_barrier(build: Build) -> None:

@@ -122,7 +122,7 @@ def dense_masks_and_run_lengths_are_those_of_the_bits(build: Build) -> None:
             dense, runs = pipeline.dense(), pipeline.runs()
             for i, raw in enumerate(raws):
                 n = len(raw)
-                np.testing.assert_array_equal(dense[i, :n], masks[i, :n])
+                np.testing.assert_array_equal(dense[i][:n], masks[i, :n])
                 assert runs[i] == [coco_runs(mask) for mask in masks[i, :n]]
 
 
@@ -156,7 +156,7 @@ def masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border(build: Bui
             dense, runs = pipeline.dense(), pipeline.runs()
             for i, raw in enumerate(raws):
                 n = len(raw)
-                np.testing.assert_array_equal(dense[i, :n], masks[i, :n])
+                np.testing.assert_array_equal(dense[i][:n], masks[i, :n])
                 assert runs[i] == [coco_runs(mask) for mask in masks[i, :n]]
 
 
@@ -170,8 +170,7 @@ def runs_beyond_the_buffer_are_counted_but_not_written(build: Build) -> None:
     capacity = total - 3
     space = garbage({"runs": Buffer((total + 9,), np.dtype(np.uint32))})["runs"]
     beyond = space[capacity:].copy()
-    pipeline.arrays |= {"runs": space[:capacity].reshape(1, capacity), "capacity": capacity}
-    pipeline.write_runs()
+    pipeline.write_runs(space[:capacity])
     assert int(pipeline.arrays["run_start"][0, -1]) == total
     np.testing.assert_array_equal(space[:capacity], np.concatenate(whole)[:capacity])
     np.testing.assert_array_equal(space[capacity:], beyond)
@@ -183,10 +182,11 @@ def images_of_a_batch_can_have_their_own_sizes(build: Build) -> None:
     pipeline = Pipeline(build(SMALL), SMALL)
     found = pipeline.detect(**inputs, image_hws=hws)
     raws = detect(**inputs, top_k=SMALL.top_k, max_detections=SMALL.max_detections)
-    for i, hw in enumerate(hws):
-        expect_detections(found[i], raws[i], hw)
-        masks = pipeline.masks(hw, first_image=i)[0, : len(raws[i])]
-        np.testing.assert_array_equal(
-            masks, assemble(raws[i].proto, raws[i].mask_coeff, raws[i].boxes_xyxy, hw, crop=True)
-        )
-        assert pipeline.runs()[0] == [coco_runs(mask) for mask in masks]
+    every_mask = pipeline.masks_of(hws)
+    dense, runs = pipeline.dense(), pipeline.runs()
+    for i, (hw, raw) in enumerate(zip(hws, raws, strict=True)):
+        expect_detections(found[i], raw, hw)
+        masks = every_mask[i][: len(raw)]
+        np.testing.assert_array_equal(masks, assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, hw, crop=True))
+        np.testing.assert_array_equal(dense[i][: len(raw)], masks)
+        assert runs[i] == [coco_runs(mask) for mask in masks]

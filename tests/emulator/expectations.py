@@ -13,7 +13,6 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from tests.emulator.pipeline import Found, Pipeline, Runner
-from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.detections import RawDetections
 from yolact_deploy.reference.mask_sources import unpack_mask_words
@@ -106,15 +105,14 @@ def expect_masks(
     pipeline: Pipeline, raws: list[RawDetections], image_hw: tuple[int, int], *, crop: bool = True
 ) -> Array:
     """Masks of the last `detect` equal to the reference's in every pixel; padding bits are 0."""
-    masks = pipeline.masks(image_hw, images=len(raws), crop=crop)
+    masks = pipeline.masks(image_hw, crop=crop)
     canvas_hw = pipeline.specialization.canvas_hw(image_hw)
     for found, raw in zip(masks, raws, strict=True):
         expected = assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
         np.testing.assert_array_equal(found[: len(raw)], expected)
-    pitch = launches.mask_pitch_words(image_hw[1])
-    every_bit = unpack_mask_words(pipeline.arrays["mask_words"], pitch * 32)
-    for bits, raw in zip(every_bit, raws, strict=True):
-        assert not bits[: len(raw), :, image_hw[1] :].any()
+    for words, raw in zip(pipeline.mask_words(), raws, strict=True):
+        every_bit = unpack_mask_words(words, words.shape[-1] * 32)
+        assert not every_bit[: len(raw), :, image_hw[1] :].any()
     return masks
 
 

@@ -45,7 +45,7 @@ def expect_original(build: Build, case: dict[str, Any], mode: str) -> Pipeline:
             else:
                 np.testing.assert_array_equal(found[b].pixel_boxes, recorded[f"{key}.post.box"])
         for crop, name in ((True, "crop"), (False, "nocrop")):
-            _check_masks(pipeline, pipeline.masks(image_hw, images=batch, crop=crop), recorded, mode, name)
+            _check_masks(pipeline, pipeline.masks(image_hw, crop=crop), recorded, mode, name)
     return pipeline
 
 

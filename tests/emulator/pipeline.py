@@ -1,28 +1,46 @@
-"""The whole chain of kernels over NumPy arrays, launched as the runtime launches it."""
+"""The program of a batch over NumPy arrays: the launches and values that the runtime has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tests.emulator.emulator import FORWARD
-from yolact_deploy.cuda import launches
-from yolact_deploy.cuda.launches import Buffer, Launch
+from yolact_deploy.cuda.launches import Buffer, Launch, mask_pitch_words
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Request, Step
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.reference.mask_sources import unpack_mask_words
+from yolact_deploy.reference.mask_sources import MaskForm, unpack_mask_words
 
 Array = npt.NDArray[Any]
-Run: TypeAlias = Callable[[Launch, Mapping[str, Any]], None]
 
 
 class Runner(Protocol):
     """What runs a kernel to its end over NumPy arrays, in place: the emulator, or a GPU."""
 
     def launch(self, launch: Launch, arguments: Mapping[str, Any], *, schedule: int = FORWARD) -> None: ...
+
+
+@dataclass(frozen=True)
+class At:
+    """An array in the place of an address, to which a program adds bytes."""
+
+    array: Array
+
+    def __add__(self, nbytes: int) -> At:
+        return At(self.array.reshape(-1).view(np.uint8)[nbytes:]) if nbytes else self
+
+
+def run(runner: Runner, steps: Iterable[Step], *, schedule: int = FORWARD) -> None:
+    """Steps of a program whose addresses are arrays."""
+    for launch, values in steps:
+        given: dict[str, Any] = {**values}
+        arrays = {name: value.array for name, value in given.items() if isinstance(value, At)}
+        runner.launch(launch, given | arrays, schedule=schedule)
 
 
 @dataclass(frozen=True)
@@ -61,26 +79,17 @@ class Pipeline:
         iou_threshold: float = 0.5,
         score_threshold: float = -np.inf,
     ) -> list[Found]:
-        batch, num_priors = loc.shape[:2]
+        thresholds = {"conf_threshold": conf_threshold, "iou_threshold": iou_threshold}
         self.proto_hw = (proto.shape[1], proto.shape[2])
-        self.arrays: dict[str, Any] = {
-            "loc": aligned(loc),
-            "conf": aligned(conf),
-            "mask_coeff": aligned(mask_coeff),
-            "proto": aligned(proto),
-            "priors": aligned(priors),
+        model = Model(self.specialization, 1, loc.shape[1], self.proto_hw, thresholds, scores_masks=True)
+        self.program = BatchProgram(model, layout(image_hws), Request(score_threshold))
+        inputs = {"loc": loc, "conf": conf, "mask_coeff": mask_coeff, "proto": proto, "priors": priors}
+        self.arrays: dict[str, Array] = {
+            **garbage({**self.program.workspace, **self.program.results}),
+            **{name: aligned(array) for name, array in inputs.items()},
             "image_hw": np.array(image_hws, np.int32),
-            "num_priors": num_priors,
-            "proto_h": proto.shape[1],
-            "proto_w": proto.shape[2],
-            "conf_threshold": conf_threshold,
-            "iou_threshold": iou_threshold,
-            "score_threshold": score_threshold,
-            **garbage(launches.scratch_buffers(self.specialization, num_priors, batch)),
-            **garbage(launches.result_buffers(self.specialization, batch)),
         }
-        for launch in launches.detect_launches(self.specialization, num_priors, batch):
-            self._run(launch)
+        self._run(self.program.detect(self._at))
         names = ("prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "coeff")
         counts = self.arrays["count"].tolist()
         return [Found(*(self.arrays[name][b, :n] for name in names)) for b, n in enumerate(counts)]
@@ -93,59 +102,87 @@ class Pipeline:
 
     def soft_masks(self, *, crop: bool = True) -> Array:
         """float32 [B, M, Hp, Wp], sigmoided and cropped; zeros beyond `count`."""
-        launch = launches.prototype_masks_launch(self.specialization, self.proto_hw, len(self.arrays["count"]))
-        shape = (len(self.arrays["count"]), self.specialization.max_out, *self.proto_hw)
-        self.arrays |= {**garbage({"soft_masks": Buffer(shape, np.dtype(np.float32))}), "crop": int(crop)}
-        self._run(launch)
-        soft: Array = self.arrays["soft_masks"]
-        return soft
+        request = dataclasses.replace(self.program.request, crop=crop)
+        program = dataclasses.replace(self.program, request=request)
+        self.arrays |= garbage({"soft_masks": program.workspace["soft_masks"]})
+        self._run(step for step in program.masks(self._at) if step[0].kernel == "prototype_masks")
+        return self.arrays["soft_masks"]
 
-    def masks(self, image_hw: tuple[int, int], *, images: int = 1, first_image: int = 0, crop: bool = True) -> Array:
-        """bool [images, M, H, W] of masks assembled as bits; the first `count` of each image hold."""
-        self.arrays |= {
-            **garbage(launches.mask_buffers(self.specialization, image_hw, images, self._run_capacity(image_hw))),
-            "image_h": image_hw[0],
-            "image_w": image_hw[1],
-            "first_image": first_image,
-            "crop": int(crop),
-            "tile_rows": launches.mask_tile_rows(self.specialization, self.proto_hw, image_hw),
-            "capacity": self._run_capacity(image_hw),
-        }
-        self._images, self._image_hw = images, image_hw
-        self._run(launches.mask_launch(self.specialization, self.proto_hw, image_hw, images))
-        return unpack_mask_words(self.arrays["mask_words"], image_hw[1])
+    def masks(self, image_hw: tuple[int, int], *, crop: bool = True) -> Array:
+        """bool [B, M, H, W] of the masks at one size; the first `count` of each image hold."""
+        return np.stack(self.masks_of([image_hw] * self.program.layout.batch, crop=crop))
 
-    def dense(self) -> Array:
-        """uint8 [images, M, H, W], made of the bits."""
-        self._run(launches.unpack_launch(self.specialization, self._image_hw, self._images))
-        height, width = self._image_hw
-        max_out = self.specialization.max_out
-        used: Array = self.arrays["dense"][:, : max_out * height * width]
-        return used.reshape(self._images, max_out, height, width)
+    def masks_of(self, image_hws: Sequence[tuple[int, int]], *, crop: bool = True) -> list[Array]:
+        """The masks of images of any sizes, assembled as bits."""
+        request = dataclasses.replace(self.program.request, masks="bits", crop=crop)
+        self.program = dataclasses.replace(
+            self.program,
+            layout=layout(image_hws),
+            request=request,
+            run_capacity=_run_capacity(self.specialization, image_hws),
+        )
+        self.arrays |= garbage({"mask_words": self.program.workspace["mask_words"]})
+        self._run(step for step in self.program.masks(self._at) if step[0].kernel == "assemble_masks")
+        return [unpack_mask_words(words, hw[1]) for words, hw in zip(self.mask_words(), image_hws, strict=True)]
+
+    def mask_words(self) -> list[Array]:
+        """uint32 [M, H, V] of every image."""
+        sizes = [kind.image_hw for kind in self.program.layout.kinds]
+        shapes = [(height, mask_pitch_words(width)) for height, width in sizes]
+        return self._of_images(self.program, [(np.dtype(np.uint32), shape) for shape in shapes])
+
+    def dense(self) -> list[Array]:
+        """uint8 [M, H, W] of every image, made of the bits."""
+        program = self._unpack("dense")
+        return self._of_images(program, [(np.dtype(np.uint8), kind.image_hw) for kind in program.layout.kinds])
 
     def runs(self) -> list[list[list[int]]]:
         """Run lengths of every mask of every image."""
-        self.write_runs()
-        starts, runs = self.arrays["run_start"], self.arrays["runs"]
-        first = self.arrays["first_image"]
-        return [
-            [runs[i, starts[i, n] : starts[i, n + 1]].tolist() for n in range(self.arrays["count"][first + i])]
-            for i in range(self._images)
-        ]
+        program = self.write_runs()
+        found = []
+        for image, (offset, count) in enumerate(zip(program.mask_offsets, self.arrays["count"].tolist(), strict=True)):
+            starts = self.arrays["run_start"][image]
+            runs = self.arrays["runs"].reshape(-1).view(np.uint32)[offset // 4 :]
+            found.append([runs[starts[n] : starts[n + 1]].tolist() for n in range(count)])
+        return found
 
-    def write_runs(self) -> None:
-        for launch in launches.rle_launches(self.specialization, self._image_hw, self._images):
-            self._run(launch)
+    def write_runs(self, into: Array | None = None) -> BatchProgram:
+        """Run lengths, of a batch of one where they are to be written into a place of one's own."""
+        if into is None:
+            return self._unpack("rle")
+        self.program = dataclasses.replace(self.program, run_capacity=len(into))
+        return self._unpack("rle", runs=into)
 
-    def _run_capacity(self, image_hw: tuple[int, int]) -> int:
-        return (
-            self.specialization.max_out * (image_hw[0] * image_hw[1] + 1)
-            if image_hw[0] * image_hw[1] < 4096
-            else 1 << 20
-        )
+    def _unpack(self, form: MaskForm, **places: Array) -> BatchProgram:
+        """Another form of the masks that are there as bits."""
+        request = dataclasses.replace(self.program.request, masks=form)
+        program = dataclasses.replace(self.program, request=request)
+        declared, known = ({**each.workspace, **each.results} for each in (program, self.program))
+        self.arrays |= garbage({name: buffer for name, buffer in declared.items() if name not in known}) | places
+        made = ("prototype_masks", "assemble_masks")
+        self._run(step for step in program.masks(self._at) if step[0].kernel not in made)
+        return program
 
-    def _run(self, launch: Launch) -> None:
-        self.runner.launch(launch, self.arrays, schedule=self.schedule)
+    def _of_images(self, program: BatchProgram, forms: Sequence[tuple[np.dtype[Any], tuple[int, int]]]) -> list[Array]:
+        """[M, ...] of every image, of the buffer that masks cross to the host from."""
+        block = self.arrays[program.mask_block].reshape(-1)
+        max_out = self.specialization.max_out
+        found = []
+        for offset, (dtype, shape) in zip(program.mask_offsets, forms, strict=True):
+            nbytes = max_out * shape[0] * shape[1] * dtype.itemsize
+            found.append(block[offset : offset + nbytes].view(dtype).reshape(max_out, *shape))
+        return found
+
+    @property
+    def _at(self) -> Any:
+        return {name: At(array) for name, array in self.arrays.items()}
+
+    def _run(self, steps: Iterable[Step]) -> None:
+        run(self.runner, steps, schedule=self.schedule)
+
+
+def layout(image_hws: Sequence[tuple[int, int]]) -> BatchLayout:
+    return BatchLayout(tuple(ImageKind(hw, is_rgb=False, on_device=True) for hw in image_hws))
 
 
 def garbage(buffers: Mapping[str, Buffer]) -> dict[str, Array]:
@@ -165,3 +202,9 @@ def aligned(array: Array) -> Array:
     view: Array = raw.view(array.dtype).reshape(array.shape)
     view[...] = array
     return view
+
+
+def _run_capacity(specialization: Specialization, image_hws: Sequence[tuple[int, int]]) -> int:
+    """Of an image: what its masks can have at most, where that is little."""
+    most = max(height * width for height, width in image_hws)
+    return specialization.max_out * (most + 1) if most < 4096 else 1 << 20

@@ -1,34 +1,41 @@
-"""How the images of a batch lie in the device's buffers, and which launches take them from pixels to masks.
+"""The program of a batch: how its images, and all that is made of them, lie in buffers, and the launches, each with its values,
+that take them from pixels to masks.
 
-Images are ordered so that those of one size lie side by side, as a launch takes images of one size.
+The runtime, the tests and the figures run the same lists: each says at which addresses its buffers are. Images are ordered so
+that those of one size lie side by side, as a launch takes images of one size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
 
+from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.cuda import launches
 from yolact_deploy.cuda.launches import Buffer, Launch
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.mask_sources import MaskForm
-from yolact_deploy.spec import ModelSpec
+from yolact_deploy.spec import INPUT, OUTPUTS, ModelSpec
 
-Values: TypeAlias = dict[str, int | float]
-Offsets: TypeAlias = dict[str, int]
+Addresses: TypeAlias = Mapping[str, int]  # of buffers on the device
+Values: TypeAlias = dict[str, int | float]  # of a launch by the names of its ARGUMENTS: addresses and numbers
+Step: TypeAlias = tuple[Launch, Values]
 
 ALIGNMENT = 256
-_FIRST_RUN_CAPACITY = 1 << 16  # run lengths of an image, until one has more
+FIRST_RUN_CAPACITY = 1 << 16  # run lengths of an image, until one has more
 _RUN_BYTES = 4
 
 
 @dataclass(frozen=True)
 class ImageKind:
+    """What of an image is part of a program: all but its pixels."""
+
     image_hw: tuple[int, int]
     is_rgb: bool
     on_device: bool
@@ -52,6 +59,7 @@ class BatchLayout:
 
     @property
     def batch(self) -> int:
+        """B."""
         return len(self.kinds)
 
     @property
@@ -64,153 +72,268 @@ class BatchLayout:
         """Images of the host of one size and order of channels."""
         return tuple(group for group in _groups(self.kinds, lambda kind: kind) if not self.kinds[group.first].on_device)
 
-    def staging(self) -> tuple[Offsets, int]:
-        """Where the sizes of the images ("image_hw") and the pixels of every image of the host (by its number) are in the
-        block that crosses to the device, and its bytes."""
-        offsets, used = {"image_hw": 0}, align(8 * self.batch)
-        for number, kind in enumerate(self.kinds):
-            if not kind.on_device:
-                offsets[str(number)] = used
-                used += align(pixel_bytes(kind.image_hw))
-        return offsets, used
 
-
-def order_images(kinds: Sequence[ImageKind]) -> list[int]:
-    """The given images in the order of a BatchLayout."""
-    return sorted(range(len(kinds)), key=lambda i: (kinds[i].image_hw, kinds[i].is_rgb, kinds[i].on_device, i))
-
-
-def pixel_bytes(image_hw: tuple[int, int]) -> int:
-    return 3 * image_hw[0] * image_hw[1]
-
-
-def align(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def place(buffers: dict[str, Buffer]) -> tuple[Offsets, int]:
-    """Buffers side by side: where each begins, and the bytes of all."""
-    offsets, used = {}, 0
-    for name, buffer in buffers.items():
-        offsets[name] = used
-        used += align(buffer.nbytes)
-    return offsets, used
+def arrange(kinds: Sequence[ImageKind]) -> tuple[BatchLayout, list[int]]:
+    """The layout of images, and which of them lie where in it."""
+    order = sorted(range(len(kinds)), key=lambda i: (kinds[i].image_hw, kinds[i].is_rgb, kinds[i].on_device, i))
+    return BatchLayout(tuple(kinds[i] for i in order)), order
 
 
 @dataclass(frozen=True)
+class Request:
+    """What is asked of a batch."""
+
+    score_threshold: float = 0.0  # only scores strictly above it
+    masks: MaskForm = "bits"
+    crop: bool = True  # masks end at their boxes
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
-    """What is the same for every frame."""
+    """What is the same for every batch."""
 
-    spec: ModelSpec
     specialization: Specialization
-    dtypes: dict[str, np.dtype[np.generic]]  # of the input and of every head
-    scores_masks: bool  # a mask-IoU network wants the soft masks
+    input_size: int  # S
+    num_priors: int  # P
+    proto_hw: tuple[int, int]
+    constants: Mapping[str, float]  # thresholds and colours, by the names of their arguments
+    scores_masks: bool = False  # a mask-IoU network wants the soft masks
 
-    @property
-    def proto_hw(self) -> tuple[int, int]:
-        return self.spec.proto_size, self.spec.proto_size
-
-    def network_buffers(self, batch: int) -> dict[str, int]:
-        """Bytes of the network's input and of every head."""
-        shapes = self.spec.io_shapes()
-        return {name: batch * _count(shape) * self.dtypes[name].itemsize for name, shape in shapes.items()}
-
-    def results(self, batch: int, form: MaskForm) -> dict[str, Buffer]:
-        """What crosses to the host for every frame."""
-        results = launches.result_buffers(self.specialization, batch)
-        if form == "rle":
-            runs = launches.mask_buffers(self.specialization, (1, 1), batch, 1)
-            results["run_start"] = runs["run_start"]
-        return results
-
-    def scalars(self, score_threshold: float) -> Values:
-        rules, pixels = self.spec.postprocess, self.spec.preprocess
-        return {
-            "input_size": self.spec.input_size,
-            **dict(zip(("mean_r", "mean_g", "mean_b"), pixels.mean_rgb, strict=True)),
-            **dict(zip(("std_r", "std_g", "std_b"), pixels.std_rgb, strict=True)),
-            **dict(zip(("pad_r", "pad_g", "pad_b"), pixels.pad_rgb or (0.0, 0.0, 0.0), strict=True)),
-            "num_priors": self.spec.num_priors,
-            "proto_h": self.spec.proto_size,
-            "proto_w": self.spec.proto_size,
+    @classmethod
+    def of(cls, spec: ModelSpec, specialization: Specialization, *, scores_masks: bool = False) -> Model:
+        """The sizes and constants of a spec."""
+        pixels, rules = spec.preprocess, spec.postprocess
+        colours = {"mean": pixels.mean_rgb, "std": pixels.std_rgb, "pad": pixels.pad_rgb or (0.0, 0.0, 0.0)}
+        constants = {
+            **{f"{name}_{c}": value for name, rgb in colours.items() for c, value in zip("rgb", rgb, strict=True)},
             "conf_threshold": rules.conf_threshold,
             "iou_threshold": rules.iou_threshold,
-            "score_threshold": score_threshold,
-            "crop": 1,
+        }
+        proto_hw = spec.proto_size, spec.proto_size
+        return cls(specialization, spec.input_size, spec.num_priors, proto_hw, constants, scores_masks)
+
+    def network_buffers(self, batch: int) -> dict[str, Buffer]:
+        """The network's input and its heads."""
+        spec, size, priors = self.specialization, self.input_size, self.num_priors
+        shapes = (
+            (priors, 4),
+            (priors, 1 + spec.num_classes),
+            (priors, spec.num_coeff),
+            (*self.proto_hw, spec.num_coeff),
+        )
+        return {
+            name: Buffer((batch, *shape), spec.dtypes[name])
+            for name, shape in zip((INPUT, *OUTPUTS), ((3, size, size), *shapes), strict=True)
         }
 
 
-class MaskPlan:
-    """Where the masks of a batch are in their buffers, and the launches that make them."""
+@dataclass(frozen=True, eq=False)
+class BatchProgram:
+    """Every buffer and every launch of a batch. `at` in its methods says where each buffer of `staging`, `results` and
+    `workspace` is, and "priors" [P, 4]."""
 
-    def __init__(
-        self,
-        model: Model,
-        layout: BatchLayout,
-        form: MaskForm,
-        room_for_runs: int,  # bytes that the buffer of runs has
-    ) -> None:
-        self.model, self.layout, self.form = model, layout, form
-        runs = room_for_runs // layout.batch // ALIGNMENT * ALIGNMENT // _RUN_BYTES
-        self.capacity = max(_FIRST_RUN_CAPACITY, runs)
-        self._names = ["mask_words"]
-        if form == "rle":
-            self._names += ["column_runs", "column_last", "run_count", "runs"]
-        elif form == "dense":
-            self._names += ["dense"]
-        self._offsets: list[Offsets] = []
-        self.nbytes: dict[str, int] = dict.fromkeys(self._names, 0)
-        for group in layout.sizes:
-            buffers = launches.mask_buffers(model.specialization, group.image_hw, group.count, self.capacity)
-            self._offsets.append(dict(self.nbytes))
-            for name in self._names:
-                self.nbytes[name] += align(buffers[name].nbytes)
+    model: Model
+    layout: BatchLayout
+    request: Request = Request()
+    run_capacity: int = FIRST_RUN_CAPACITY  # run lengths of an image that there is room for
+
+    @cached_property
+    def staging(self) -> dict[str, Buffer]:
+        """What crosses to the device: the sizes of the images, and the pixels of those of the host."""
+        pixels = {
+            _pixels(number): Buffer((*kind.image_hw, 3), np.dtype(np.uint8))
+            for number, kind in enumerate(self.layout.kinds)
+            if not kind.on_device
+        }
+        return {"image_hw": Buffer((self.layout.batch, 2), np.dtype(np.int32)), **pixels}
+
+    @cached_property
+    def sizes_hw(self) -> AnyArray:
+        """int32 [B, 2], what belongs into "image_hw"."""
+        return np.array([kind.image_hw for kind in self.layout.kinds], np.int32)
+
+    @cached_property
+    def results(self) -> dict[str, Buffer]:
+        """What crosses to the host every time; masks beside it, as many as there are."""
+        results = launches.result_buffers(self.model.specialization, self.layout.batch)
+        if self.request.masks == "rle":
+            runs = launches.mask_buffers(self.model.specialization, (1, 1), self.layout.batch, 1)
+            results["run_start"] = runs["run_start"]
+        return results
+
+    @cached_property
+    def workspace(self) -> dict[str, Buffer]:
+        """What stays on the device: the network's input and heads, what the kernels pass on, masks."""
+        model, batch = self.model, self.layout.batch
+        scratch = launches.scratch_buffers(model.specialization, model.num_priors, batch)
+        workspace = {**model.network_buffers(batch), **scratch, **self._mask_blocks[0]}
         if model.scores_masks:
-            self.nbytes["soft_masks"] = layout.batch * model.specialization.max_out * self.soft_mask_bytes
-        # the buffer that crosses to the host, and where in it the masks of every image are
-        self.crossing = {"bits": "mask_words", "dense": "dense", "rle": "runs"}[form]
-        self.offsets = tuple(self._image_offsets())
-        self.mask_bytes = tuple(self._mask_bytes(kind.image_hw) for kind in layout.kinds)  # of one; not of runs
+            shape = (batch, model.specialization.max_out, *model.proto_hw)
+            workspace["soft_masks"] = Buffer(shape, np.dtype(np.float32))
+        return workspace
+
+    def preprocess(self, at: Addresses) -> list[Step]:
+        """Pixels of the host's images to the network's input."""
+        return [
+            self._preprocess(at, group, at[_pixels(group.first)], 3 * group.image_hw[1])
+            for group in self.layout.uploads
+        ]
+
+    def preprocess_on_device(self, at: Addresses, number: int, pixels: int, row_pitch: int) -> Step:
+        """The same of an image that is where its owner has it, which no list can know beforehand."""
+        kind = self.layout.kinds[number]
+        return self._preprocess(at, Group(number, 1, kind.image_hw, kind.is_rgb), pixels, row_pitch)
+
+    def detect(self, at: Addresses) -> list[Step]:
+        """Heads to detections."""
+        model, values = self.model, self._values(at)
+        return [
+            (launch, values)
+            for launch in launches.detect_launches(model.specialization, model.num_priors, self.layout.batch)
+        ]
+
+    def masks(self, at: Addresses) -> list[Step]:
+        """Detections to masks in the form that was asked for."""
+        return list(self._masks(at))
+
+    @property
+    def mask_block(self) -> str:
+        """The buffer of `workspace` that masks cross to the host from."""
+        return {"bits": "mask_words", "dense": "dense", "rle": "runs"}[self.request.masks]
+
+    @cached_property
+    def mask_offsets(self) -> tuple[int, ...]:
+        """Where in `mask_block` the masks of every image begin."""
+        return tuple(
+            offsets[self.mask_block] + number * self._mask_buffers(group.image_hw, 1)[self.mask_block].nbytes
+            for group, offsets in zip(self.layout.sizes, self._mask_blocks[1], strict=True)
+            for number in range(group.count)
+        )
+
+    @cached_property
+    def mask_bytes(self) -> tuple[int, ...]:
+        """Of one mask of every image, in bits or dense."""
+        sizes = (kind.image_hw for kind in self.layout.kinds)
+        if self.request.masks == "dense":
+            return tuple(height * width for height, width in sizes)
+        return tuple(4 * height * launches.mask_pitch_words(width) for height, width in sizes)
 
     @property
     def soft_mask_bytes(self) -> int:
         """Of one soft mask."""
-        return 4 * _count(self.model.proto_hw)
+        return 4 * math.prod(self.model.proto_hw)
 
-    def launches(self, values: Values, run_start: int) -> Iterator[tuple[Launch, Values]]:
-        """Every launch with its values; `values` has the address of each buffer by name, `run_start` is where the first
-        image's are."""
-        specialization = self.model.specialization
+    def _preprocess(self, at: Addresses, group: Group, pixels: int, row_pitch: int) -> Step:
+        image = self.model.network_buffers(1)[INPUT]
+        height, width = group.image_hw
+        values = {
+            **self._values(at),
+            "images": pixels,
+            "input": at[INPUT] + group.first * image.nbytes,
+            "image_h": height,
+            "image_w": width,
+            "row_pitch": row_pitch,
+            "image_pitch": align(3 * height * width),  # as `place` has them; one image alone needs none
+            "is_rgb": int(group.is_rgb),
+        }
+        return launches.preprocess_launch(self.model.input_size, group.count), values
+
+    def _masks(self, at: Addresses) -> Iterator[Step]:
+        specialization, proto_hw = self.model.specialization, self.model.proto_hw
+        values = self._values(at)
         if self.model.scores_masks:
-            launch = launches.prototype_masks_launch(specialization, self.model.proto_hw, self.layout.batch)
-            yield launch, values
-        for group, offsets in zip(self.layout.sizes, self._offsets, strict=True):
-            height, width = group.image_hw
+            yield launches.prototype_masks_launch(specialization, proto_hw, self.layout.batch), values
+        for group, offsets in zip(self.layout.sizes, self._mask_blocks[1], strict=True):
+            size, count = group.image_hw, group.count
             own: Values = {
                 **values,
-                **{name: values[name] + offset for name, offset in offsets.items()},
-                "run_start": run_start + 4 * group.first * (specialization.max_out + 1),
-                "image_h": height,
-                "image_w": width,
+                **{name: at[name] + offset for name, offset in offsets.items()},
+                "image_h": size[0],
+                "image_w": size[1],
                 "first_image": group.first,
-                "tile_rows": launches.mask_tile_rows(specialization, self.model.proto_hw, group.image_hw),
-                "capacity": self.capacity,
+                "tile_rows": launches.mask_tile_rows(specialization, proto_hw, size),
             }
-            yield launches.mask_launch(specialization, self.model.proto_hw, group.image_hw, group.count), own
-            if self.form == "rle":
-                for launch in launches.rle_launches(specialization, group.image_hw, group.count):
-                    yield launch, own
-            elif self.form == "dense":
-                yield launches.unpack_launch(specialization, group.image_hw, group.count), own
+            yield launches.mask_launch(specialization, proto_hw, size, count), own
+            if self.request.masks == "rle":
+                run_start = at["run_start"] + 4 * group.first * (specialization.max_out + 1)
+                for launch in launches.rle_launches(specialization, size, count):
+                    yield launch, {**own, "run_start": run_start}
+            elif self.request.masks == "dense":
+                yield launches.unpack_launch(specialization, size, count), own
 
-    def _mask_bytes(self, image_hw: tuple[int, int]) -> int:
-        height, width = image_hw
-        return height * width if self.form == "dense" else 4 * height * launches.mask_pitch_words(width)
+    def _values(self, at: Addresses) -> Values:
+        """What no launch has of its own."""
+        proto_h, proto_w = self.model.proto_hw
+        return {
+            **at,
+            **self.model.constants,
+            "input_size": self.model.input_size,
+            "num_priors": self.model.num_priors,
+            "proto_h": proto_h,
+            "proto_w": proto_w,
+            "score_threshold": self.request.score_threshold,
+            "crop": int(self.request.crop),
+            "capacity": self.run_capacity,
+        }
 
-    def _image_offsets(self) -> Iterator[int]:
-        for group, offsets in zip(self.layout.sizes, self._offsets, strict=True):
-            of_one = launches.mask_buffers(self.model.specialization, group.image_hw, 1, self.capacity)[self.crossing]
-            yield from (offsets[self.crossing] + number * of_one.nbytes for number in range(group.count))
+    @cached_property
+    def _mask_blocks(self) -> tuple[dict[str, Buffer], tuple[dict[str, int], ...]]:
+        """The buffers of masks, and where in each those of every size begin."""
+        names = {"bits": (), "dense": ("dense",), "rle": ("column_runs", "column_last", "run_count", "runs")}
+        kept = ("mask_words", *names[self.request.masks])
+        groups = [self._mask_buffers(group.image_hw, group.count) for group in self.layout.sizes]
+        placed = {name: place({str(i): buffers[name] for i, buffers in enumerate(groups)}) for name in kept}
+        blocks = {name: Buffer((block.nbytes,), np.dtype(np.uint8)) for name, block in placed.items()}
+        return blocks, tuple({name: placed[name].offsets[str(i)] for name in kept} for i in range(len(groups)))
+
+    def _mask_buffers(self, image_hw: tuple[int, int], count: int) -> dict[str, Buffer]:
+        return launches.mask_buffers(self.model.specialization, image_hw, count, self.run_capacity)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Buffers side by side in one."""
+
+    buffers: Mapping[str, Buffer]
+    offsets: Mapping[str, int]  # where each begins
+    nbytes: int
+
+    def at(self, address: int) -> dict[str, int]:
+        """Where each buffer is when the block is at an address."""
+        return {name: address + offset for name, offset in self.offsets.items()}
+
+    def views(self, content: Image) -> dict[str, AnyArray]:
+        """Each buffer as an array, of the block's bytes on the host."""
+        return {
+            name: content[self.offsets[name] : self.offsets[name] + buffer.nbytes]
+            .view(buffer.dtype)
+            .reshape(buffer.shape)
+            for name, buffer in self.buffers.items()
+        }
+
+
+def place(buffers: Mapping[str, Buffer]) -> Block:
+    """Buffers side by side, in their order."""
+    offsets, end = {}, 0
+    for name, buffer in buffers.items():
+        offsets[name] = align(end)
+        end = offsets[name] + buffer.nbytes
+    return Block(buffers, offsets, end)
+
+
+def align(nbytes: int) -> int:
+    """Up to what a buffer may begin at."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def run_capacity(nbytes: int, batch: int) -> int:
+    """Run lengths of an image for which a buffer of so many bytes has room."""
+    return max(FIRST_RUN_CAPACITY, nbytes // batch // ALIGNMENT * ALIGNMENT // _RUN_BYTES)
+
+
+def _pixels(number: int) -> str:
+    """The buffer of an image of the host."""
+    return f"pixels of image {number}"
 
 
 def _groups(kinds: Sequence[ImageKind], alike: Callable[[ImageKind], object]) -> Iterator[Group]:
@@ -219,7 +342,3 @@ def _groups(kinds: Sequence[ImageKind], alike: Callable[[ImageKind], object]) ->
         count = len(list(members))
         yield Group(first, count, kinds[first].image_hw, kinds[first].is_rgb)
         first += count
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import INPUT, OUTPUTS, ModelSpec, NmsMode
 
@@ -13,6 +15,11 @@ SOURCES = ("common.cu", "preprocess.cu", "decode.cu", "nms.cu", "masks.cu", "rle
 COMPILE_FLAGS = ("--std=c++17", "--fmad=false")  # exact: no fused multiply-add that is not written
 MAX_SORTED = 1024  # largest top_k and max_detections: what a block's shared memory sorts
 MAX_CLASSES = 4095  # a warp holds a row of scores in registers
+
+
+_FP16_FIELDS = dict(
+    zip((INPUT, *OUTPUTS), ("input_fp16", "loc_fp16", "conf_fp16", "coeff_fp16", "proto_fp16"), strict=True)
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,13 @@ class Specialization:
         """M: most detections of an image."""
         return self.top_k if self.cross_class else self.max_detections
 
+    @property
+    def dtypes(self) -> dict[str, np.dtype[np.generic]]:
+        """float16 or float32 of INPUT and of every one of OUTPUTS."""
+        return {
+            name: np.dtype(np.float16 if getattr(self, field) else np.float32) for name, field in _FP16_FIELDS.items()
+        }
+
     def canvas_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """What boxes and prototypes are relative to: the image, or with `pad` the square that it is padded to."""
         side = max(image_hw)
@@ -82,7 +96,6 @@ def specialize(
     unknown = sorted(set(fp16) - {*OUTPUTS, INPUT})
     if unknown:
         raise SpecError(f"no such I/O tensors: {', '.join(unknown)}; want {INPUT}, {', '.join(OUTPUTS)}.")
-    loc, conf, coeff, proto = (fp16.get(name, False) for name in OUTPUTS)
     return Specialization(
         num_classes=spec.num_classes,
         num_coeff=spec.num_prototypes,
@@ -92,11 +105,7 @@ def specialize(
         conf_logits=spec.conf_activation == "logits",
         clip_boxes=spec.postprocess.clip_boxes,
         pad=spec.preprocess.resize == "pad",
-        loc_fp16=loc,
-        conf_fp16=conf,
-        coeff_fp16=coeff,
-        proto_fp16=proto,
-        input_fp16=fp16.get(INPUT, False),
+        **{field: fp16.get(name, False) for name, field in _FP16_FIELDS.items()},
     )
 
 

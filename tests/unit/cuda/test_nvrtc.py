@@ -7,15 +7,8 @@ import re
 import pytest
 
 from yolact_deploy.cuda.compile import Nvrtc, choose_nvrtc, installed
-from yolact_deploy.cuda.launches import (
-    ARGUMENTS,
-    detect_launches,
-    mask_launch,
-    preprocess_launch,
-    prototype_masks_launch,
-    rle_launches,
-    unpack_launch,
-)
+from yolact_deploy.cuda.launches import ARGUMENTS
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Request
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source
 
 COCO = Specialization(num_classes=80, num_coeff=32)
@@ -77,13 +70,13 @@ def check_compiles(nvrtc: Nvrtc, specialization: Specialization, architecture: i
 
 
 def _threads(specialization: Specialization) -> dict[str, int]:
-    hw = (64, 64)
-    every = [
-        preprocess_launch(64, 1),
-        *detect_launches(specialization, 64, 1),
-        prototype_masks_launch(specialization, hw, 1),
-        mask_launch(specialization, hw, hw, 1),
-        unpack_launch(specialization, hw, 1),
-        *rle_launches(specialization, hw, 1),
-    ]
-    return {launch.kernel: launch.block[0] * launch.block[1] * launch.block[2] for launch in every}
+    """Of a block of every kernel."""
+    model = Model(specialization, 64, 64, (64, 64), {}, scores_masks=True)
+    layout = BatchLayout((ImageKind((64, 64), is_rgb=False, on_device=False),))
+    found: dict[str, int] = {}
+    for request in (Request(masks="rle"), Request(masks="dense")):
+        program = BatchProgram(model, layout, request)
+        at = dict.fromkeys([*program.staging, *program.workspace, *program.results], 0)
+        for launch, _ in (*program.preprocess(at), *program.detect(at), *program.masks(at)):
+            found[launch.kernel] = launch.block[0] * launch.block[1] * launch.block[2]
+    return found

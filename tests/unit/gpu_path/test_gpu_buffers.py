@@ -14,7 +14,7 @@ from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identica
 from yolact_deploy import Detector
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError
-from yolact_deploy.runtime.gpu import lane as gpu_graphs
+from yolact_deploy.runtime.gpu import lane as gpu_lane
 from yolact_deploy.runtime.protocols import HeadTensors
 
 Emulate = Callable[..., EmulatedGpu]
@@ -80,7 +80,7 @@ def test_graphs_captured_before_a_buffer_grew_are_not_used_again(
 def test_more_runs_than_expected_are_made_again_with_room(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yolact_deploy.cuda.program._FIRST_RUN_CAPACITY", 64)
+    monkeypatch.setattr("yolact_deploy.cuda.program.FIRST_RUN_CAPACITY", 64)
     gpu = emulated(in_stream=True)
     detector = Detector(shapes_onnx, device="cuda:0", batch_size=2)
     for again in range(4):
@@ -92,7 +92,7 @@ def test_more_runs_than_expected_are_made_again_with_room(
 def test_graphs_of_sizes_long_unused_are_dropped(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_graphs, "MAX_PLANS", 2)
+    monkeypatch.setattr(gpu_lane, "MAX_PREPARED", 2)
     gpu = emulated(in_stream=True)
     detector = Detector(shapes_onnx, device="cuda:0")
     whole = PIXELS[0]

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import groupby
+from typing import Any, TypeAlias
 
-from yolact_deploy.cuda import launches
+import numpy as np
+
+from yolact_deploy.arrays import AnyArray, Image
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.device_arrays import DeviceImage, import_image
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.cuda.program import BatchLayout, ImageKind, Model, order_images
+from yolact_deploy.cuda.program import (
+    BatchLayout,
+    BatchProgram,
+    ImageKind,
+    Model,
+    Request,
+    Step,
+    arrange,
+    place,
+    run_capacity,
+)
 from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
-from yolact_deploy.runtime.gpu.frame import (
-    FramePlan,
-    Request,
-    Segment,
-    Step,
-    plan_frames,
-    preprocess_values,
-    write_staging,
-)
-from yolact_deploy.runtime.gpu.results import Crossing, ResultReader
-from yolact_deploy.runtime.protocols import DeviceNetwork, Stage
+from yolact_deploy.runtime.gpu.results import BatchResults, MaskTransfer, ResultReader
+from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork, Stage
+
+Work: TypeAlias = tuple[Stage, Callable[[], None]]  # what a stage enqueues
+
+MAX_PREPARED = 16  # batches of a lane; the one unused for longest makes room
 
 
 @dataclass(frozen=True)
-class Frame:
+class LoadedImage:
     """An image as it was given, checked if it is the host's."""
 
     pixels: Any  # uint8 [H, W, 3], a NumPy array or an array on the device
@@ -62,31 +72,31 @@ class Lane:
             self._context = network.new_context(self._stream)
             undo.pop_all()
         self._buffers = Buffers(driver)
-        self._plans = PlanCache(driver, self._buffers)
-        self._runner = GraphRunner(driver, self._stream, wanted=cuda_graph, note=note)
-        self._reader = ResultReader(driver, model, kernels, self._buffers, self._stream, network.mask_iou, note)
+        self._prepared = PreparedBatches(driver, self._buffers, self._stream, cuda_graph=cuda_graph, note=note)
+        self._reader = ResultReader(driver, network, kernels, self._buffers, self._stream, note)
 
     @property
     def is_idle(self) -> bool:
+        """Whether no batch is in flight."""
         return self._in_flight is None
 
     @property
     def graph_stages(self) -> frozenset[Stage]:
-        return self._plans.graph_stages
+        """Stages that are replayed as CUDA graphs, of any batch."""
+        return self._prepared.graph_stages
 
-    def submit(self, frames: Sequence[Frame], request: Request) -> PendingBatch:
+    def submit(self, images: Sequence[LoadedImage], request: Request) -> PendingBatch:
         """Enqueue a batch. One that is still in flight is waited for first, and what it found is kept for its owner."""
         self.settle()
         with self._usable():
-            plan, order, first_steps = self._stage(frames, request)
-            for step in first_steps:
-                step.enqueue()
-            self._runner.enqueue(plan)
-            sent = self._reader.send_expected(plan)
-        self._in_flight = PendingBatch(self, plan, order, sent)
+            prepared, order, first_steps = self._stage(images, request)
+            self._launch(first_steps)
+            self._prepared.enqueue(prepared)
+            sent = self._reader.send_expected(prepared.results)
+        self._in_flight = PendingBatch(self, prepared.results, order, sent)
         return self._in_flight
 
-    def timed(self, frames: Sequence[Frame], request: Request) -> tuple[list[Detections], dict[Stage, float]]:
+    def timed(self, images: Sequence[LoadedImage], request: Request) -> tuple[list[Detections], dict[Stage, float]]:
         """Detections of a batch, and milliseconds on the device by stage, without graphs."""
         self.settle()
         driver, stream = self._driver, self._stream
@@ -98,19 +108,20 @@ class Lane:
                 driver.record(event, stream)
                 return event
 
-            plan, order, first_steps = self._stage(frames, request)
+            prepared, order, first_steps = self._stage(images, request)
             spans: list[tuple[Stage, int, int]] = []
-            for step in (*first_steps, *plan.steps):
+            first: list[Work] = [("preprocess", partial(self._launch, first_steps))] if first_steps else []
+            for stage, enqueue in (*first, *prepared.work):
                 begin = mark()
-                step.enqueue()
-                spans.append((step.stage, begin, mark()))
-            plan.runs += 1
+                enqueue()
+                spans.append((stage, begin, mark()))
+            prepared.runs += 1
             driver.synchronize(stream)
             begin = mark()
-            crossing, _ = self._reader.send_rest(plan, None)
+            masks, _ = self._reader.send_rest(prepared.results, None)
             spans.append(("device_to_host", begin, mark()))
             driver.synchronize(stream)
-            found = self._reader.build(plan, crossing)
+            found = self._reader.build(prepared.results, masks)
             self._release()
             stages: dict[Stage, float] = {}
             for stage, begin, end in spans:
@@ -129,10 +140,10 @@ class Lane:
         with self._usable():
             self._driver.synchronize(self._stream)
             self._release()
-            crossing, waits = self._reader.send_rest(pending.plan, pending.sent)
+            masks, waits = self._reader.send_rest(pending.results, pending.sent)
             if waits:
                 self._driver.synchronize(self._stream)
-            found = self._reader.build(pending.plan, crossing)
+            found = self._reader.build(pending.results, masks)
         return _reorder(found, pending.order)
 
     def abandon(self) -> None:
@@ -150,14 +161,14 @@ class Lane:
             self._in_flight.discard()
         with contextlib.suppress(DeviceError), self._driver.current():
             self._recover()
-            self._plans.clear()
+            self._prepared.clear()
             for close in (self._context.close, self._reader.close, self._buffers.close):
                 with contextlib.suppress(YolactDeployError):
                     close()
             self._driver.destroy_stream(self._stream)
 
     @contextlib.contextmanager
-    def _usable(self) -> Any:
+    def _usable(self) -> Iterator[None]:
         """The context current; whatever goes wrong, nothing is running or borrowed afterwards."""
         with self._driver.current():
             try:
@@ -175,62 +186,70 @@ class Lane:
         while self._borrowed:
             self._borrowed.pop().release()
 
-    def _stage(self, frames: Sequence[Frame], request: Request) -> tuple[FramePlan, list[int], list[Step]]:
-        """The plan for a batch, the order in which it takes the images, and steps that come before it. Images of the host
-        are where they cross from; those of the device are borrowed."""
-        images = []
-        for frame in frames:
-            image = frame.pixels
-            if frame.on_device:
-                image = import_image(frame.pixels, self._driver, self._stream)
-                self._borrowed.append(image)
-            images.append(image)
+    def _stage(self, images: Sequence[LoadedImage], request: Request) -> tuple[PreparedBatch, list[int], list[Step]]:
+        """The prepared batch, the order in which it takes the images, and steps that come before it: pixels of the host are
+        where they cross from, images on the device are borrowed where they are, at addresses that no graph can know."""
+        pixels: list[Any] = []
+        for image in images:
+            if image.on_device:
+                self._borrowed.append(import_image(image.pixels, self._driver, self._stream))
+            pixels.append(self._borrowed[-1] if image.on_device else image.pixels)
         kinds = [
-            ImageKind(image.image_hw if frame.on_device else image.shape[:2], frame.is_rgb, frame.on_device)
-            for frame, image in zip(frames, images, strict=True)
+            ImageKind(own.image_hw if image.on_device else own.shape[:2], image.is_rgb, image.on_device)
+            for image, own in zip(images, pixels, strict=True)
         ]
-        order = order_images(kinds)
-        layout = BatchLayout(tuple(kinds[i] for i in order))
-        plan = self._plans.get(layout, request, lambda: self._plan(layout, request))
-        write_staging(plan, [None if frames[i].on_device else images[i] for i in order])
+        layout, order = arrange(kinds)
+        prepared = self._prepared.get(layout, request, lambda: self._prepare(layout, request))
+        prepared.write_staging([pixels[i] for i in order if not images[i].on_device])
+        program, at = prepared.results.program, prepared.results.at
         steps = [
-            Step("preprocess", lambda n=n, i=i: self._preprocess(plan, n, images[i]))  # type: ignore[misc]
-            for n, i in enumerate(order)
-            if frames[i].on_device
+            program.preprocess_on_device(at, number, pixels[i].address, pixels[i].row_pitch)
+            for number, i in enumerate(order)
+            if images[i].on_device
         ]
-        return plan, order, steps
+        return prepared, order, steps
 
-    def _plan(self, layout: BatchLayout, request: Request) -> FramePlan:
-        return plan_frames(
-            layout,
-            request,
-            self._model,
-            driver=self._driver,
-            kernels=self._kernels,
-            context=self._context,
-            buffers=self._buffers,
-            priors=self._priors,
-            stream=self._stream,
+    def _prepare(self, layout: BatchLayout, request: Request) -> PreparedBatch:
+        """Raises DeviceMemoryError."""
+        driver, buffers, stream = self._driver, self._buffers, self._stream
+        program = BatchProgram(self._model, layout, request, run_capacity(buffers.device_bytes("runs"), layout.batch))
+        staging, results = place(program.staging), place(program.results)  # each is copied as a whole
+        blocks = {"staging": staging.nbytes, "results": results.nbytes}
+        buffers.reserve({**blocks, **{name: buffer.nbytes for name, buffer in program.workspace.items()}}, blocks)
+        staging_at, results_at = buffers.address("staging"), buffers.address("results")
+        at = {
+            "priors": self._priors,
+            **{name: buffers.address(name) for name in program.workspace},
+            **staging.at(staging_at),
+            **results.at(results_at),
+        }
+        copy_in = (staging_at, buffers.pinned_address("staging"), staging.nbytes, stream)
+        copy_out = (buffers.pinned_address("results"), results_at, results.nbytes, stream)
+        work: tuple[Work, ...] = (
+            ("host_to_device", partial(driver.copy_to_device, *copy_in)),
+            ("preprocess", partial(self._launch, program.preprocess(at))),
+            ("network", partial(self._context.enqueue, {name: at[name] for name in (INPUT, *OUTPUTS)}, layout.batch)),
+            ("detect", partial(self._launch, program.detect(at))),
+            ("masks", partial(self._launch, program.masks(at))),
+            ("device_to_host", partial(driver.copy_to_host, *copy_out)),
+        )
+        return PreparedBatch(
+            BatchResults(program, at, results.views(buffers.pinned_view("results", results.nbytes))),
+            staging.views(buffers.pinned_view("staging", staging.nbytes)),
+            self._context,
+            work,
         )
 
-    def _preprocess(self, plan: FramePlan, number: int, image: DeviceImage) -> None:
-        """An image where its owner has it: no graph can know its address."""
-        kind = plan.layout.kinds[number]
-        values = {
-            **plan.values,
-            **preprocess_values(self._model, plan.values, number, kind.image_hw, kind.is_rgb),
-            "images": image.address,
-            "row_pitch": image.row_pitch,
-            "image_pitch": 0,
-        }
-        self._kernels.launch(launches.preprocess_launch(self._model.spec.input_size, 1), values, self._stream)
+    def _launch(self, steps: Iterable[Step]) -> None:
+        for launch, values in steps:
+            self._kernels.launch(launch, values, self._stream)
 
 
 class PendingBatch:
     """A batch that the device is at work on."""
 
-    def __init__(self, lane: Lane, plan: FramePlan, order: list[int], sent: Crossing | None) -> None:
-        self.plan, self.order, self.sent = plan, order, sent
+    def __init__(self, lane: Lane, results: BatchResults, order: list[int], sent: MaskTransfer | None) -> None:
+        self.results, self.order, self.sent = results, order, sent
         self._lane: Lane | None = lane
         self._found: list[Detections] = []
         self._error: BaseException | None = None
@@ -258,100 +277,124 @@ class PendingBatch:
 
 def _reorder(found: list[Detections], order: list[int]) -> list[Detections]:
     """From the layout's order to that of the images as given."""
-    by_image = dict(zip(order, found, strict=True))
-    return [by_image[i] for i in range(len(order))]
+    return [found[place_of] for place_of in np.argsort(order)]
 
 
-MAX_PLANS = 16  # of a lane; the one unused for longest makes room
+@dataclass
+class Segment:
+    """Work that goes together into a CUDA graph, or as it is where it can't."""
+
+    work: tuple[Work, ...]
+    capturable: bool
+    graph: int | None = None
 
 
-class PlanCache:
-    """The plans last used, with their graphs. Methods are called with the context current and the lane idle."""
+@dataclass(eq=False)
+class PreparedBatch:
+    """Batches of one layout: buffers, views of the host and work, made once and enqueued many times."""
 
-    def __init__(self, driver: Driver, buffers: Buffers) -> None:
-        self._driver, self._buffers = driver, buffers
-        self._plans: OrderedDict[tuple[BatchLayout, Request], FramePlan] = OrderedDict()
+    results: BatchResults
+    staged: dict[str, AnyArray]  # where sizes and pixels cross from: views of the block "staging" on the host
+    context: DeviceContext
+    work: tuple[Work, ...]
+    segments: tuple[Segment, ...] = ()
+    runs: int = 0
+
+    def write_staging(self, pixels: Sequence[Image]) -> None:
+        """Sizes, and the pixels of the images of the host in the layout's order, to where they cross from."""
+        sizes, *places = self.staged.values()
+        sizes[...] = self.results.program.sizes_hw
+        for place_of, image in zip(places, pixels, strict=True):
+            place_of[...] = image
+
+    def split(self) -> None:
+        """Work to segments. What the network says of itself holds once it has run."""
+        together = groupby(self.work, lambda work: work[0] != "network" or self.context.capturable)
+        self.segments = tuple(Segment(tuple(work), capturable) for capturable, work in together)
+
+
+class PreparedBatches:
+    """Those last used. Methods are called with the context current and the lane idle.
+
+    A batch runs as it is the first time, which warms everything up, and from the second time on as CUDA graphs. A driver or a
+    network that can't be captured after all is used without graphs from then on, and `note` is told why.
+    """
+
+    def __init__(
+        self, driver: Driver, buffers: Buffers, stream: int, *, cuda_graph: bool, note: Callable[[str], None]
+    ) -> None:
+        self._driver, self._buffers, self._stream, self._note = driver, buffers, stream, note
+        self._captures = cuda_graph and driver.captures_graphs
+        self._kept: OrderedDict[tuple[BatchLayout, Request], PreparedBatch] = OrderedDict()
         self._generation = buffers.generation
-
-    def __len__(self) -> int:
-        return len(self._plans)
-
-    def get(self, layout: BatchLayout, request: Request, make: Callable[[], FramePlan]) -> FramePlan:
-        """The plan, made where there is none or where buffers have moved since."""
-        self._drop_moved()
-        key = layout, request
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = make()
-            self._drop_moved()
-            self._plans[key] = plan
-            while len(self._plans) > MAX_PLANS:
-                self._destroy(self._plans.popitem(last=False)[1])
-        self._plans.move_to_end(key)
-        return plan
 
     @property
     def graph_stages(self) -> frozenset[Stage]:
-        """Stages that are replayed as CUDA graphs, of any plan."""
-        segments = (segment for plan in self._plans.values() for segment in plan.segments)
-        return frozenset(step.stage for segment in segments if segment.graph is not None for step in segment.steps)
+        """Stages that are replayed as CUDA graphs, of any batch."""
+        segments = (segment for prepared in self._kept.values() for segment in prepared.segments)
+        return frozenset(stage for segment in segments if segment.graph is not None for stage, _ in segment.work)
 
-    def clear(self) -> None:
-        while self._plans:
-            self._destroy(self._plans.popitem()[1])
+    def get(self, layout: BatchLayout, request: Request, make: Callable[[], PreparedBatch]) -> PreparedBatch:
+        """The prepared batch, made where there is none or where buffers have moved since."""
+        self._drop_moved()
+        key = layout, request
+        prepared = self._kept.get(key)
+        if prepared is None:
+            prepared = make()
+            self._drop_moved()
+            self._kept[key] = prepared
+            while len(self._kept) > MAX_PREPARED:
+                self._destroy(self._kept.popitem(last=False)[1])
+        self._kept.move_to_end(key)
+        return prepared
 
-    def _drop_moved(self) -> None:
-        if self._generation != self._buffers.generation:
-            self.clear()
-            self._generation = self._buffers.generation
-
-    def _destroy(self, plan: FramePlan) -> None:
-        for segment in plan.segments:
-            graph, segment.graph = segment.graph, None
-            if graph is not None:
-                with contextlib.suppress(DeviceError):  # a context that is gone has taken it along
-                    self._driver.destroy_graph(graph)
-
-
-class GraphRunner:
-    """Runs plans: the first time step by step, which warms everything up; from the second time on as CUDA graphs.
-
-    A driver or a network that can't be captured after all is used without graphs from then on, and `note` is told why.
-    """
-
-    def __init__(self, driver: Driver, stream: int, *, wanted: bool, note: Callable[[str], None]) -> None:
-        self._driver, self._stream, self._note = driver, stream, note
-        self._wanted = wanted and driver.captures_graphs
-
-    def enqueue(self, plan: FramePlan) -> None:
-        if plan.runs and not plan.segments:
-            plan.split()
-        if not plan.segments:
-            _enqueue(plan.steps)
-        for segment in plan.segments:
-            if self._wanted and segment.capturable and segment.graph is None:
+    def enqueue(self, prepared: PreparedBatch) -> None:
+        """All of its work."""
+        if prepared.runs and not prepared.segments:
+            prepared.split()
+        if not prepared.segments:
+            _enqueue(prepared.work)
+        for segment in prepared.segments:
+            if self._captures and segment.capturable and segment.graph is None:
                 self._capture(segment)
             if segment.graph is not None:
                 self._driver.launch_graph(segment.graph, self._stream)
             else:
-                _enqueue(segment.steps)
-        plan.runs += 1
+                _enqueue(segment.work)
+        prepared.runs += 1
+
+    def clear(self) -> None:
+        """Forget all, and destroy their graphs."""
+        while self._kept:
+            self._destroy(self._kept.popitem()[1])
 
     def _capture(self, segment: Segment) -> None:
         try:
             self._driver.begin_capture(self._stream)
             try:
-                _enqueue(segment.steps)
+                _enqueue(segment.work)
             except BaseException:
                 with contextlib.suppress(DeviceError):  # a capture that was broken is reported a second time
                     self._driver.destroy_graph(self._driver.end_capture(self._stream))
                 raise
             segment.graph = self._driver.end_capture(self._stream)
         except YolactDeployError as exc:
-            self._wanted = False
+            self._captures = False
             self._note(f"CUDA graphs are not used, as capturing one failed: {exc}")
 
+    def _drop_moved(self) -> None:
+        if self._generation != self._buffers.generation:
+            self.clear()
+            self._generation = self._buffers.generation
 
-def _enqueue(steps: Iterable[Step]) -> None:
-    for step in steps:
-        step.enqueue()
+    def _destroy(self, prepared: PreparedBatch) -> None:
+        for segment in prepared.segments:
+            graph, segment.graph = segment.graph, None
+            if graph is not None:
+                with contextlib.suppress(DeviceError):  # a context that is gone has taken it along
+                    self._driver.destroy_graph(graph)
+
+
+def _enqueue(work: Iterable[Work]) -> None:
+    for _, enqueue in work:
+        enqueue()

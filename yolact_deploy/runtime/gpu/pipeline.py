@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,25 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.arrays import is_device_array
+from yolact_deploy.arrays import AnyArray, FloatArray, is_device_array
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.cuda.program import Model
+from yolact_deploy.cuda.program import Model, Request
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.errors import DeviceError, EngineError
+from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import ChannelOrder, check_channel_order, check_image, read_image
+from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.priors import make_priors
-from yolact_deploy.runtime.gpu.frame import Request
-from yolact_deploy.runtime.gpu.heads import HeadsOnHost
-from yolact_deploy.runtime.gpu.lane import Frame, Lane, PendingBatch
+from yolact_deploy.runtime.gpu.lane import Lane, LoadedImage, PendingBatch
 from yolact_deploy.runtime.host import HostPipeline
-from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork
+from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, HeadTensors
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 LoadKernels = Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
@@ -106,20 +104,20 @@ class GpuPipeline:
             self._stages = HostPipeline(heads, nms=self._nms)
         return self._stages
 
-    def load(self, item: Any, channel_order: ChannelOrder) -> Frame:
+    def load(self, item: Any, channel_order: ChannelOrder) -> LoadedImage:
         if isinstance(item, (str, os.PathLike)):
-            return Frame(read_image(item), is_rgb=False, on_device=False)
+            return LoadedImage(read_image(item), is_rgb=False, on_device=False)
         check_channel_order(channel_order)
         is_rgb = channel_order == "rgb"  # either is left as it is: the kernel reads both
         if is_device_array(item):
-            return Frame(item, is_rgb, on_device=True)
-        return Frame(check_image(item), is_rgb, on_device=False)
+            return LoadedImage(item, is_rgb, on_device=True)
+        return LoadedImage(check_image(item), is_rgb, on_device=False)
 
-    def submit(self, images: Sequence[Frame], score_threshold: float, masks: MaskForm) -> PendingBatch:
+    def submit(self, images: Sequence[LoadedImage], score_threshold: float, masks: MaskForm) -> PendingBatch:
         return self._lane().submit(images, Request(score_threshold, masks))
 
     def timed(
-        self, images: Sequence[Frame], score_threshold: float, masks: MaskForm
+        self, images: Sequence[LoadedImage], score_threshold: float, masks: MaskForm
     ) -> tuple[list[Detections], dict[str, float]]:
         found, stages = self._lane().timed(images, Request(score_threshold, masks))
         return found, {str(stage): time for stage, time in stages.items()}
@@ -174,12 +172,87 @@ class GpuPipeline:
 
 
 def _model(network: DeviceNetwork, nms: NmsMode | None) -> Model:
-    spec = network.spec
-    if nms is not None:
-        spec = dataclasses.replace(spec, postprocess=dataclasses.replace(spec.postprocess, nms=nms))
-    dtypes = {name: np.dtype(network.dtypes[name]) for name in (INPUT, *OUTPUTS)}
-    half = {name: dtype == np.float16 for name, dtype in dtypes.items()}
-    return Model(spec, specialize(spec, fp16_tensors=half), dtypes, scores_masks=network.mask_iou is not None)
+    half = {name: network.dtypes[name] == np.float16 for name in (INPUT, *OUTPUTS)}
+    specialization = specialize(network.spec, nms=nms, fp16_tensors=half)
+    return Model.of(network.spec, specialization, scores_masks=network.mask_iou is not None)
+
+
+class HeadsOnHost:
+    """A `Network` over a DeviceNetwork. Raises DeviceError or EngineError."""
+
+    max_batch: int | None = None  # `run` splits what is too large
+
+    def __init__(
+        self,
+        driver: Driver,
+        network: DeviceNetwork,
+        *,
+        owns_network: bool = True,  # closes it when it is closed, or can't be set up
+    ) -> None:
+        self._driver, self._network, self._owns_network = driver, network, owns_network
+        self._buffers = Buffers(driver)
+        with driver.current(), ExitStack() as undo:
+            if owns_network:
+                undo.callback(network.close)
+            self._stream = driver.create_stream()
+            undo.callback(driver.destroy_stream, self._stream)
+            self._context = network.new_context(self._stream)
+            undo.pop_all()
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._network.spec
+
+    @property
+    def description(self) -> str:
+        return self._network.description
+
+    @property
+    def mask_iou(self) -> MaskIouModel | None:
+        return self._network.mask_iou
+
+    def run(self, image: FloatArray) -> HeadTensors:
+        """Heads in float32, in batches of the network's size."""
+        limit = self._network.max_batch or len(image)
+        parts = [self._run(image[start : start + limit]) for start in range(0, len(image), limit)]
+        return HeadTensors(
+            *(np.concatenate(heads) if len(heads) > 1 else heads[0] for heads in zip(*parts, strict=True))
+        )
+
+    def close(self) -> None:
+        with contextlib.suppress(DeviceError), self._driver.current():
+            for close in (self._context.close, self._buffers.close):
+                with contextlib.suppress(YolactDeployError):
+                    close()
+            self._driver.destroy_stream(self._stream)
+        if self._owns_network:
+            self._network.close()
+
+    def _run(self, image: FloatArray) -> HeadTensors:
+        batch, driver = len(image), self._driver
+        shapes = self.spec.io_shapes()
+        dtypes = self._network.dtypes
+        sizes = {
+            name: batch * int(np.prod(shape, dtype=np.int64)) * dtypes[name].itemsize for name, shape in shapes.items()
+        }
+        with driver.current():
+            self._buffers.reserve(sizes, sizes)
+            views: dict[str, AnyArray] = {
+                name: self._buffers.pinned_view(name, nbytes).view(dtypes[name]).reshape(batch, *shapes[name])
+                for name, nbytes in sizes.items()
+            }
+            addresses = {name: self._buffers.address(name) for name in sizes}
+            try:
+                views[INPUT][...] = image
+                pixels = self._buffers.pinned_address(INPUT)
+                driver.copy_to_device(addresses[INPUT], pixels, sizes[INPUT], self._stream)
+                self._context.enqueue(addresses, batch)
+                for name in OUTPUTS:
+                    host = self._buffers.pinned_address(name)
+                    driver.copy_to_host(host, addresses[name], sizes[name], self._stream)
+            finally:
+                driver.synchronize(self._stream)
+        return HeadTensors(*(views[name].astype(np.float32) for name in OUTPUTS))
 
 
 @dataclass(frozen=True)
