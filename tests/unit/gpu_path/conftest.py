@@ -26,6 +26,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Emulated
     def emulate(driver: EmulatedDriver | None = None, **network_options: Any) -> EmulatedGpu:
         gpu = EmulatedGpu(driver, **network_options)
         monkeypatch.setattr(gpu_backend, "BACKEND", gpu.backend)
+        monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
         made.append(gpu)
         return gpu
 
