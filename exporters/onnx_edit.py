@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import onnx
-from onnx import NodeProto, TensorProto
+import onnx_ir as ir
+from onnx import TensorProto
 
+from yolact_deploy.arrays import AnyArray
 from yolact_deploy.artifacts.contract import is_end_to_end
 from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY
 from yolact_deploy.artifacts.onnx_file import no_stages, spec_in
@@ -26,36 +27,20 @@ QUANTIZING = frozenset(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class GraphIndex:
-    """Look-ups in a graph; stale after an edit."""
+class Names:
+    """Gives new nodes names of the exporter's form, "<module path>/<operator>", that are not taken yet."""
 
-    producers: Mapping[str, NodeProto]  # by tensor
-    consumers: Mapping[str, Sequence[NodeProto]]  # by tensor, in the graph's order
-    weights: Mapping[str, TensorProto]
-    positions: Mapping[str, int]  # of nodes, by node name
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._seen: Counter[str] = Counter()
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> GraphIndex:
-        consumers: defaultdict[str, list[NodeProto]] = defaultdict(list)
-        for node in model.graph.node:
-            for name in dict.fromkeys(node.input):
-                consumers[name].append(node)
-        return cls(
-            producers={name: node for node in model.graph.node for name in node.output if name},
-            consumers=consumers,
-            weights={tensor.name: tensor for tensor in model.graph.initializer},
-            positions={node.name: position for position, node in enumerate(model.graph.node)},
-        )
-
-
-class Names:
-    """Gives new nodes names of the exporter's form, "<module path>/<operator>", that the graph does not have yet."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._taken = {node.name for node in model.graph.node}
-        self._taken |= {name for node in model.graph.node for name in (*node.input, *node.output)}
-        self._seen: Counter[str] = Counter()
+    def of(cls, graph: onnx.GraphProto | ir.Graph) -> Names:
+        """Beside the names of a graph's nodes and tensors."""
+        if isinstance(graph, onnx.GraphProto):
+            return cls(name for node in graph.node for name in (node.name, *node.input, *node.output))
+        values = (value.name for node in graph for value in (*node.inputs, *node.outputs) if value is not None)
+        return cls(name for name in (*(node.name for node in graph), *values) if name is not None)
 
     def new(self, module: str, operator: str) -> str:
         base = f"{module}/{operator}"
@@ -65,6 +50,41 @@ class Names:
             if name not in self._taken:
                 self._taken.add(name)
                 return name
+
+
+def typed_graph(model: onnx.ModelProto) -> ir.Model:
+    """For editing: with the types of all tensors, and the weights of `model` itself. Raises ExportError."""
+    inferred = _inferred(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    del inferred  # a copy of all weights
+    typed = ir.from_proto(model)
+    for value in (value for node in typed.graph for value in node.outputs):
+        value.dtype = ir.DataType(types.get(value.name or "", TensorProto.UNDEFINED))
+    return typed
+
+
+def operation(
+    operator: str, inputs: Sequence[ir.Value], name: str, *, gives: str | None = None, **attributes: int
+) -> ir.Node:
+    """A node of one output, which is named `gives` or like the node."""
+    node = ir.node(operator, inputs, attributes, name=name)
+    node.outputs[0].name = gives or name
+    return node
+
+
+def add_initializer(graph: ir.Graph, name: str, values: AnyArray) -> ir.Value:
+    tensor = ir.tensor(values, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape))
+    graph.register_initializer(value)
+    return value
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model after an edit, metadata in their order; types of inner tensors are to be inferred anew."""
+    proto = ir.to_proto(model)
+    onnx.helper.set_model_props(proto, model.metadata_props)
+    del proto.graph.value_info[:]
+    return proto
 
 
 def is_inside(module: str, prefixes: Iterable[str]) -> bool:

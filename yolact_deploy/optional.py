@@ -29,7 +29,7 @@ def require(module: str, *, extra: str, purpose: str, package: str | None = None
 
 def require_export(purpose: str) -> None:
     """Raise MissingDependencyError now unless all that `exporters` imports is here."""
-    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+    for module in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         require(module, extra="export", purpose=purpose)
 
 

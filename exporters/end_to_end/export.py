@@ -136,7 +136,7 @@ def make_end_to_end(
     _check_heads(model, heads_onnx)
     judge = _mask_iou_model(model, spec, heads_onnx)
 
-    graph, names = model.graph, Names(model)
+    graph, names = model.graph, Names.of(model.graph)
     before, after = GraphWriter(names), GraphWriter(names)
     prepared = stages.write_preprocess(before.inside("preprocess"), contract.IMAGE, spec, channel_order)
     for node in graph.node:

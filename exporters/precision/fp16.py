@@ -6,15 +6,26 @@ nothing of activations, leaves casts out of topological order, and blocks operat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import numpy_helper
 
-from exporters.onnx_edit import FLOAT, HALF, QUANTIZING, GraphIndex, Names, check_types, float_tensors, opset_of
+from exporters.onnx_edit import (
+    FLOAT,
+    HALF,
+    QUANTIZING,
+    Names,
+    check_types,
+    operation,
+    opset_of,
+    to_proto,
+    typed_graph,
+)
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, module_of
 from yolact_deploy.errors import ArtifactError
@@ -33,6 +44,7 @@ FLOAT32_OPERATORS = frozenset({"Softmax"})
 # Outputs that stay float32 even with half I/O: the decoder computes exp(0.2 * loc), which overflows half past loc = 55.4;
 # half has ties among scores that float32 tells apart.
 _READS_SHAPES_ONLY = frozenset({"Shape", "Size"})
+_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _HALF_SUFFIX = ":half"
 
 
@@ -60,25 +72,26 @@ def nodes_out_of_range(
     A tensor that is missing in `absmax` is taken as in range; NaN is out of range.
     """
     limit = HALF_MAX / RANGE_MARGIN
-    index = GraphIndex.of(model)
+    opset = opset_of(model)
     weight_errors = {
-        name: error
-        for name, tensor in index.weights.items()
+        tensor.name: error
+        for tensor in model.graph.initializer
         if tensor.data_type == FLOAT and not (error := half_error(numpy_helper.to_array(tensor))) <= MAX_WEIGHT_ERROR
     }
     kept: list[KeptFloat32] = []
-    for node in model.graph.node:
-        if node.op_type in FLOAT32_OPERATORS | _READS_SHAPES_ONLY or not _convertible(node, opset_of(model)):
+    for node in ir.from_proto(model).graph:
+        if node.op_type in FLOAT32_OPERATORS | _READS_SHAPES_ONLY or not _convertible(node, opset):
             continue
+        made, read = ([str(value.name) for value in side if value is not None] for side in (node.outputs, node.inputs))
         reasons = [
-            f"the weight {name} loses {weight_errors[name]:.1%} in half" for name in node.input if name in weight_errors
+            f"the weight {name} loses {weight_errors[name]:.1%} in half" for name in read if name in weight_errors
         ]
-        for name in (*node.output, *node.input):
+        for name in (*made, *read):
             if not absmax.get(name, 0.0) <= limit:
-                what = "gives" if name in node.output else "reads"
+                what = "gives" if name in made else "reads"
                 reasons.append(f"it {what} values up to {absmax[name]:.3g}, half ends at {HALF_MAX:.0f}")
         if reasons:
-            kept.append(KeptFloat32(node.name, reasons[0]))
+            kept.append(KeptFloat32(str(node.name), reasons[0]))
     return tuple(kept)
 
 
@@ -116,119 +129,101 @@ def to_half(
     float32, or with `io_precision` "fp16" become half but for `loc` and `conf`. Raises ExportError when the result's
     types don't fit together.
     """
-    converted = onnx.ModelProto()
-    converted.CopyFrom(model)
-    _Conversion(converted, float32_nodes, io_precision).run()
-    return check_types(converted)
+    converted = typed_graph(model)
+    _Conversion(converted.graph, opset_of(model), float32_nodes, io_precision).run()
+    return check_types(to_proto(converted))
 
 
 class _Conversion:
-    def __init__(self, model: onnx.ModelProto, float32_nodes: frozenset[str] | set[str], io: IoPrecision) -> None:
-        self._graph = model.graph
-        self._opset = opset_of(model)
-        self._float32_nodes = float32_nodes
-        self._io = io
-        self._index = GraphIndex.of(model)
-        self._names = Names(model)
-        self._types: dict[str, int] = dict.fromkeys(float_tensors(model), FLOAT)  # of activations, as converted so far
-        self._weights = {name for name, tensor in self._index.weights.items() if tensor.data_type == FLOAT}
-        self._nodes: list[NodeProto] = []
-        self._casts: dict[tuple[str, int], str] = {}  # (tensor, type) -> the cast tensor
-        self._half_weights: set[str] = set()
+    def __init__(self, graph: ir.Graph, opset: int, float32_nodes: frozenset[str] | set[str], io: IoPrecision) -> None:
+        self._graph, self._opset, self._float32_nodes, self._io = graph, opset, float32_nodes, io
+        self._names = Names.of(graph)
+        self._activations = {value.name for node in graph for value in node.outputs if value.dtype == _FLOAT}
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._halves: dict[ir.Value, ir.Value] = {}  # float32 weight -> the same in half
 
     def run(self) -> None:
-        for value in self._graph.input:
-            if self._types.get(value.name) == FLOAT and self._io == "fp16":
-                value.type.tensor_type.elem_type = HALF
-                self._types[value.name] = HALF
-        for node in self._graph.node:
-            self._convert(node)
-        for value in self._graph.output:
-            self._convert_output(value)
+        for value in self._graph.inputs:
+            if value.dtype == _FLOAT and self._io == "fp16":
+                value.dtype = _HALF
+        for node in list(self._graph):
+            if node.op_type not in _READS_SHAPES_ONLY:
+                self._convert(node)
+        for position, value in enumerate(self._graph.outputs):
+            wanted = _HALF if self._io == "fp16" and value.name not in FLOAT32_OUTPUTS else _FLOAT
+            if value.dtype in (_HALF, _FLOAT) and value.dtype != wanted:
+                self._graph.outputs[position] = self._cast_output(value, wanted)
         self._write_weights()
-        del self._graph.node[:]
-        self._graph.node.extend(self._nodes)
 
-    def _convert(self, node: NodeProto) -> None:
-        if node.op_type in _READS_SHAPES_ONLY:
-            self._nodes.append(node)
-            return
+    def _convert(self, node: ir.Node) -> None:
         flexible = _convertible(node, self._opset)
         half = bool(flexible) and self._is_half(node)
-        wanted = HALF if half else FLOAT
-        for position, name in enumerate(node.input):
-            target = wanted if _type_variable(node, position, self._opset, "inputs") in flexible else FLOAT
-            if name in self._weights:
-                node.input[position] = self._weight(name, target)
-            elif name in self._types:
-                node.input[position] = self._cast(name, target)
-        for position, name in enumerate(node.output):
-            if name in self._types and _type_variable(node, position, self._opset, "outputs") in flexible:
-                self._types[name] = wanted
+        wanted = _HALF if half else _FLOAT
+        for position, value in enumerate(node.inputs):
+            if value is None or value.dtype not in (_HALF, _FLOAT):
+                continue
+            target = wanted if _type_variable(node, position, self._opset, "inputs") in flexible else _FLOAT
+            if value.dtype != target:
+                node.replace_input_with(position, self._in_type(value, target, node))
+        for position, value in enumerate(node.outputs):
+            if value.dtype == _FLOAT and _type_variable(node, position, self._opset, "outputs") in flexible:
+                value.dtype = wanted
         if node.op_type == "Cast" and half:
-            next(attribute for attribute in node.attribute if attribute.name == "to").i = HALF
-        self._nodes.append(node)
+            node.attributes.add(ir.AttrInt64("to", HALF))
 
-    def _is_half(self, node: NodeProto) -> bool:
+    def _is_half(self, node: ir.Node) -> bool:
         if node.op_type == "QuantizeLinear":
-            return self._types.get(node.input[0]) == HALF
+            return node.inputs[0] is not None and node.inputs[0].dtype == _HALF
         if node.op_type == "DequantizeLinear":
-            consumers = self._index.consumers[node.output[0]]
+            consumers = node.outputs[0].consumers()
             return any(_convertible(consumer, self._opset) and self._is_half(consumer) for consumer in consumers)
         return node.name not in self._float32_nodes and node.op_type not in FLOAT32_OPERATORS
 
-    def _weight(self, name: str, target: int) -> str:
-        if target == FLOAT:
-            return name
-        self._half_weights.add(name)
-        return name + _HALF_SUFFIX
+    def _in_type(self, value: ir.Value, target: ir.DataType, reader: ir.Node) -> ir.Value:
+        if value.is_initializer():
+            return self._half_weight(value)
+        if (value, target) not in self._casts:
+            producer = value.producer()
+            name = self._names.new(module_of(producer.name or "") if producer is not None else str(value.name), "Cast")
+            cast = operation("Cast", [value], name, to=int(target))
+            cast.outputs[0].dtype = target
+            self._graph.insert_before(reader, cast)
+            self._casts[value, target] = cast.outputs[0]
+        return self._casts[value, target]
 
-    def _cast(self, name: str, target: int) -> str:
-        if self._types[name] == target:
-            return name
-        if (name, target) not in self._casts:
-            producer = self._index.producers.get(name)
-            output = self._names.new(module_of(producer.name) if producer is not None else name, "Cast")
-            self._nodes.append(onnx.helper.make_node("Cast", [name], [output], name=output, to=target))
-            self._casts[name, target] = output
-        return self._casts[name, target]
+    def _half_weight(self, weight: ir.Value) -> ir.Value:
+        if weight not in self._halves:
+            half = _array(weight).astype(np.float16)
+            self._halves[weight] = ir.Value(name=f"{weight.name}{_HALF_SUFFIX}", const_value=ir.tensor(half))
+        return self._halves[weight]
 
-    def _convert_output(self, value: onnx.ValueInfoProto) -> None:
-        if value.name not in self._types:
-            return
-        wanted = HALF if self._io == "fp16" and value.name not in FLOAT32_OUTPUTS else FLOAT
-        value.type.tensor_type.elem_type = wanted
-        if self._types[value.name] == wanted:
-            return
-        producer = self._index.producers[value.name]
-        inner = (
-            producer.name if producer.name not in self._types else self._names.new(module_of(producer.name), "inner")
-        )
-        for node in self._nodes:
-            node.input[:] = [inner if name == value.name else name for name in node.input]
-            node.output[:] = [inner if name == value.name else name for name in node.output]
-        name = self._names.new(module_of(producer.name), "Cast")
-        self._nodes.append(onnx.helper.make_node("Cast", [inner], [value.name], name=name, to=wanted))
+    def _cast_output(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        """The output in another type, under its name; within the graph the tensor goes on as it is, named like its node."""
+        name, producer = str(value.name), value.producer()
+        node_name = str(producer.name) if producer is not None else name
+        taken = node_name in self._activations
+        value.name = self._names.new(module_of(node_name), "inner") if taken else node_name
+        cast = operation("Cast", [value], self._names.new(module_of(node_name), "Cast"), to=int(wanted))
+        output = cast.outputs[0]
+        output.name, output.dtype, output.shape = name, wanted, value.shape
+        self._graph.append(cast)
+        return output
 
     def _write_weights(self) -> None:
         """A weight that is used in half only keeps its name; one that is used in both types is stored twice."""
-        used = {name for node in self._nodes for name in node.input} | {value.name for value in self._graph.output}
-        halves: list[TensorProto] = []
-        for tensor in self._graph.initializer:
-            if tensor.name in self._half_weights:
-                half = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
-                if tensor.name in used:
-                    half.name += _HALF_SUFFIX
+        halves = []
+        for weight in list(self._graph.initializers.values()):
+            if weight in self._halves:
+                half = self._halves[weight]
+                if not weight.uses() and not weight.is_graph_output():
+                    self._graph.initializers.pop(str(weight.name))
+                    half.name = weight.name
                 halves.append(half)
-        alone = {name + _HALF_SUFFIX: name for name in self._half_weights if name not in used}
-        for node in self._nodes:
-            node.input[:] = [alone.get(name, name) for name in node.input]
-        kept = [tensor for tensor in self._graph.initializer if tensor.name not in set(alone.values())]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend([*kept, *halves])
+        for half in halves:
+            self._graph.register_initializer(half)
 
 
-def _convertible(node: NodeProto, opset: int) -> frozenset[str]:
+def _convertible(node: ir.Node, opset: int) -> frozenset[str]:
     """The type variables of a node's inputs that float32 tensors take now and that may be half."""
     schema = _schema(node, opset)
     if schema is None:
@@ -238,19 +233,19 @@ def _convertible(node: NodeProto, opset: int) -> frozenset[str]:
         for constraint in schema.type_constraints
         if {"tensor(float)", "tensor(float16)"} <= set(constraint.allowed_type_strs)
     }
-    present = {_type_variable(node, position, opset, "inputs") for position, name in enumerate(node.input) if name}
+    given = [position for position, value in enumerate(node.inputs) if value is not None]
     # A variable that only an output has is set by an attribute, as a constant's.
-    return frozenset(variables & present)
+    return frozenset(variables & {_type_variable(node, position, opset, "inputs") for position in given})
 
 
-def _type_variable(node: NodeProto, position: int, opset: int, side: Literal["inputs", "outputs"]) -> str:
+def _type_variable(node: ir.Node, position: int, opset: int, side: Literal["inputs", "outputs"]) -> str:
     schema = _schema(node, opset)
     formal = getattr(schema, side) if schema is not None else ()
     return str(formal[min(position, len(formal) - 1)].type_str) if formal else ""
 
 
-def _schema(node: NodeProto, opset: int) -> onnx.defs.OpSchema | None:
-    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
+def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
+    if node.domain or not onnx.defs.has(node.op_type, opset, ""):
         return None
     return onnx.defs.get_schema(node.op_type, opset, "")
 
@@ -269,50 +264,69 @@ def emulate_half(
     Sums within an operator stay float32, as in a GPU's tensor cores. Q/DQ compute the same. Tensors keep their names;
     inputs and outputs keep their types.
     """
-    emulated = onnx.ModelProto()
-    emulated.CopyFrom(typed)
-    graph = emulated.graph
-    names = Names(typed)
-    values = (*typed.graph.input, *typed.graph.value_info, *typed.graph.output)
-    halves = {value.name for value in values if value.type.tensor_type.elem_type == HALF}
-    weights = [_as_float(tensor) for tensor in graph.initializer]
-    nodes: list[NodeProto] = []
-    outer: dict[str, str] = {}  # half inputs and outputs of the graph -> the float32 tensor within
-    for value in graph.input:
-        if value.name in halves:
-            outer[value.name] = names.new(value.name, "widened")
-            nodes.append(_cast(value.name, outer[value.name], FLOAT))
-    outer |= {value.name: names.new(value.name, "inner") for value in graph.output if value.name in halves}
-    for node in graph.node:
-        node.input[:] = [outer.get(name, name) for name in node.input]
-        rounded = [name for name in node.output if name in halves]
-        for position, name in enumerate(node.output):
-            node.output[position] = outer.get(name, name)
-        nodes.append(node)
-        narrowing = node.op_type == "Cast" and bool(rounded)
-        if narrowing:
-            next(attribute for attribute in node.attribute if attribute.name == "to").i = FLOAT
-        if node.op_type in _EXACT and not narrowing:
-            continue
-        for position, name in enumerate(node.output):
-            if name in halves or name in outer.values():
-                exact, half = names.new(module_of(node.name), "exact"), names.new(module_of(node.name), "rounded")
-                node.output[position] = exact
-                nodes += [_cast(exact, half, HALF), _cast(half, name, FLOAT)]
-    nodes += [_cast(outer[value.name], value.name, HALF) for value in graph.output if value.name in outer]
-    for field, content in ((graph.initializer, weights), (graph.node, nodes)):
-        copies = [type(entry).FromString(entry.SerializeToString()) for entry in content]
-        del field[:]
-        field.extend(copies)
-    del graph.value_info[:]
-    return emulated
+    emulated = ir.from_proto(typed)
+    graph, names = emulated.graph, Names.of(emulated.graph)
+    for weight in graph.initializers.values():
+        if weight.dtype == _HALF:
+            weight.const_value, weight.dtype = ir.tensor(_array(weight).astype(np.float32), name=weight.name), _FLOAT
+    half_outputs = {value: str(value.name) for value in graph.outputs if value.dtype == _HALF}
+    nodes = list(graph)
+    for value in graph.inputs:
+        if value.dtype == _HALF:
+            uses = tuple(value.uses())
+            widened = _cast(value, names.new(str(value.name), "widened"), _FLOAT)
+            graph.insert_before(nodes[0], widened)
+            _redirect(uses, widened.outputs[0])
+    for value, name in half_outputs.items():
+        value.name = names.new(name, "inner")
+    rounded = {value: value for value in half_outputs}
+    for node in nodes:
+        halves = [value for value in node.outputs if value.dtype == _HALF]
+        narrows = node.op_type == "Cast" and bool(halves)
+        if narrows:
+            node.attributes.add(ir.AttrInt64("to", FLOAT))
+        last = node
+        for value in halves:
+            value.dtype = _FLOAT
+            if narrows or node.op_type not in _EXACT:
+                last = _round(value, last, names)
+                rounded[value] = last.outputs[0]
+    for position, value in enumerate(graph.outputs):
+        if value in half_outputs:
+            narrowed = _cast(rounded[value], half_outputs[value], _HALF)
+            narrowed.outputs[0].shape = value.shape
+            graph.append(narrowed)
+            graph.outputs[position] = narrowed.outputs[0]
+    return to_proto(emulated)
 
 
-def _as_float(tensor: TensorProto) -> TensorProto:
-    if tensor.data_type != HALF:
-        return tensor
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+def _round(value: ir.Value, last: ir.Node, names: Names) -> ir.Node:
+    """Put a cast to half and back behind `last`, under the tensor's own name; the second of the two."""
+    name, uses = str(value.name), tuple(value.uses())
+    module = module_of(str(last.name))
+    value.name = names.new(module, "exact")
+    half = _cast(value, names.new(module, "rounded"), _HALF)
+    back = _cast(half.outputs[0], name, _FLOAT)
+    _redirect(uses, back.outputs[0])
+    graph = last.graph
+    if graph is not None:
+        graph.insert_after(last, [half, back])
+    return back
 
 
-def _cast(source: str, target: str, to: int) -> NodeProto:
-    return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
+def _redirect(uses: Iterable[tuple[ir.Node, int]], to: ir.Value) -> None:
+    for node, position in uses:
+        node.replace_input_with(position, to)
+
+
+def _cast(value: ir.Value, target: str, to: ir.DataType) -> ir.Node:
+    cast = operation("Cast", [value], f"{target}/Cast", gives=target, to=int(to))
+    cast.outputs[0].dtype = to
+    return cast
+
+
+def _array(weight: ir.Value) -> FloatArray:
+    if weight.const_value is None:
+        raise ValueError(f"the weight {weight.name} has no values.")
+    values: FloatArray = weight.const_value.numpy()
+    return values

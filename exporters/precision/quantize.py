@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
-from exporters.onnx_edit import FLOAT, GraphIndex, Names, is_inside, opset_of
+from exporters.onnx_edit import Names, add_initializer, is_inside, operation, opset_of, to_proto
 from exporters.precision.ranges import INT8_LEVELS
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.artifacts.names import module_of
@@ -30,13 +30,12 @@ _UNUSED_SCALE = 1.0  # of a tensor that was 0 on every image
 
 @dataclass(frozen=True)
 class Placement:
-    """Where Q/DQ pairs go."""
+    """Where Q/DQ pairs go, by the names of nodes and tensors."""
 
-    convs: tuple[str, ...]  # node names of the convolutions in INT8
-    inputs: Mapping[str, frozenset[str]]  # quantized tensor -> node names that read it in INT8
-    range_from: Mapping[
-        str, str
-    ]  # quantized tensor -> the tensor whose range it takes; itself, but behind a pass-through
+    convs: tuple[str, ...]  # convolutions in INT8, in the graph's order
+    inputs: Mapping[str, frozenset[str]]  # quantized tensor -> nodes that read it in INT8
+    # Quantized tensor -> the tensor whose range it takes: itself, but behind a pass-through.
+    range_from: Mapping[str, str]
 
 
 def check_quantizable(model: onnx.ModelProto, path: object) -> None:
@@ -50,8 +49,7 @@ def check_quantizable(model: onnx.ModelProto, path: object) -> None:
 
 def modules_with_convs(model: onnx.ModelProto) -> tuple[str, ...]:
     """Dotted paths of the modules that hold a convolution, in the graph's order."""
-    index = GraphIndex.of(model)
-    return tuple(dict.fromkeys(module_of(node.name) for node in model.graph.node if _quantizable_conv(node, index)))
+    return _modules_with_convs(ir.from_proto(model).graph)
 
 
 def plan_placement(model: onnx.ModelProto, keep_fp16: Sequence[str] = ()) -> Placement:
@@ -60,54 +58,17 @@ def plan_placement(model: onnx.ModelProto, keep_fp16: Sequence[str] = ()) -> Pla
     `keep_fp16` are module paths whose nodes, and those of all modules below, stay out. Raises CalibrationError for one
     that names no module, and when nothing is left to quantize.
     """
-    index = GraphIndex.of(model)
-    modules = modules_with_convs(model)
-    for prefix in keep_fp16:
-        if not any(is_inside(module, [prefix]) for module in modules):
-            top = sorted({module.partition(".")[0] for module in modules})
-            raise CalibrationError(
-                f"keep_fp16: no module with convolutions is named {prefix!r}. Give dotted module paths, such as "
-                f"{modules[0]!r}; they begin with {', '.join(top)}."
-                if modules
-                else f"{prefix!r} names no module."
-            )
-
-    def quantized(node: NodeProto) -> bool:
-        return not is_inside(module_of(node.name), keep_fp16)
-
-    convs = {node.name for node in model.graph.node if _quantizable_conv(node, index) and quantized(node)}
-    if not convs:
-        raise CalibrationError("no convolution is left to quantize. Keep fewer modules in FP16, or ask for fp16.")
-    inputs: dict[str, set[str]] = {}
-    for node in model.graph.node:
-        if node.name in convs:
-            inputs.setdefault(node.input[0], set()).add(node.name)
-        elif node.op_type == "Add" and quantized(node):
-            residual = _residual(node, convs, index)
-            if residual is not None:
-                inputs.setdefault(residual, set()).add(node.name)
-    range_from = {name: name for name in inputs}
-    for node in model.graph.node:
-        if node.op_type in _PASS_THROUGH and quantized(node) and _is_int8(node.input[0], convs, inputs, index):
-            after = _behind_activation(node.output[0], index)
-            if after in inputs:
-                inputs.setdefault(node.input[0], set()).add(node.name)
-                range_from.setdefault(node.input[0], node.input[0])
-                range_from[after] = range_from[node.input[0]]
-    return Placement(
-        convs=tuple(node.name for node in model.graph.node if node.name in convs),
-        inputs={name: frozenset(readers) for name, readers in inputs.items()},
-        range_from=range_from,
-    )
+    return _place(ir.from_proto(model).graph, keep_fp16)
 
 
 def tensors_to_calibrate(model: onnx.ModelProto) -> tuple[str, ...]:
     """Every tensor whose range any choice of `keep_fp16` may ask for."""
-    index = GraphIndex.of(model)
-    placement = plan_placement(model)
+    graph = ir.from_proto(model).graph
+    placement = _place(graph, ())
     # What lies behind a pass-through takes its own range when the other neighbour stays in FP16.
-    names = {*placement.inputs, *placement.range_from.values()}
-    return tuple(name for name in _in_order(model) if name in names and name not in index.weights)
+    wanted = {*placement.inputs, *placement.range_from.values()}
+    made = (value for node in graph for value in node.outputs)
+    return tuple(str(value.name) for value in (*graph.inputs, *made) if value.name in wanted)
 
 
 def quantize(
@@ -120,13 +81,12 @@ def quantize(
 
     Raises CalibrationError when a range is missing.
     """
-    placement = plan_placement(model, keep_fp16)
+    quantized = ir.from_proto(model)
+    placement = _place(quantized.graph, keep_fp16)
     if missing := [name for name in placement.range_from.values() if name not in ranges]:
         raise CalibrationError(f"there is no calibrated range of the tensor {missing[0]}. Calibrate again.")
-    quantized = onnx.ModelProto()
-    quantized.CopyFrom(model)
-    _Edit(quantized).run(placement, ranges)
-    return quantized
+    _Edit(quantized.graph, placement, ranges).run()
+    return to_proto(quantized)
 
 
 def weight_scales(
@@ -148,117 +108,166 @@ def half_scale(magnitude: float) -> float:
     return max(float(rounded), _SMALLEST_HALF)
 
 
-class _Edit:
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._graph = model.graph
-        self._index = GraphIndex.of(model)
-        self._names = Names(model)
-        self._added: dict[str, TensorProto] = {}
-
-    def run(self, placement: Placement, ranges: Mapping[str, float]) -> None:
-        convs = set(placement.convs)
-        nodes: list[NodeProto] = []
-        for value in self._graph.input:
-            nodes += self._pair(value.name, placement, ranges)
-        dequantized: dict[str, NodeProto] = {}
-        for node in self._graph.node:
-            if node.name in convs:
-                name = node.input[1]
-                if name not in dequantized:
-                    dequantized[name] = self._weight(name, module_of(node.name))
-                    nodes.append(dequantized[name])
-                node.input[1] = dequantized[name].output[0]
-            nodes.append(node)
-            for output in node.output:
-                nodes += self._pair(output, placement, ranges)
-        used = {name for node in nodes for name in node.input}
-        weights = [tensor for tensor in self._graph.initializer if tensor.name in used]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend([*weights, *self._added.values()])
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
-
-    def _pair(self, tensor: str, placement: Placement, ranges: Mapping[str, float]) -> list[NodeProto]:
-        """One pair for all that read the tensor in INT8; the others go on reading the tensor itself."""
-        readers = placement.inputs.get(tensor)
-        if not readers:
-            return []
-        producer = self._index.producers.get(tensor)
-        module = module_of(producer.name) if producer is not None else tensor
-        scale = self._add(f"{tensor}:scale", np.array(half_scale(ranges[placement.range_from[tensor]]), np.float32))
-        zero_point = self._add("zero_point", np.array(0, np.int8))
-        to_int8, back = self._names.new(module, "QuantizeLinear"), self._names.new(module, "DequantizeLinear")
-        pair = [
-            helper.make_node("QuantizeLinear", [tensor, scale, zero_point], [to_int8], name=to_int8),
-            helper.make_node("DequantizeLinear", [to_int8, scale, zero_point], [back], name=back),
-        ]
-        for node in self._index.consumers[tensor]:
-            if node.name in readers:
-                node.input[:] = [back if name == tensor else name for name in node.input]
-        return pair
-
-    def _weight(self, name: str, module: str) -> NodeProto:
-        values = numpy_helper.to_array(self._index.weights[name])
-        scales = weight_scales(values)
-        per_channel = scales.reshape(-1, *[1] * (values.ndim - 1))
-        rounded = np.clip(np.rint(values / per_channel), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
-        inputs = [
-            self._add(f"{name}:int8", rounded),
-            self._add(f"{name}:scale", scales),
-            self._add(f"{name}:zero_point", np.zeros(len(scales), np.int8)),
-        ]
-        node_name = self._names.new(module, "DequantizeLinear")
-        return helper.make_node("DequantizeLinear", inputs, [node_name], name=node_name, axis=0)
-
-    def _add(self, name: str, values: npt.NDArray[np.generic]) -> str:
-        self._added.setdefault(name, numpy_helper.from_array(values, name))
-        return name
+def _modules_with_convs(graph: ir.Graph) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_module(node) for node in graph if _is_quantizable_conv(node)))
 
 
-def _quantizable_conv(node: NodeProto, index: GraphIndex) -> bool:
-    weight = index.weights.get(node.input[1]) if node.op_type == "Conv" else None
-    return weight is not None and weight.data_type == FLOAT
+def _place(graph: ir.Graph, keep_fp16: Sequence[str]) -> Placement:
+    _check_modules(_modules_with_convs(graph), keep_fp16)
+
+    def quantized(node: ir.Node) -> bool:
+        return not is_inside(_module(node), keep_fp16)
+
+    convs = {node for node in graph if _is_quantizable_conv(node) and quantized(node)}
+    if not convs:
+        raise CalibrationError("no convolution is left to quantize. Keep fewer modules in FP16, or ask for fp16.")
+    positions = {node: position for position, node in enumerate(graph)}
+    readers: dict[ir.Value, set[ir.Node]] = {}
+    for node in graph:
+        if node in convs:
+            readers.setdefault(_input(node), set()).add(node)
+        elif node.op_type == "Add" and quantized(node):
+            residual = _residual(node, convs, positions)
+            if residual is not None:
+                readers.setdefault(residual, set()).add(node)
+    range_from = {value: value for value in readers}
+    for node in graph:
+        if node.op_type in _PASS_THROUGH and quantized(node) and _is_int8(_input(node), convs, readers):
+            after = _behind_activation(node.outputs[0])
+            if after in readers:
+                readers.setdefault(_input(node), set()).add(node)
+                range_from.setdefault(_input(node), _input(node))
+                range_from[after] = range_from[_input(node)]
+    return Placement(
+        convs=tuple(str(node.name) for node in graph if node in convs),
+        inputs={str(value.name): frozenset(str(node.name) for node in nodes) for value, nodes in readers.items()},
+        range_from={str(value.name): str(source.name) for value, source in range_from.items()},
+    )
 
 
-def _residual(add: NodeProto, convs: set[str], index: GraphIndex) -> str | None:
+def _check_modules(modules: Sequence[str], keep_fp16: Sequence[str]) -> None:
+    for prefix in keep_fp16:
+        if not any(is_inside(module, [prefix]) for module in modules):
+            top = sorted({module.partition(".")[0] for module in modules})
+            raise CalibrationError(
+                f"keep_fp16: no module with convolutions is named {prefix!r}. Give dotted module paths, such as "
+                f"{modules[0]!r}; they begin with {', '.join(top)}."
+                if modules
+                else f"{prefix!r} names no module."
+            )
+
+
+def _is_quantizable_conv(node: ir.Node) -> bool:
+    weight = node.inputs[1] if node.op_type == "Conv" else None
+    return weight is not None and weight.is_initializer() and weight.dtype == ir.DataType.FLOAT
+
+
+def _residual(add: ir.Node, convs: set[ir.Node], positions: Mapping[ir.Node, int]) -> ir.Value | None:
     """The input of an addition that an INT8 convolution is not fused with; None where there is no such convolution.
 
     TensorRT fuses a convolution with the addition behind it, and reads the other input in INT8 when that is quantized. Of
     two convolutions the later one is fused: the other's result is there by then.
     """
-    if len(add.input) != 2 or any(name in index.weights for name in add.input):
+    sides = [value for value in add.inputs if value is not None]
+    if len(sides) != 2 or any(value.is_initializer() for value in sides):
         return None
-    sources = [_conv_behind(name, index) for name in add.input]
-    order = [index.positions[node.name] if node is not None else -1 for node in sources]
+    sources = [_source(value) for value in sides]
+    order = [positions[node] if node is not None and node.op_type == "Conv" else -1 for node in sources]
     fused = 0 if order[0] > order[1] else 1
-    conv = sources[fused]
-    return None if conv is None or conv.name not in convs else add.input[1 - fused]
+    return sides[1 - fused] if sources[fused] in convs else None
 
 
-def _conv_behind(tensor: str, index: GraphIndex) -> NodeProto | None:
-    """The convolution that makes a tensor, itself or through an activation."""
-    node = index.producers.get(tensor)
-    while node is not None and node.op_type in _ACTIVATIONS:
-        node = index.producers.get(node.input[0])
-    return node if node is not None and node.op_type == "Conv" else None
-
-
-def _is_int8(tensor: str, convs: set[str], inputs: Mapping[str, Iterable[str]], index: GraphIndex) -> bool:
+def _is_int8(value: ir.Value, convs: set[ir.Node], readers: Mapping[ir.Value, Iterable[ir.Node]]) -> bool:
     """Whether a tensor comes out of a kernel that runs in INT8: a convolution, or an addition fused with one."""
-    node = index.producers.get(tensor)
-    while node is not None and node.op_type in _ACTIVATIONS:
-        node = index.producers.get(node.input[0])
+    node = _source(value)
     if node is None:
         return False
-    return node.name in convs or any(node.name in inputs.get(name, ()) for name in node.input)
+    return node in convs or any(value is not None and node in readers.get(value, ()) for value in node.inputs)
 
 
-def _behind_activation(tensor: str, index: GraphIndex) -> str:
-    """The tensor after the activation that alone reads `tensor`, or the tensor itself."""
-    readers = index.consumers.get(tensor, ())
-    return str(readers[0].output[0]) if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS else tensor
+def _source(value: ir.Value) -> ir.Node | None:
+    """The node that makes a tensor, itself or through an activation; None for an input of the graph."""
+    node = value.producer()
+    while node is not None and node.op_type in _ACTIVATIONS:
+        node = _input(node).producer()
+    return node
 
 
-def _in_order(model: onnx.ModelProto) -> list[str]:
-    made = [name for node in model.graph.node for name in node.output]
-    return [*(value.name for value in model.graph.input), *made]
+def _behind_activation(value: ir.Value) -> ir.Value:
+    """The tensor after the activation that alone reads `value`, or `value` itself."""
+    readers = value.consumers()
+    return readers[0].outputs[0] if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS else value
+
+
+def _input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    if value is None:
+        raise ValueError(f"{node.name} has no first input.")
+    return value
+
+
+def _module(node: ir.Node) -> str:
+    return module_of(node.name or "")
+
+
+class _Edit:
+    """Puts the pairs of a placement into a graph, and its convolutions' weights in int8."""
+
+    def __init__(self, graph: ir.Graph, placement: Placement, ranges: Mapping[str, float]) -> None:
+        self._graph, self._placement, self._ranges = graph, placement, ranges
+        self._names = Names.of(graph)
+        self._dequantized: dict[ir.Value, ir.Value] = {}  # weight -> what comes out of its DQ
+
+    def run(self) -> None:
+        nodes = list(self._graph)
+        convs = set(self._placement.convs)
+        for value in self._graph.inputs:
+            self._graph.insert_before(nodes[0], self._pair(value, value.name or ""))
+        for node in nodes:
+            if node.name in convs:
+                self._quantize_weight(node)
+            for value in reversed(node.outputs):
+                self._graph.insert_after(node, self._pair(value, _module(node)))
+        for value in list(self._graph.initializers.values()):
+            if not value.uses() and not value.is_graph_output():
+                self._graph.initializers.pop(str(value.name))
+
+    def _pair(self, value: ir.Value, module: str) -> list[ir.Node]:
+        """One pair for all that read the tensor in INT8; the others go on reading the tensor itself."""
+        readers = self._placement.inputs.get(str(value.name))
+        if not readers:
+            return []
+        magnitude = self._ranges[self._placement.range_from[str(value.name)]]
+        scale = self._constant(f"{value.name}:scale", np.array(half_scale(magnitude), np.float32))
+        zero_point = self._constant("zero_point", np.array(0, np.int8))
+        to_int8 = operation("QuantizeLinear", [value, scale, zero_point], self._names.new(module, "QuantizeLinear"))
+        back = operation(
+            "DequantizeLinear", [to_int8.outputs[0], scale, zero_point], self._names.new(module, "DequantizeLinear")
+        )
+        for use in tuple(value.uses()):
+            if use.node.name in readers:
+                use.node.replace_input_with(use.idx, back.outputs[0])
+        return [to_int8, back]
+
+    def _quantize_weight(self, conv: ir.Node) -> None:
+        weight = conv.inputs[1]
+        if weight is None or weight.const_value is None:
+            raise ValueError(f"{conv.name} has no weight.")
+        if weight not in self._dequantized:
+            values: FloatArray = weight.const_value.numpy()
+            scales = weight_scales(values)
+            per_channel = scales.reshape(-1, *[1] * (values.ndim - 1))
+            rounded = np.clip(np.rint(values / per_channel), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
+            inputs = [
+                self._constant(f"{weight.name}:int8", rounded),
+                self._constant(f"{weight.name}:scale", scales),
+                self._constant(f"{weight.name}:zero_point", np.zeros(len(scales), np.int8)),
+            ]
+            name = self._names.new(_module(conv), "DequantizeLinear")
+            dequantize = operation("DequantizeLinear", inputs, name, axis=0)
+            self._graph.insert_before(conv, dequantize)
+            self._dequantized[weight] = dequantize.outputs[0]
+        conv.replace_input_with(1, self._dequantized[weight])
+
+    def _constant(self, name: str, values: npt.NDArray[np.generic]) -> ir.Value:
+        return self._graph.initializers.get(name) or add_initializer(self._graph, name, values)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
-from exporters.onnx_edit import GraphIndex, float_tensors, is_inside, open_session, with_outputs
+from exporters.onnx_edit import float_tensors, is_inside, open_session, with_outputs
 from exporters.precision.gate import Verdict
 from exporters.precision.quantize import modules_with_convs, plan_placement, quantize
 from exporters.precision.ranges import Progress, capture, prepared_images
@@ -208,23 +209,24 @@ def _group(module: str) -> str:
 
 def _head_tensors(model: onnx.ModelProto) -> list[str]:
     """The network's outputs, `conf` before its softmax: behind it the background outweighs everything."""
-    producers = GraphIndex.of(model).producers
-    names = [value.name for value in model.graph.output]
-    return [producers[name].input[0] if producers[name].op_type == "Softmax" else name for name in names]
+    names = []
+    for value in ir.from_proto(model).graph.outputs:
+        producer = value.producer()
+        before = producer.inputs[0] if producer is not None and producer.op_type == "Softmax" else None
+        names.append(str((before or value).name))
+    return names
 
 
 def _module_outputs(model: onnx.ModelProto, group: str) -> list[str]:
     """Float tensors that nodes of a module make and nodes outside it, or nobody, read."""
-    index = GraphIndex.of(model)
     floats = float_tensors(model)
     found: list[str] = []
-    for node in model.graph.node:
-        if is_inside(module_of(node.name), [group]):
-            for name in node.output:
-                readers = index.consumers.get(name, ())
-                leaves = not readers or any(not is_inside(module_of(reader.name), [group]) for reader in readers)
-                if name in floats and leaves:
-                    found.append(name)
+    for node in ir.from_proto(model).graph:
+        if is_inside(module_of(str(node.name)), [group]):
+            for value in node.outputs:
+                outside = [not is_inside(module_of(str(reader.name)), [group]) for reader in value.consumers()]
+                if value.name in floats and (any(outside) or not outside):
+                    found.append(value.name)
     return found
 
 

@@ -95,7 +95,7 @@ def test_a_score_exactly_at_the_threshold_is_no_candidate() -> None:
 def test_the_image_is_prepared_as_detector_does_it(image_hw: tuple[int, int], channel_order: ChannelOrder) -> None:
     spec = dataclasses.replace(SMALL_PLUS, input_size=550)
     image = np.random.default_rng(0).integers(0, 256, (*image_hw, 3), dtype=np.uint8)
-    writer = GraphWriter(Names(onnx.ModelProto()))
+    writer = GraphWriter(Names())
     stages.write_preprocess(writer, contract.IMAGE, spec, channel_order)
     given = image if channel_order == "bgr" else np.ascontiguousarray(image[..., ::-1])
     outputs = _run_nodes(writer, {contract.IMAGE: given[None]}, [stages.PREPARED])
@@ -147,7 +147,7 @@ def _detect_boxes(
 
 def _run(spec: ModelSpec, inputs: dict[str, Array], image_hw: tuple[int, int]) -> dict[str, Array]:
     """The stages behind the network as a graph of their own; the image gives its size only."""
-    writer = GraphWriter(Names(onnx.ModelProto()))
+    writer = GraphWriter(Names())
     heads = stages.Heads(*OUTPUTS)
     found = stages.write_detect(writer.inside("detect"), heads, spec, inputs["priors"])
     stages.write_outputs(writer.inside("outputs"), contract.IMAGE, found)

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.onnx_edit import GraphIndex, open_session, read_spec, with_outputs
+from exporters.onnx_edit import open_session, read_spec, with_outputs
 from exporters.precision.calibration import Calibration, calibrate
 from exporters.precision.quantize import tensors_to_calibrate
 from exporters.precision.ranges import CALIBRATORS, Histogram, observe
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
+from tests.unit.precision.graph_index import GraphIndex
 from yolact_deploy.errors import CalibrationError
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.reference.preprocess import preprocess

@@ -9,11 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.builder import build_engine
-from exporters.onnx_edit import GraphIndex, open_session, set_precision
+from exporters.onnx_edit import open_session, set_precision
 from exporters.precision.fp16 import emulate_half, half_error, nodes_out_of_range, refuse_unless_float32, to_half
 from exporters.precision.ranges import observe
 from tests import goldens
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
+from tests.unit.precision.graph_index import GraphIndex
 from yolact_deploy.errors import ArtifactError
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.reference.preprocess import preprocess

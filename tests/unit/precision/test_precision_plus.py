@@ -10,11 +10,11 @@ import pytest
 
 from engines.builder import build_engine
 from engines.lint.linter import lint_onnx
-from exporters.onnx_edit import GraphIndex
 from exporters.precision.result import LowPrecision
 from exporters.precision.run import apply_precision
 from tests.unit.exporters.plus_models import SMALL_PLUS
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
+from tests.unit.precision.graph_index import GraphIndex
 from yolact_deploy import Detector
 
 _DEFORMABLE = sum(SMALL_PLUS.backbone.dcn_blocks)

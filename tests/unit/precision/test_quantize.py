@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.builder import build_engine
-from exporters.onnx_edit import GraphIndex, open_session, set_precision
+from exporters.onnx_edit import open_session, set_precision
 from exporters.precision.fp16 import to_half
 from exporters.precision.quantize import (
     check_quantizable,
@@ -19,6 +19,7 @@ from exporters.precision.quantize import (
     tensors_to_calibrate,
     weight_scales,
 )
+from tests.unit.precision.graph_index import GraphIndex
 from yolact_deploy.errors import CalibrationError
 
 
