@@ -22,17 +22,20 @@ from torch import nn
 
 from exporters.network.deformable import NATIVE_OPSET, DcnForm, exportable
 from yolact_deploy import __version__
+from yolact_deploy.artifacts.contract import io_problem
 from yolact_deploy.artifacts.names import (
     INPUT,
     MASK_IOU_INPUT,
     MASK_IOU_METADATA_KEY,
     MASK_IOU_OUTPUT,
     MAX_BATCH_METADATA_KEY,
+    ONNX_SUFFIX,
     OUTPUTS,
     PRECISION_METADATA_KEY,
     SPEC_METADATA_KEY,
     VERSION_METADATA_KEY,
 )
+from yolact_deploy.artifacts.onnx_file import parse_onnx
 from yolact_deploy.errors import ExportError
 from yolact_deploy.files import atomic_path
 from yolact_deploy.spec import ModelSpec
@@ -93,9 +96,10 @@ def export_onnx(
         mask_iou = _trace_mask_iou(model.get_submodule("maskiou_net"), spec, opset)
         described[MASK_IOU_METADATA_KEY] = base64.b64encode(mask_iou.SerializeToString()).decode("ascii")
     onnx.helper.set_model_props(proto, described)
-    _check(proto, spec, max_batch)
+    content = proto.SerializeToString()
+    _check(proto, content, spec, max_batch)
     with atomic_path(target) as temporary:
-        onnx.save(proto, str(temporary))
+        temporary.write_bytes(content)
 
 
 def _trace_network(model: nn.Module, spec: ModelSpec, opset: int, max_batch: int) -> onnx.ModelProto:
@@ -211,14 +215,14 @@ def _scope(node: onnx.NodeProto, weights: set[str]) -> str:
     return OUTPUTS_SCOPE
 
 
-def _check(proto: onnx.ModelProto, spec: ModelSpec, max_batch: int) -> None:
+def _check(proto: onnx.ModelProto, content: bytes, spec: ModelSpec, max_batch: int) -> None:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise ExportError(f"the exported graph of {spec.name} is not valid ONNX: {exc}") from exc
-    batch: int | str = BATCH_DIM if max_batch > 1 else 1
-    for output in proto.graph.output:
-        found = tuple(dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim)
-        expected = (batch, *spec.output_shapes()[output.name])
-        if found != expected:
-            raise ExportError(f"the exported output {output.name} has shape {list(found)}, expected {list(expected)}.")
+    file = parse_onnx(content, f"{spec.name}{ONNX_SUFFIX}")
+    problem = io_problem(file.io_tensors, spec)
+    if problem is None and file.fixed_batch != (None if max_batch > 1 else 1):
+        problem = f"its batch is {file.fixed_batch or 'dynamic'}, asked was one up to {max_batch}"
+    if problem is not None:
+        raise ExportError(f"the exported graph of {spec.name} is not what its spec says: {problem}.")

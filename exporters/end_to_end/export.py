@@ -19,7 +19,7 @@ from onnx import TensorProto
 from exporters.end_to_end import stages
 from exporters.end_to_end.stages import PREPARED, PRIOR_IDX, GraphWriter
 from exporters.matching import capped_size, detect_heads, paired_rows
-from exporters.onnx_edit import FLOAT, Names, check_types, load_onnx, metadata, open_session, read_spec, with_outputs
+from exporters.onnx_edit import FLOAT, Names, check_types, load_onnx, metadata, open_session, with_outputs
 from exporters.parity import (
     ImageParity,
     ParityReport,
@@ -38,10 +38,9 @@ from yolact_deploy.artifacts.names import (
     INPUT,
     MASK_IOU_METADATA_KEY,
     OUTPUTS,
-    PRECISION_METADATA_KEY,
     SPEC_METADATA_KEY,
 )
-from yolact_deploy.artifacts.onnx_file import mask_iou_in
+from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.reference.detections import Detections
@@ -128,13 +127,14 @@ def make_end_to_end(
     """The end-to-end graph, not yet compared with anything. Raises ArtifactError, SpecError, ExportError."""
     if channel_order not in get_args(ChannelOrder):
         raise ExportError(f'channel_order must be "bgr" or "rgb", found {channel_order!r}.')
-    model = load_onnx(heads_onnx)
-    spec = read_spec(model, heads_onnx)
+    file = open_onnx(heads_onnx)
+    file.check_io()
+    model, spec = load_onnx(heads_onnx), file.spec
     if nms is not None:
         spec = dataclasses.replace(spec, postprocess=dataclasses.replace(spec.postprocess, nms=nms))
     contract.check_expressible(spec)
-    _check_heads(model, heads_onnx)
-    judge = _mask_iou_model(model, spec, heads_onnx)
+    _check_float32(file)
+    judge = _mask_iou_model(file)
 
     graph, names = model.graph, Names.of(model.graph)
     before, after = GraphWriter(names), GraphWriter(names)
@@ -164,29 +164,22 @@ def make_end_to_end(
     return check_types(model)
 
 
-def _check_heads(model: onnx.ModelProto, path: Path) -> None:
-    found = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    if set(found) != {INPUT, *OUTPUTS}:
+def _check_float32(file: OnnxFile) -> None:
+    if half := [tensor.name for tensor in file.io_tensors if tensor.dtype != "float32"]:
         raise ArtifactError(
-            f"{path} has the inputs and outputs {', '.join(found)}; expected are {INPUT}, {', '.join(OUTPUTS)}. "
-            "Export it with `yolact-deploy export`."
-        )
-    if half := [name for name, element_type in found.items() if element_type != FLOAT]:
-        raise ArtifactError(
-            f"{path} has {', '.join(half)} in another type than float32, and an end-to-end graph has neither as input nor as "
-            "output. Make it with float32 inputs and outputs (--io-precision fp32)."
+            f"{file.path} has {', '.join(half)} in another type than float32, and an end-to-end graph has neither as input nor "
+            "as output. Make it with float32 inputs and outputs (--io-precision fp32)."
         )
 
 
-def _mask_iou_model(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> onnx.ModelProto | None:
-    content = mask_iou_in(metadata(model), spec, str(path))
-    if content is None:
+def _mask_iou_model(file: OnnxFile) -> onnx.ModelProto | None:
+    if file.mask_iou is None:
         return None
     try:
-        return onnx.load_model_from_string(content)
+        return onnx.load_model_from_string(file.mask_iou)
     except Exception as exc:  # protobuf's own error type, which moved between its versions
         raise SpecError(
-            f"the mask-IoU network in {path} is damaged: {exc}. Export it again with `yolact-deploy export`."
+            f"the mask-IoU network in {file.path} is damaged: {exc}. Export it again with `yolact-deploy export`."
         ) from exc
 
 
@@ -234,7 +227,7 @@ def check_end_to_end(
     end-to-end graph itself are then what is expected to become these detections.
     """
     network = OnnxNetwork(heads_onnx, device="cpu")
-    is_float32 = metadata(model).get(PRECISION_METADATA_KEY, "fp32") == "fp32"
+    is_float32 = open_onnx(heads_onnx).precision == "fp32"
     session = open_session(with_outputs(model, [PREPARED, PRIOR_IDX, *([] if is_float32 else OUTPUTS)]))
     names = [output.name for output in session.get_outputs()]
 
