@@ -138,19 +138,29 @@ class Described(Protocol):
     """What every artifact tells of itself."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """Where it lies."""
+        ...
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """ "checkpoint", "onnx" or "plan"."""
+        ...
 
     @property
-    def precision(self) -> Precision: ...
+    def precision(self) -> Precision:
+        """Of what it computes in."""
+        ...
 
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str:
+        """Hex SHA-256 of its content."""
+        ...
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Size of its content."""
+        ...
 
 
 def describe(artifact: Described) -> dict[str, Any]:

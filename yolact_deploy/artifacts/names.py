@@ -44,6 +44,8 @@ TENSORRT_RTX: Final = "tensorrt-rtx"
 
 
 class PlanRuntime(NamedTuple):
+    """A library that runs plans."""
+
     title: str  # for people
     module: str  # that is imported
     extra: str  # of this project, which brings it

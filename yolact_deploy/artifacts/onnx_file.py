@@ -170,6 +170,12 @@ def open_onnx(source: str | os.PathLike[str] | OnnxFile, *, whole: bool = False)
 
     Its weights are passed over unread, unless it is opened `whole`: then `content` and `sha256` are of the very bytes that
     were looked into. Raises ArtifactError when it can't be read, is no ONNX model, or lacks files with its weights.
+
+    >>> file = open_onnx("model.onnx")
+    >>> [tensor.name for tensor in file.io_tensors], file.form, file.batch
+    (['image', 'loc', 'conf', 'mask_coeff', 'proto'], 'heads', (1, None))
+    >>> file.nodes[0]
+    Node(name='backbone.stem/Conv', operator='Conv')
     """
     if isinstance(source, OnnxFile):
         return source

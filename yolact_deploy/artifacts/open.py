@@ -35,6 +35,7 @@ class Checkpoint:
 
     @property
     def num_bytes(self) -> int:
+        """The file's size."""
         return self.path.stat().st_size
 
     def describe(self) -> dict[str, Any]:
@@ -50,6 +51,12 @@ def open_artifact(path: str | os.PathLike[str]) -> Checkpoint | OnnxFile | PlanF
 
     All have `path`, `kind`, `spec`, `precision`, `batch` (smallest and largest), `sha256`, `num_bytes` and `describe()`.
     Raises ArtifactError for what is not there or no ONNX, PlanMismatchError for a plan that is not its sidecar's.
+
+    >>> artifact = open_artifact("model.onnx")
+    >>> artifact.kind, artifact.precision, artifact.spec.input_size
+    ('onnx', 'fp32', 32)
+    >>> sorted(artifact.describe())
+    ['kind', 'path', 'precision', 'sha256', 'size_bytes']
     """
     path = Path(path)
     if is_plan(path):

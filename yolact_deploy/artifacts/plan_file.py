@@ -212,10 +212,12 @@ class PlanFile:
 
     @property
     def spec(self) -> ModelSpec:
+        """What the plan was built of."""
         return self.sidecar.spec
 
     @property
     def precision(self) -> Precision:
+        """fp32, fp16 or int8: that of the ONNX it was built from."""
         return self.sidecar.precision
 
     @property
@@ -235,6 +237,7 @@ class PlanFile:
 
     @property
     def num_bytes(self) -> int:
+        """The plan's size."""
         return self.sidecar.plan_bytes
 
     @property
