@@ -29,6 +29,7 @@ from benchmarks.scenarios import Scenario
 from benchmarks.subjects import bench_images
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import is_plan
 from yolact_deploy.errors import BenchmarkError, EngineError
 from yolact_deploy.files import check_writable
 
@@ -164,14 +165,27 @@ class _Options:
         if self.checkpoint is not None and not self.peers:
             raise BenchmarkError("--checkpoint is the PyTorch peer's; give --peers with it.")
 
-    def open(self, artifact: Path) -> Detector:
-        return Detector(
-            artifact,
-            device=self.device,
-            threads=self.threads,
-            batch_size=self.batch,
-            cuda_graph=self.cuda_graph,
+    def open(self, artifact: Path, stack: ExitStack) -> Detector:
+        """Closed with `stack`. Raises BenchmarkError for an artifact that was not made for the batch."""
+        detector = stack.enter_context(
+            Detector(
+                artifact,
+                device=self.device,
+                threads=self.threads,
+                batch_size=self.batch,
+                cuda_graph=self.cuda_graph,
+            )
         )
+        least, most = detector.file.batch
+        if not least <= self.batch <= (most or self.batch):
+            made = (
+                f"built for batches of {least} to {most}" if is_plan(artifact) else f"exported for batches up to {most}"
+            )
+            again = (
+                "`yolact-deploy build-engine --batch`" if is_plan(artifact) else "`yolact-deploy export --max-batch`"
+            )
+            raise BenchmarkError(f"{artifact} was {made}, and {self.batch} was asked for. Make it again with {again}.")
+        return detector
 
 
 def _measure(options: _Options, progress: Progress) -> dict[str, Any]:
@@ -183,7 +197,7 @@ def _measure(options: _Options, progress: Progress) -> dict[str, Any]:
         matched = match_runs(baseline, options.artifacts)
     images = bench_images(options.images)
     with ExitStack() as stack:
-        detectors = [stack.enter_context(options.open(path)) for path in options.artifacts]
+        detectors = [options.open(path, stack) for path in options.artifacts]
         if baseline is None:
             report = _latency(detectors, images, options, progress)
         else:
@@ -224,7 +238,7 @@ def _gated(
         then = present_artifact(run, path)
         paired.append(None if then is None else len(detectors) + len(partners))
         if then is not None:
-            partners.append(stack.enter_context(options.open(then)))
+            partners.append(options.open(then, stack))
 
     def attempt() -> tuple[dict[str, Any], list[Judgement]]:
         report = _latency([*detectors, *partners], images, options, progress)

@@ -66,6 +66,11 @@ def test_what_makes_no_sense_is_refused_before_anything_is_opened(wrong: dict[st
         bench("there-is-no-such-model.onnx", **wrong)
 
 
+def test_a_batch_beyond_what_the_file_was_exported_for_is_refused(shapes_onnx: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"shapes\.onnx was exported for batches up to 8, and 9 .*--max-batch"):
+        bench(shapes_onnx, batch=9, device="cpu")
+
+
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(BenchmarkError, match="nothing to measure"):
         bench([])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import benchmarks
 from benchmarks import layers as layer_profiles
 from benchmarks.layers import kernel_times, layer_times, modules_in
 from benchmarks.subjects import describe
@@ -109,6 +110,8 @@ def test_a_plan_says_its_precision_and_batches(make_bench: MakeBench, monkeypatc
     with _open(make_bench(), monkeypatch) as detector:
         assert describe(detector)["precision"] == "fp32"
         assert detector.file.batch == (1, 4)
+        with pytest.raises(BenchmarkError, match=r"was built for batches of 1 to 4, and 5 .*build-engine --batch"):
+            benchmarks.bench(detector.artifact, batch=5, device="cuda:0")
 
 
 @pytest.mark.parametrize(
