@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels pycuda test-install test-pythons figures clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels pycuda test-install test-pythons figures readme clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -57,6 +57,10 @@ test-pythons: $(VENV)/installed
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed
 	$(BIN)/python -m benchmarks.figures.cpu
+
+# The pages that show figures, again from the files in benchmarks/results.
+readme: $(VENV)/installed
+	$(BIN)/python -m benchmarks.figures.results_page
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

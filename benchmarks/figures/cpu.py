@@ -1,6 +1,6 @@
 """The project's own figures on a CPU, in one command: `python -m benchmarks.figures.cpu`.
 
-Writes benchmarks/results/<name>.json and makes benchmarks/RESULTS.md from all files there.
+Writes benchmarks/results/<name>.json, and with all files there benchmarks/RESULTS.md and the figures of README.md.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ import torch
 
 from benchmarks.contest import in_turns, with_masks
 from benchmarks.figures.networks import golden_model
-from benchmarks.figures.results_page import write_page
+from benchmarks.figures.results_page import RESULTS, write_pages
 from benchmarks.latency import time_detectors, without_samples
 from benchmarks.machine import environment
 from benchmarks.statistics import percentiles
 from benchmarks.sweep import BATCHES, sweep
 from benchmarks.torch_peer import TorchDetections, detect_and_assemble, end_to_end
+from exporters import export, quantize
 from exporters.network.yolact import Yolact
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.evaluation import evaluate
 from yolact_deploy.files import check_writable, write_json
 from yolact_deploy.reference.priors import make_priors
 
-RESULTS = Path(__file__).parents[1] / "results"
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 _HELP_RUNS = 9
 
@@ -43,20 +42,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--only-ap", action="store_true", help="measure AP again and leave the times of --out as they are"
+    )
     arguments = parser.parse_args()
     check_writable(arguments.out)
     torch.set_num_threads(arguments.threads)
-    report = {
-        "kind": "cpu",
-        "environment": environment(),
-        "threads": arguments.threads,
-        **latency(arguments.iterations, arguments.threads),
-        "shapes_ap": shapes_ap(arguments.threads),
-        "help_cpu_ms": help_cpu_ms(),
-    }
+    if arguments.only_ap:
+        report = {**json.loads(arguments.out.read_text(encoding="utf-8")), "shapes_ap": shapes_ap()}
+    else:
+        report = {
+            "kind": "cpu",
+            "environment": environment(),
+            "threads": arguments.threads,
+            **latency(arguments.iterations, arguments.threads),
+            "shapes_ap": shapes_ap(),
+            "help_cpu_ms": help_cpu_ms(),
+        }
     write_json(arguments.out, report)
     if arguments.out.parent.samefile(RESULTS):
-        write_page(RESULTS, RESULTS.parent / "RESULTS.md")
+        write_pages()
     print(json.dumps(report, indent=2))
 
 
@@ -111,19 +116,27 @@ def _against_torch(model: Yolact, image: Image, detector: Detector, iterations: 
     }
 
 
-def shapes_ap(threads: int) -> dict[str, Any]:
-    """AP of the bundled checkpoint's ONNX beside the original's, on a scale of 0 to 1."""
-    from exporters import export
-
-    checkpoint = next(SHAPES.glob("*.pth"))
+def shapes_ap() -> dict[str, Any]:
+    """AP of the bundled checkpoint's ONNX in every precision beside the original's, on a scale of 0 to 1."""
     original = json.loads((SHAPES.parents[1] / "tests/golden/shapes/ap.json").read_text(encoding="utf-8"))["val"]
+    annotations = SHAPES / "val" / "instances.json"
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "shapes.onnx"
-        export(checkpoint, model, spec=SHAPES / "spec.json")
-        detector = Detector(model, device="cpu", threads=threads)
-        found = evaluate(detector, SHAPES / "val", SHAPES / "val" / "instances.json")
-    return {kind: {"AP": found[kind]["AP"], "original_AP": original[kind]["AP"]} for kind in ("bbox", "segm")} | {
-        "images": found["images"]
+        export(next(SHAPES.glob("*.pth")), model, spec=SHAPES / "spec.json")
+        lowered = quantize(
+            model, Path(folder) / "int8.onnx", calib=SHAPES / "calib", annotations=annotations, images=SHAPES / "val"
+        ).to_dict()
+    gate, calibration = lowered["gate"], lowered["calibration"]
+    found = {"": gate["reference"], "fp16_": gate["fp16"]["accuracy"], "int8_": gate["int8"]["accuracy"]}
+    return {
+        "date": environment()["date"],
+        "images": len(json.loads(annotations.read_text(encoding="utf-8"))["images"]),
+        "calibrator": calibration["calibrator"],
+        "calibration_images": calibration["images"],
+        **{
+            kind: {f"{name}AP": ap[points] / 100 for name, ap in found.items()} | {"original_AP": original[kind]["AP"]}
+            for kind, points in (("bbox", "box_ap"), ("segm", "mask_ap"))
+        },
     }
 
 

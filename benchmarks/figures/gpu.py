@@ -28,7 +28,7 @@ from benchmarks.figures.gpu_kernels import (
     measure_preprocess,
 )
 from benchmarks.figures.networks import TorchNetwork, golden_model
-from benchmarks.figures.results_page import write_page
+from benchmarks.figures.results_page import RESULTS, ROOT, write_pages
 from benchmarks.machine import Watch, environment, read_gpus
 from benchmarks.subjects import made_up_image
 from benchmarks.torch_peer import detect_and_assemble
@@ -44,8 +44,6 @@ from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.reference.priors import make_priors
 from yolact_deploy.runtime.protocols import DeviceNetwork, HeadTensors
 
-RESULTS = Path(__file__).parents[1] / "results"
-ROOT = Path(__file__).parents[2]
 IMAGE_SIZES_HW = ((550, 550), (720, 1280), (1080, 1920))
 
 
@@ -84,7 +82,7 @@ def main() -> None:
     except YolactDeployError as exc:
         raise SystemExit(f"error: {exc}") from exc
     if arguments.out.parent == RESULTS:
-        write_page(RESULTS, RESULTS.parent / "RESULTS.md")
+        write_pages()
     print_summary(report)
     if failures:
         raise SystemExit("not measured:\n" + "\n".join(failures))

@@ -1,4 +1,7 @@
-"""benchmarks/RESULTS.md from the files in benchmarks/results; nothing in it is written by hand."""
+"""benchmarks/RESULTS.md and the figures of README.md from the files in benchmarks/results; nothing is written by hand.
+
+`python -m benchmarks.figures.results_page` makes both.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from typing import Any
 
 from yolact_deploy.files import write_text
 
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
+README = ROOT / "README.md"
+# Between these lines, README.md is generated.
+BEGIN, END = "<!-- figures: made by `make readme` from benchmarks/results -->\n", "<!-- end of the figures -->\n"
 _MIB = 2**20
+_MB = 1e6
 _HEADER = """# Measured
 
 Made from the files in `results/`; do not edit. CPU: `python -m benchmarks.figures.cpu`; GPU: `python -m
@@ -22,17 +32,76 @@ Unmeasured: no file of a GPU machine is in `results/`.
 """
 
 
-def write_page(results: Path, page: Path) -> None:
-    reports = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("*.json"))]
+def write_pages() -> None:
+    """Both, where they are. Raises OutputError."""
+    write_text(PAGE, render_page(RESULTS))
+    write_text(README, with_figures(README.read_text(encoding="utf-8"), RESULTS))
+
+
+def render_page(results: Path) -> str:
+    """RESULTS.md from the files of a folder."""
+    reports = _read(results)
     sections = [_cpu_section(path, report) for path, report in reports if report["kind"] == "cpu"]
     gpus = [gpu_section(path.name, report) for path, report in reports if report["kind"] == "gpu"]
-    write_text(page, "\n".join([_HEADER, *sections, *(gpus or [_GPU_NOTE])]))
+    return "\n".join([_HEADER, *sections, *(gpus or [_GPU_NOTE])])
+
+
+def with_figures(readme: str, results: Path) -> str:
+    """README.md with its figures from the files of a folder: of the first CPU there."""
+    reports = [report for _, report in _read(results)]
+    cpu = next(report for report in reports if report["kind"] == "cpu")
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    measured_on_gpu = any(report["kind"] == "gpu" for report in reports)
+    return f"{before}{BEGIN}\n{_readme_figures(cpu, measured_on_gpu)}\n{END}{after}"
+
+
+def _read(results: Path) -> list[tuple[Path, dict[str, Any]]]:
+    return [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("*.json"))]
+
+
+def _readme_figures(cpu: dict[str, Any], measured_on_gpu: bool) -> str:
+    environment, ap = cpu["environment"], cpu["shapes_ap"]
+    rows = (
+        (
+            f"image to {cpu['detections']} full-size masks, ResNet50-550, CPU, {cpu['threads']} threads",
+            "end_to_end",
+            0,
+            2,
+        ),
+        ("of that, after the network: FastNMS and masks", "detect_and_masks", 1, 1),
+    )
+    precisions = (
+        ("the original", "original_AP"),
+        ("ONNX, fp32", "AP"),
+        ("ONNX, FP16", "fp16_AP"),
+        (f"ONNX, INT8 ({ap['calibrator']}, {ap['calibration_images']} images)", "int8_AP"),
+    )
+    gpu = "Of a GPU: there as well" if measured_on_gpu else "GPU figures: unmeasured"
+    lines = [
+        "| | yolact-deploy | PyTorch eager, original's Detect and postprocess | |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {cpu[f'{key}_ms']['p50']:.{digits}f} ms | {cpu[f'torch_{key}_ms']['p50']:.{digits}f} ms | "
+            f"{cpu[f'{key}_speedup']:.{ratio_digits}f}x |"
+            for name, key, digits, ratio_digits in rows
+        ),
+        "",
+        f"| shapes val, {ap['images']} images, AP | box | mask |",
+        "|---|---|---|",
+        *(f"| {name} | {100 * ap['bbox'][key]:.2f} | {100 * ap['segm'][key]:.2f} |" for name, key in precisions),
+        "",
+        "From [benchmarks/RESULTS.md](benchmarks/RESULTS.md) (`make figures`; median, 480x640 image, "
+        f"{environment['cpu']}, {environment['date'][:10]}).",
+        f"{gpu}.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _cpu_section(path: Path, report: dict[str, Any]) -> str:
     environment = report["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    ap = report["shapes_ap"]
     rows = [
         ("end to end", report["end_to_end_ms"], report["torch_end_to_end_ms"], report["end_to_end_speedup"]),
         (
@@ -56,10 +125,7 @@ def _cpu_section(path: Path, report: dict[str, Any]) -> str:
         "",
         *_stage_lines(report.get("bench")),
         *_sweep_lines(report.get("sweep")),
-        f"Shapes val, {ap['images']} images, AP of the exported ONNX (of the original): "
-        f"box {ap['bbox']['AP']:.4f} ({ap['bbox']['original_AP']:.4f}), "
-        f"mask {ap['segm']['AP']:.4f} ({ap['segm']['original_AP']:.4f}).",
-        "",
+        *_ap_lines(report["shapes_ap"]),
         f"`yolact-deploy --help`: {report['help_cpu_ms']['p50']:.0f} ms of CPU time.",
     ]
     return "\n".join(lines)
@@ -99,15 +165,20 @@ def _sweep_lines(sweep: dict[str, Any] | None) -> list[str]:
     return [*lines, ""]
 
 
-def _bound(value: float | None) -> str:
-    return "?" if value is None else f"{value:.1f}"
-
-
-def _ms(times: dict[str, float]) -> str:
-    return f"{times['p50']:.1f} ({times['p90']:.1f})"
-
-
-_MB = 1e6
+def _ap_lines(ap: dict[str, Any]) -> list[str]:
+    names = ("original_AP", "AP", "fp16_AP", "int8_AP")
+    return [
+        f"Shapes val, {ap['images']} images, {ap['date'][:10]}; INT8 calibrated on {ap['calibration_images']} images "
+        f"({ap['calibrator']}):",
+        "",
+        "| AP | original | fp32 | FP16 | INT8 |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {title} | {' | '.join(f'{ap[kind][name]:.4f}' for name in names)} |"
+            for title, kind in (("box", "bbox"), ("mask", "segm"))
+        ),
+        "",
+    ]
 
 
 def gpu_section(title: str, report: dict[str, Any]) -> str:
@@ -201,3 +272,15 @@ def _kernel_row(image: str, kernel: str, row: dict[str, Any], copy_gb_per_s: flo
 
 def _size(image_hw: list[int]) -> str:
     return f"{image_hw[1]}x{image_hw[0]}"
+
+
+def _bound(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f}"
+
+
+def _ms(times: dict[str, float]) -> str:
+    return f"{times['p50']:.1f} ({times['p90']:.1f})"
+
+
+if __name__ == "__main__":
+    write_pages()

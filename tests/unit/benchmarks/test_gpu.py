@@ -19,7 +19,7 @@ from benchmarks.figures.gpu_kernels import (
     measure_kernels,
     measure_preprocess,
 )
-from benchmarks.figures.results_page import gpu_section, write_page
+from benchmarks.figures.results_page import gpu_section, render_page
 from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy import Detector
@@ -108,13 +108,9 @@ def test_work_is_divided_by_its_runs_and_captured_once() -> None:
 
 
 def test_the_page_tells_of_a_gpu_only_what_its_file_holds(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    results.mkdir()
-    write_page(results, tmp_path / "RESULTS.md")
-    assert "Unmeasured" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    (results / "some-gpu.json").write_text(json.dumps(_REPORT), encoding="utf-8")
-    write_page(results, tmp_path / "RESULTS.md")
-    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "Unmeasured" in render_page(tmp_path)
+    (tmp_path / "some-gpu.json").write_text(json.dumps(_REPORT), encoding="utf-8")
+    page = render_page(tmp_path)
     assert "Unmeasured" not in page
     assert "| 550x550 | 100 | 50.0 | 61.0 | 80.0 (4.4 MB) | 5000 | 100x |" in page
     assert "| 550x550 | keep_confident | 5.00 | 6.00 | 1200 | 2.00 |" in page
