@@ -7,20 +7,26 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from engines.adapters import Adapter, choose_runtime
 from engines.end_to_end import Hw, Shape, input_shapes
-from engines.inspection import engine_layers, network_layers
+from engines.layers import engine_layers, network_layers
 from engines.lint.linter import lint_onnx
 from engines.messages import BuildControl, LogRecord, Progress, build_errors, build_log, parser_errors, progress_monitor
 from yolact_deploy import __version__
 from yolact_deploy.artifacts.contract import IoTensor, check_io
-from yolact_deploy.artifacts.names import INPUT, PRECISIONS, tensorrt_dtype
+from yolact_deploy.artifacts.names import (
+    CHECKPOINT_SHA256_METADATA_KEY,
+    INPUT,
+    PRECISIONS,
+    SPEC_METADATA_KEY,
+    tensorrt_dtype,
+)
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.artifacts.plan_file import (
     BatchRange,
@@ -33,7 +39,7 @@ from yolact_deploy.artifacts.plan_file import (
     write_layers,
     write_sidecar,
 )
-from yolact_deploy.errors import BuildRequestError, EngineError, SpecError
+from yolact_deploy.errors import BuildRequestError, EngineError, OutputError, SpecError
 from yolact_deploy.files import atomic_path, check_writable
 from yolact_deploy.spec import ModelSpec
 
@@ -77,53 +83,78 @@ class _Built:
     warnings: list[str]
 
 
-def build_engine(
-    onnx_path: str | os.PathLike[str],
+class Lowered(Protocol):
+    """What `Lower` made: its ONNX is written."""
+
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+
+class Lower(Protocol):
+    """Writes a float32 ONNX in FP16, as `exporters.quantize` does."""
+
+    def __call__(
+        self, model: Path, output: Path, *, precision: Literal["fp16"], progress: Progress | None
+    ) -> Lowered: ...
+
+
+def build(
+    model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
+    precision: str | None = None,
     runtime: str = "auto",
     targets: Sequence[str] = (),
-    batch: tuple[int, int, int] = (1, 1, 1),
-    images: tuple[Hw, Hw, Hw] | None = None,
-    precision: str | None = None,
+    batch: int | tuple[int, int, int] = 1,
+    image_size: Hw | tuple[Hw, Hw, Hw] | None = None,
     workspace_bytes: int | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
+    lower: Lower | None = None,
+    on_note: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Build a plan from an ONNX written by `yolact-deploy export`, and write it with its sidecar and its layers.
 
     `runtime` is auto, tensorrt or tensorrt-rtx; `targets` are GPU architectures ("sm86", "8.6"), for tensorrt-rtx only;
-    `batch` is the MIN, OPT, MAX of the optimization profile, and `images` that of (height, width) where the ONNX is an
-    end-to-end one (None: 32x32 to 1280x1280, best at 640x480). Precision is a property of the ONNX: `precision` only
-    checks that it is the one meant. An int8 graph is linted first: errors refuse it, warnings are notes of the result.
-    `progress(phase, steps_done, steps)` is called for TensorRT's own, nested phases.
+    `batch` is the optimization profile, MIN, OPT, MAX or all in one, and `image_size` that of (height, width) where the ONNX
+    is an end-to-end one (None: 32x32 to 1280x1280, best at 640x480). An int8 graph is linted first: errors refuse it,
+    warnings are notes of the result. `progress(phase, steps_done, steps)` is called for TensorRT's own, nested phases.
+
+    Precision is a property of the ONNX: `precision` checks that it is the one meant. With `lower` (`exporters.quantize`),
+    "fp16" of a float32 `model.onnx` is built from `model.fp16.onnx`, which is written beside it, or used where it stands
+    already, of the same checkpoint and spec; `on_note` is told so.
 
     The mask-IoU network that the ONNX of a YOLACT++ carries becomes a file beside the plan. All files are complete before
     the first is renamed into place: mask-IoU network, layers, sidecar, and the plan last. Ctrl-C, SIGTERM where the program
     handles it, or an exception in `progress` cancels the build and is raised from here; then nothing is written.
 
     Raises BuildRequestError for what can't be asked of this ONNX or runtime, ArtifactError for a file that is no ONNX,
-    SpecError for one without a fitting spec, EngineError when TensorRT or the linter refuses the graph, OutputError and
-    MissingDependencyError.
+    SpecError for one without a fitting spec, EngineError when TensorRT or the linter refuses the graph, OutputError,
+    MissingDependencyError, and what `lower` raises.
+
+        engines.build("model.onnx", "model.engine", runtime="tensorrt-rtx", targets=["sm86", "sm89"], batch=(1, 4, 8),
+                      precision="fp16", lower=exporters.quantize)
     """
     batch_range = _batch_range(batch)
     if precision is not None and precision not in PRECISIONS:
         raise BuildRequestError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}.")
     if workspace_bytes is not None and workspace_bytes < 1:
         raise BuildRequestError(f"the workspace must be a positive number of bytes, found {workspace_bytes}.")
-    if Path(output).exists() and Path(onnx_path).exists() and Path(output).samefile(onnx_path):
+    if Path(output).exists() and Path(model).exists() and Path(output).samefile(model):
         raise BuildRequestError(f"the output {output} is the ONNX itself. Give another name.")
     for written in (output, *([timing_cache] if timing_cache is not None else [])):
         check_writable(written)
 
-    graph = open_onnx(onnx_path, whole=True)
+    if precision == "fp16" and lower is not None:
+        model = _fp16_form(Path(model), lower, on_note, progress)
+    graph = open_onnx(model, whole=True)
     graph.require_one_file()
     spec = graph.spec
     check_io(graph.io_tensors, spec, graph.form, str(graph.path), unknown_fits=True)
     mask_iou = graph.mask_iou
     _check_precision(graph, precision)
     _check_batch(graph, batch_range)
-    shapes, size_notes = input_shapes(graph, spec, batch_range, images)
+    shapes, size_notes = input_shapes(graph, spec, batch_range, _image_sizes(image_size))
 
     adapter, why = choose_runtime(runtime)
     resolved, notes = adapter.resolve_targets(targets)
@@ -171,9 +202,37 @@ def build_engine(
     )
 
 
-def _batch_range(batch: tuple[int, int, int]) -> BatchRange:
+def _fp16_form(model: Path, lower: Lower, on_note: Callable[[str], None] | None, progress: Progress | None) -> Path:
+    """`model`, or the FP16 ONNX beside it where it is float32. One that stands there is never replaced."""
+    graph = open_onnx(model)
+    if graph.precision != "fp32":
+        return model
+    typed = model.with_name(f"{model.stem}.fp16{model.suffix}")
+    tell = on_note or (lambda _: None)
+    if not typed.exists():
+        lowered = lower(model, typed, precision="fp16", progress=progress)
+        tell(f"note: {model} is float32; its FP16 form was written to {typed}.")
+        for warning in lowered.warnings:
+            tell(f"warning: {warning}")
+        return typed
+    found = open_onnx(typed)
+    keys = (SPEC_METADATA_KEY, CHECKPOINT_SHA256_METADATA_KEY)
+    same = all(found.metadata.get(key) == graph.metadata.get(key) for key in keys)
+    if found.precision != "fp16" or not same:
+        raise OutputError(f"{typed} is in the way: it is not the FP16 form of {model}. Move it, or build from it.")
+    tell(f"note: {model} is float32; built from its FP16 form {typed}, which was there.")
+    return typed
+
+
+def _image_sizes(image_size: Hw | tuple[Hw, Hw, Hw] | None) -> tuple[Hw, Hw, Hw] | None:
+    if image_size is None or len(image_size) == 3:
+        return image_size
+    return image_size, image_size, image_size
+
+
+def _batch_range(batch: int | tuple[int, int, int]) -> BatchRange:
     try:
-        return BatchRange(*batch)
+        return BatchRange(*((batch, batch, batch) if isinstance(batch, int) else batch))
     except SpecError as exc:
         raise BuildRequestError(f"{exc} Give --batch MIN,OPT,MAX.") from exc
 

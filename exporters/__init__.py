@@ -1,6 +1,6 @@
 """Reading checkpoints, the PyTorch YOLACT, ONNX export, precision and parity.
 
-`export`, `quantize` and `compare` do what the commands of these names do.
+`export`, `quantize`, `compare` and `inspect` do what the commands of these names do.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ if TYPE_CHECKING:
     from exporters.commands import compare as compare
     from exporters.commands import export as export
     from exporters.commands import quantize as quantize
+    from exporters.inspection import inspect as inspect
 
-__all__ = ["compare", "export", "quantize"]
+_LAZY = {
+    "compare": "exporters.commands",
+    "export": "exporters.commands",
+    "inspect": "exporters.inspection",
+    "quantize": "exporters.commands",
+}
+
+__all__ = ["compare", "export", "inspect", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("exporters.commands"), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engines import build
 from engines.adapters import choose_runtime
-from engines.builder import build_engine
 from tests.goldens import SHAPES
 from yolact_deploy import Detector
 from yolact_deploy.cuda.drivers.interface import Driver
@@ -41,11 +41,11 @@ def test_a_plan_built_here_finds_what_the_cpu_finds(
     plan = tmp_path / "shapes.engine"
     name = f"{runtime} on {driver.device.target}"
     try:
-        build_engine(shapes_onnx, plan, runtime=runtime, targets=[driver.device.target] if "rtx" in runtime else [])
+        build(shapes_onnx, plan, runtime=runtime, targets=[driver.device.target] if "rtx" in runtime else [])
     except EngineError as exc:
         answer = f"can't be built for ({exc})"
         if runtime == "tensorrt-rtx":
-            build_engine(shapes_onnx, plan, runtime=runtime)
+            build(shapes_onnx, plan, runtime=runtime)
             answer += f"; a plan for other GPUs {'opens' if _opens_all_the_same(plan) else 'does not open'}"
         record_testsuite_property(name, answer)
         pytest.skip(f"{name}: {answer}")

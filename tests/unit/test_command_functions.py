@@ -11,45 +11,53 @@ import pytest
 import typer
 
 import benchmarks
+import engines
 import exporters
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
-from yolact_deploy import detect_files, evaluate
+from yolact_deploy import detect_files, diagnose, evaluate
 from yolact_deploy.cli import app
-from yolact_deploy.errors import CalibrationError, ExportError, ImageError, OutputError, SpecError
+from yolact_deploy.errors import BuildRequestError, CalibrationError, ExportError, ImageError, OutputError, SpecError
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 TALK = {"json_output", "debug"}
 GROUP: Any = typer.main.get_command(app)
 
-# command -> its function, and the options that the function takes in another way
-FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
-    "export": (exporters.export, set()),
-    "quantize": (exporters.quantize, {"keep_fp16"}),
-    "detect": (detect_files, {"images", "output", "overlays"}),
-    "eval": (evaluate, set()),
-    "bench": (benchmarks.bench, {"artifacts", "report_file"}),
-    "compare": (exporters.compare, set()),
+# command -> its function, the options that it takes in another way, and what it takes for them or beside them
+FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str], set[str]]] = {
+    "export": (exporters.export, set(), set()),
+    "quantize": (exporters.quantize, {"keep_fp16"}, {"keep_fp16"}),
+    "build-engine": (
+        engines.build,
+        {"batch", "target", "workspace_mib"},
+        {"batch", "targets", "workspace_bytes", "lower"},
+    ),
+    "detect": (detect_files, {"images", "output", "overlays"}, {"inputs", "overlays"}),
+    "eval": (evaluate, set(), set()),
+    "bench": (benchmarks.bench, {"report_file"}, {"report"}),
+    "compare": (exporters.compare, set(), set()),
+    "inspect": (exporters.inspect, {"lint"}, set()),  # engines.lint_onnx
+    "doctor": (diagnose, {"artifact", "target"}, {"artifact", "targets", "builders"}),
 }
 CALLBACKS = {"progress", "on_note", "on_doubt", "on_result", "on_failure"}
-IN_ANOTHER_WAY = {"inputs", "overlays", "keep_fp16", "artifacts", "report"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_has_the_options_of_its_command_and_their_defaults(name: str) -> None:
-    function, differently = FUNCTIONS[name]
-    parameters = inspect.signature(function).parameters.values()
-    options = {each.name: each for each in GROUP.commands[name].params if each.name not in TALK | differently}
-    taken = {each.name: each for each in parameters if each.name not in CALLBACKS | IN_ANOTHER_WAY}
+    function, other_options, other_parameters = FUNCTIONS[name]
+    options = {each.name: each for each in GROUP.commands[name].params if each.name not in TALK | other_options}
+    parameters = inspect.signature(function).parameters
+    taken = {key: each.default for key, each in parameters.items() if key not in CALLBACKS | other_parameters}
     assert set(taken) == set(options)
     for key, option in options.items():
-        if taken[key].default is not inspect.Parameter.empty:
-            assert taken[key].default == option.default, key
-        else:
-            assert option.required, key
+        assert option.required if taken[key] is inspect.Parameter.empty else taken[key] == option.default, key
+
+
+def test_every_command_has_its_function() -> None:
+    assert set(FUNCTIONS) == set(GROUP.commands)
 
 
 def test_every_function_is_documented_with_what_it_raises() -> None:
-    for function, _ in FUNCTIONS.values():
+    for function, *_ in FUNCTIONS.values():
         assert function.__doc__
         assert "Raises " in function.__doc__
 
@@ -109,3 +117,20 @@ def test_quantize_and_compare_take_paths_of_any_kind(shapes_onnx: Path, tmp_path
     assert PHOTO.name in page.read_text(encoding="utf-8")
     with pytest.raises(OutputError, match="no does not exist"):
         exporters.compare(shapes_onnx, half, [PHOTO], html=tmp_path / "no" / "page.html")
+
+
+def test_a_plan_in_fp16_is_one_call_where_python_says_what_lowers(shapes_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
+    model, told = tmp_path / "m.onnx", list[str]()
+    model.write_bytes(shapes_onnx.read_bytes())
+    options: dict[str, Any] = {"precision": "fp16", "runtime": "tensorrt-rtx", "targets": ["sm86"], "batch": 2}
+    with pytest.raises(BuildRequestError, match="is fp32, not fp16"):
+        engines.build(model, tmp_path / "m.engine", **options)
+    for said in ("was written to", "which was there"):
+        result = engines.build(model, tmp_path / "m.engine", lower=exporters.quantize, on_note=told.append, **options)
+        assert (result.sidecar.precision, result.sidecar.batch.max) == ("fp16", 2)
+        assert said in told.pop(0)
+        told.clear()
+    assert exporters.inspect(tmp_path / "m.engine")["precision"] == "fp16"
+    assert exporters.inspect(tmp_path / "m.fp16.onnx")["precision"] == "fp16"
+    assert engines.lint_onnx(tmp_path / "m.fp16.onnx").passed

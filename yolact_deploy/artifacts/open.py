@@ -1,20 +1,24 @@
-"""From a path to the artifact that lies there."""
+"""From a path to the artifact that lies there, and all there is to tell of it."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from yolact_deploy.artifacts.contract import describe
-from yolact_deploy.artifacts.names import Precision, is_onnx, is_plan
-from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
-from yolact_deploy.artifacts.plan_file import PlanFile, open_plan
-from yolact_deploy.errors import ArtifactError
+from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, Precision, is_onnx, is_plan
+from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
+from yolact_deploy.artifacts.plan_file import Layers, PlanFile, open_plan
+from yolact_deploy.errors import ArtifactError, SpecError
 from yolact_deploy.files import sha256_file
+from yolact_deploy.spec_json import encode
 
+_LARGE_METADATA = (SPEC_METADATA_KEY, MASK_IOU_METADATA_KEY)
 _NO_ARTIFACT_SUFFIXES = (".json", ".jpg", ".png", ".yaml", ".yml", ".txt", ".html")
 
 
@@ -72,3 +76,72 @@ def open_artifact(path: str | os.PathLike[str]) -> Checkpoint | OnnxFile | PlanF
             "(.engine)."
         )
     return Checkpoint(path)
+
+
+def inspect_plan(plan: str | os.PathLike[str] | PlanFile) -> dict[str, Any]:
+    """The sidecar's facts, and the layers where their file is beside the plan (else `layers` is None).
+
+    Needs no TensorRT. Raises PlanMismatchError when the plan and its sidecar do not belong together.
+    """
+    file = open_plan(plan)
+    layers = file.layers()
+    return {
+        "kind": "plan",
+        "path": str(file.path),
+        **file.sidecar.to_dict(),
+        "layers": None if layers is None else {**_layer_counts(layers), **encode(layers)},
+    }
+
+
+def inspect_onnx(path: str | os.PathLike[str] | OnnxFile) -> dict[str, Any]:
+    """What an ONNX file holds. A file that is not from yolact-deploy has `spec` None; `spec_error` says what is wrong.
+
+    Raises ArtifactError when the file can't be read as ONNX.
+    """
+    graph = open_onnx(path)
+    operators = Counter(node.operator for node in graph.nodes)
+    spec, spec_error = _spec(graph)
+    return {
+        "kind": "onnx",
+        "path": str(graph.path),
+        "bytes": graph.num_bytes,
+        "sha256": graph.sha256,
+        "precision": graph.precision,
+        "opsets": dict(graph.opsets),
+        "ir_version": graph.ir_version,
+        "producer": graph.producer,
+        "io_tensors": [encode(tensor) for tensor in graph.io_tensors],
+        "num_parameters": graph.num_parameters,
+        "node_counts": _descending(operators),
+        "module_counts": _descending(Counter(_top_modules(graph.modules.values()))),
+        "num_quantize": operators[QUANTIZE],
+        "num_dequantize": operators[DEQUANTIZE],
+        "mask_iou_bytes": len(graph.metadata.get(MASK_IOU_METADATA_KEY, "")) * 3 // 4,  # base64
+        "metadata": {key: value for key, value in graph.metadata.items() if key not in _LARGE_METADATA},
+        "spec": spec,
+        "spec_error": spec_error,
+    }
+
+
+def _spec(graph: OnnxFile) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        return graph.spec.to_dict(), None
+    except SpecError as exc:
+        return None, str(exc)
+
+
+def _layer_counts(layers: Layers) -> dict[str, dict[str, int]]:
+    listed = layers.layers
+    return {
+        "kind_counts": _descending(Counter(layer.kind for layer in listed)),
+        "dtype_counts": _descending(Counter(output.dtype for layer in listed for output in layer.outputs)),
+        "module_counts": _descending(Counter(_top_modules(module for layer in listed for module in layer.modules))),
+    }
+
+
+def _top_modules(modules: Iterable[str]) -> list[str]:
+    return [module.partition(".")[0] for module in modules]
+
+
+def _descending(counts: Counter[str]) -> dict[str, int]:
+    return dict(counts.most_common())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import Progress, print_json, print_table, progress_bar, reports_errors, say
+from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say
 from yolact_deploy.cli.options import DebugOption, JsonOption, Precision, Runtime
 
 
@@ -31,67 +31,33 @@ def build_engine(
     debug: DebugOption = False,
 ) -> None:
     """Build a TensorRT or TensorRT-RTX plan. RTX plans are built ahead of time, on any machine."""
+    import engines
+    import exporters
     from engines.adapters import parse_targets
-    from engines.builder import build_engine as build
-    from yolact_deploy.files import check_writable
     from yolact_deploy.reports.tables import build_table
 
-    batch_range, targets = _batch_range(batch), parse_targets([target]) if target else ()
-    images = _image_range(image_size) if image_size else None
-    check_writable(output)
     with progress_bar() as progress:
-        typed = _typed_model(model, precision, progress)
-        result = build(
-            typed,
+        result = engines.build(
+            model,
             output,
-            runtime=runtime,
-            targets=targets,
-            batch=batch_range,
-            images=images,
             precision=precision,
+            runtime=runtime,
+            targets=parse_targets([target]) if target else (),
+            batch=_batch_range(batch),
+            image_size=_image_range(image_size) if image_size else None,
             workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
             timing_cache=timing_cache,
+            lower=exporters.quantize,
+            on_note=say,
             progress=progress,
         )
     report = result.to_dict()
     if json_output:
         print_json(report)
-    else:
-        for note in report["notes"]:
-            say(f"note: {note}")
-        print_table(build_table(report))
-
-
-def _typed_model(model: Path, precision: Precision | None, progress: Progress) -> Path:
-    """`model`, or the FP16 ONNX made of it beside it when that is asked for and it is float32.
-
-    A file that stands there already is used if it is of the same checkpoint and spec, and never replaced.
-    """
-    if precision != "fp16":
-        return model
-    from yolact_deploy.artifacts.names import CHECKPOINT_SHA256_METADATA_KEY, SPEC_METADATA_KEY
-    from yolact_deploy.artifacts.onnx_file import open_onnx
-    from yolact_deploy.errors import OutputError
-
-    graph = open_onnx(model)
-    if graph.precision != "fp32":
-        return model
-    typed = model.with_name(f"{model.stem}.fp16.onnx")
-    if typed.exists():
-        found = open_onnx(typed)
-        keys = (SPEC_METADATA_KEY, CHECKPOINT_SHA256_METADATA_KEY)
-        same = all(found.metadata.get(key) == graph.metadata.get(key) for key in keys)
-        if found.precision != "fp16" or not same:
-            raise OutputError(f"{typed} is in the way: it is not the FP16 form of {model}. Move it, or build from it.")
-        say(f"note: {model} is float32; built from its FP16 form {typed}, which was there.")
-        return typed
-    import exporters
-
-    result = exporters.quantize(model, typed, precision="fp16", progress=progress)
-    say(f"note: {model} is float32; its FP16 form was written to {typed}.")
-    for warning in result.warnings:
-        say(f"warning: {warning}")
-    return typed
+        return
+    for note in report["notes"]:
+        say(f"note: {note}")
+    print_table(build_table(report))
 
 
 def _batch_range(text: str) -> tuple[int, int, int]:

@@ -22,8 +22,9 @@ def doctor(
     debug: DebugOption = False,
 ) -> None:
     """Tell what is installed, what can run here, and what to install."""
-    from engines.adapters import available_runtimes, parse_targets
-    from yolact_deploy.cli.inspect import inspect_artifact
+    import engines
+    import exporters
+    from engines.adapters import parse_targets
     from yolact_deploy.diagnosis import diagnose
     from yolact_deploy.errors import BuildRequestError
     from yolact_deploy.reports.tables import doctor_tables
@@ -32,9 +33,9 @@ def doctor(
         raise BuildRequestError("an artifact and --target tell what to compile: add --warm.")
     with progress_bar() as progress:
         report = diagnose(
-            available_runtimes(),
+            engines.available_runtimes(),
             warm=warm,
-            artifact=None if artifact is None else inspect_artifact(artifact),
+            artifact=None if artifact is None else exporters.inspect(artifact),
             targets=parse_targets(target or ()),
             progress=lambda done, total: progress("compile", done, total),
         )

@@ -6,7 +6,7 @@ from typing import Any
 import onnx
 import pytest
 
-from engines.builder import BuildResult, build_engine
+from engines.builder import BuildResult, build
 from tests.unit.engines.tiny_network import TINY_SPEC, WriteOnnx, make_model
 from yolact_deploy.spec import ModelSpec
 
@@ -31,6 +31,6 @@ def built(write_onnx: WriteOnnx, tmp_path_factory: pytest.TempPathFactory) -> Bu
     """A real TensorRT-RTX plan of the tiny network, batch 1 to 4, for sm86 and sm89. Tests leave it as it is."""
     pytest.importorskip("tensorrt_rtx")
     folder = tmp_path_factory.mktemp("built")
-    return build_engine(
+    return build(
         write_onnx(folder), folder / "tiny.engine", runtime="tensorrt-rtx", targets=("8.9", "sm86"), batch=(1, 2, 4)
     )

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from engines import builder
-from engines.builder import BuildResult, build_engine
+from engines.builder import BuildResult, build
 from tests.unit.engines.tiny_network import WriteOnnx
 from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.artifacts.plan_file import BatchRange, open_plan
@@ -75,7 +75,7 @@ def test_layers_are_kept_with_types_and_modules(built: BuildResult) -> None:
 def test_precision_of_the_graph_is_that_of_the_plan(
     precision: str, dtype: str, write_onnx: WriteOnnx, tmp_path: Path
 ) -> None:
-    result = build_engine(
+    result = build(
         write_onnx(tmp_path, precision=precision), tmp_path / "t.engine", targets=("sm86",), precision=precision
     )
     assert result.sidecar.precision == precision
@@ -85,7 +85,7 @@ def test_precision_of_the_graph_is_that_of_the_plan(
 
 
 def test_without_targets_it_is_built_for_every_gpu_since_ampere(write_onnx: WriteOnnx, tmp_path: Path) -> None:
-    result = build_engine(write_onnx(tmp_path), tmp_path / "t.engine", runtime="tensorrt-rtx")
+    result = build(write_onnx(tmp_path), tmp_path / "t.engine", runtime="tensorrt-rtx")
     assert {"sm80", "sm86", "sm89", "sm120"} <= set(result.sidecar.targets)
     assert "sm75" not in result.sidecar.targets
     assert any("no target given" in note for note in result.notes)
@@ -94,7 +94,7 @@ def test_without_targets_it_is_built_for_every_gpu_since_ampere(write_onnx: Writ
 
 def test_timing_cache_is_left_alone_and_says_so(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     cache = tmp_path / "timing.cache"
-    result = build_engine(write_onnx(tmp_path), tmp_path / "t.engine", runtime="tensorrt-rtx", timing_cache=cache)
+    result = build(write_onnx(tmp_path), tmp_path / "t.engine", runtime="tensorrt-rtx", timing_cache=cache)
     assert not cache.exists()
     assert any("timing cache timing.cache was left alone" in note for note in result.notes)
     assert str(tmp_path) not in result.sidecar_path.read_text()
@@ -102,8 +102,8 @@ def test_timing_cache_is_left_alone_and_says_so(write_onnx: WriteOnnx, tmp_path:
 
 def test_rebuilding_replaces_all_three_files(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source, output = write_onnx(tmp_path), tmp_path / "t.engine"
-    first = build_engine(source, output, targets=("sm86",))
-    second = build_engine(source, output, targets=("sm89",), batch=(1, 1, 2))
+    first = build(source, output, targets=("sm86",))
+    second = build(source, output, targets=("sm89",), batch=(1, 1, 2))
     assert open_plan(output).sidecar == second.sidecar != first.sidecar
     assert open_plan(output).layers() is not None
 
@@ -112,7 +112,7 @@ def test_kill_before_the_plan_is_renamed_leaves_nothing_that_passes(
     write_onnx: WriteOnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, output = write_onnx(tmp_path), tmp_path / "t.engine"
-    build_engine(source, output, targets=("sm86",))
+    build(source, output, targets=("sm86",))
     old_plan = output.read_bytes()
     real_replace = Path.replace
 
@@ -123,7 +123,7 @@ def test_kill_before_the_plan_is_renamed_leaves_nothing_that_passes(
 
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(SystemExit):
-        build_engine(source, output, targets=("sm89",))
+        build(source, output, targets=("sm89",))
     assert output.read_bytes() == old_plan
     with pytest.raises(PlanMismatchError):
         open_plan(output)
@@ -131,9 +131,7 @@ def test_kill_before_the_plan_is_renamed_leaves_nothing_that_passes(
 
 def test_progress_tells_every_phase_from_its_start_to_its_end(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
-    build_engine(
-        write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=lambda *call: calls.append(call)
-    )
+    build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=lambda *call: calls.append(call))
     assert calls[0] == ("Parsing ONNX", 0, 1)
     assert calls[-1][0] == "Building engine"
     assert all(0 <= step <= total for _, step, total in calls)
@@ -144,7 +142,7 @@ def test_progress_tells_every_phase_from_its_start_to_its_end(write_onnx: WriteO
 
 
 def test_nothing_is_printed(write_onnx: WriteOnnx, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    build_engine(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=lambda *_: None)
+    build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=lambda *_: None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -159,7 +157,7 @@ def test_exception_in_progress_cancels_the_build_and_is_raised(
             raise ZeroDivisionError("from the callback")
 
     with pytest.raises(ZeroDivisionError, match="from the callback"):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=progress)
+        build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=progress)
     assert phases[-1] == "Optimizing graph"
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
     assert capfd.readouterr() == ("", "")
@@ -174,7 +172,7 @@ def test_ctrl_c_cancels_the_build_and_leaves_no_file(write_onnx: WriteOnnx, tmp_
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=progress)
+        build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=progress)
     assert phases[-1] == "Optimizing graph"
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -193,7 +191,7 @@ def test_sigterm_cancels_the_build_and_goes_to_the_programs_handler(write_onnx: 
     previous = signal.signal(signal.SIGTERM, handler)
     try:
         with pytest.raises(EngineError, match="the build was stopped by SIGTERM"):
-            build_engine(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=progress)
+            build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), progress=progress)
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -236,35 +234,35 @@ def test_the_command_ends_when_it_is_told_to_within_tensorrt(
 
 def test_interrupted_rebuild_keeps_the_old_plan(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source, output = write_onnx(tmp_path), tmp_path / "t.engine"
-    before = build_engine(source, output, targets=("sm86",))
+    before = build(source, output, targets=("sm86",))
 
     def progress(phase: str, step: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(source, output, targets=("sm86",), progress=progress)
+        build(source, output, targets=("sm86",), progress=progress)
     assert open_plan(output).sidecar == before.sidecar
 
 
 @pytest.mark.parametrize("batch", [(0, 1, 2), (2, 1, 2), (1, 3, 2), (-1, -1, -1)])
 def test_batch_out_of_order_is_refused(batch: tuple[int, int, int], write_onnx: WriteOnnx, tmp_path: Path) -> None:
     with pytest.raises(BuildRequestError, match=r"1 <= min <= opt <= max.*--batch MIN,OPT,MAX"):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", batch=batch)
+        build(write_onnx(tmp_path), tmp_path / "t.engine", batch=batch)
 
 
 def test_fixed_batch_builds_only_for_that_batch(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source = write_onnx(tmp_path, batch=2)
     with pytest.raises(BuildRequestError, match=r"fixed batch of 2, but 1,1,1 was asked for.*--batch 2,2,2"):
-        build_engine(source, tmp_path / "t.engine", targets=("sm86",))
-    result = build_engine(source, tmp_path / "t.engine", targets=("sm86",), batch=(2, 2, 2))
+        build(source, tmp_path / "t.engine", targets=("sm86",))
+    result = build(source, tmp_path / "t.engine", targets=("sm86",), batch=(2, 2, 2))
     assert result.sidecar.io_tensors[0].shape == (2, 3, 32, 32)
 
 
 def test_batch_above_what_was_exported_is_refused(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source = write_onnx(tmp_path, metadata={MAX_BATCH_METADATA_KEY: "4"})
     with pytest.raises(BuildRequestError, match=r"batches up to 4, but 1,8,16 was asked for.*--max-batch 16"):
-        build_engine(source, tmp_path / "t.engine", batch=(1, 8, 16))
-    assert build_engine(source, tmp_path / "t.engine", targets=("sm86",), batch=(1, 4, 4)).plan.exists()
+        build(source, tmp_path / "t.engine", batch=(1, 8, 16))
+    assert build(source, tmp_path / "t.engine", targets=("sm86",), batch=(1, 4, 4)).plan.exists()
 
 
 @pytest.mark.parametrize(("found", "asked"), [("fp32", "fp16"), ("fp32", "int8"), ("fp16", "fp32"), ("int8", "fp16")])
@@ -272,37 +270,37 @@ def test_precision_that_the_graph_does_not_have_is_refused(
     found: str, asked: str, write_onnx: WriteOnnx, tmp_path: Path
 ) -> None:
     with pytest.raises(BuildRequestError, match=f"is {found}, not {asked}.*export --precision {asked}"):
-        build_engine(write_onnx(tmp_path, precision=found), tmp_path / "t.engine", precision=asked)
+        build(write_onnx(tmp_path, precision=found), tmp_path / "t.engine", precision=asked)
 
 
 def test_unknown_precision_names_the_known_ones(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     with pytest.raises(BuildRequestError, match="'fp8'; choose fp32, fp16, int8"):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", precision="fp8")
+        build(write_onnx(tmp_path), tmp_path / "t.engine", precision="fp8")
 
 
 def test_target_that_rtx_does_not_have_names_the_valid_ones(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     with pytest.raises(BuildRequestError, match="no target sm90; it has sm75, sm80, sm86, sm89"):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("9.0",))
+        build(write_onnx(tmp_path), tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("9.0",))
 
 
 def test_workspace_that_is_too_small_says_so(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"(?s)workspace limit.*allow more bytes"):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), workspace_bytes=1 << 20)
+        build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), workspace_bytes=1 << 20)
     with pytest.raises(BuildRequestError, match="positive number of bytes, found 0"):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", workspace_bytes=0)
+        build(write_onnx(tmp_path), tmp_path / "t.engine", workspace_bytes=0)
 
 
 def test_unwritable_output_is_refused_before_the_build(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
-        build_engine(write_onnx(tmp_path), tmp_path / "missing" / "t.engine", progress=_must_not_be_called)
+        build(write_onnx(tmp_path), tmp_path / "missing" / "t.engine", progress=_must_not_be_called)
     with pytest.raises(OutputError, match="is a folder"):
-        build_engine(write_onnx(tmp_path), tmp_path, progress=_must_not_be_called)
+        build(write_onnx(tmp_path), tmp_path, progress=_must_not_be_called)
 
 
 def test_the_onnx_is_not_overwritten_by_its_plan(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source = write_onnx(tmp_path)
     with pytest.raises(BuildRequestError, match="is the ONNX itself"):
-        build_engine(source, tmp_path / "." / "tiny.onnx")
+        build(source, tmp_path / "." / "tiny.onnx")
     assert onnx.load(source).graph.node
 
 
@@ -312,19 +310,19 @@ def test_foreign_onnx_is_refused(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     del model.metadata_props[:]
     onnx.save(model, source)
     with pytest.raises(SpecError, match=r"carries no YOLACT spec.*yolact-deploy export"):
-        build_engine(source, tmp_path / "t.engine")
+        build(source, tmp_path / "t.engine")
 
 
 def test_malformed_spec_in_the_onnx_is_named(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source = write_onnx(tmp_path, metadata={SPEC_METADATA_KEY: '{"name": "x"}'})
     with pytest.raises(SpecError, match=r"tiny.onnx carries a spec that can't be used: spec lacks the field"):
-        build_engine(source, tmp_path / "t.engine")
+        build(source, tmp_path / "t.engine")
 
 
 def test_spec_of_another_model_is_refused(write_onnx: WriteOnnx, tiny_spec: ModelSpec, tmp_path: Path) -> None:
     three = dataclasses.replace(tiny_spec, class_names=("disc", "bar", "star"), category_ids=(3, 9, 12))
     with pytest.raises(SpecError, match=r"conf is \[B, 80, 3\], its spec makes it \[B, 80, 4\]"):
-        build_engine(write_onnx(tmp_path, described=three), tmp_path / "t.engine")
+        build(write_onnx(tmp_path, described=three), tmp_path / "t.engine")
 
 
 def test_renamed_output_is_refused(write_onnx: WriteOnnx, tmp_path: Path) -> None:
@@ -333,7 +331,7 @@ def test_renamed_output_is_refused(write_onnx: WriteOnnx, tmp_path: Path) -> Non
     model.graph.output[0].name = model.graph.node[-1].output[0] = "boxes"
     onnx.save(model, source)
     with pytest.raises(SpecError, match=r"it has no output loc \(it has image, boxes, conf, mask_coeff, proto\)"):
-        build_engine(source, tmp_path / "t.engine")
+        build(source, tmp_path / "t.engine")
 
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html></html>", b"\x08\x09"])
@@ -341,26 +339,26 @@ def test_file_that_is_no_onnx_is_named(content: bytes, tmp_path: Path) -> None:
     source = tmp_path / "m.onnx"
     source.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"m.onnx is not an ONNX model, or is damaged"):
-        build_engine(source, tmp_path / "m.engine")
+        build(source, tmp_path / "m.engine")
 
 
 def test_truncated_onnx_is_named(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source = write_onnx(tmp_path)
     source.write_bytes(source.read_bytes()[:-500])
     with pytest.raises(ArtifactError, match="is not an ONNX model, or is damaged"):
-        build_engine(source, tmp_path / "t.engine")
+        build(source, tmp_path / "t.engine")
 
 
 def test_missing_onnx_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"can't read .*none.onnx: No such file"):
-        build_engine(tmp_path / "none.onnx", tmp_path / "t.engine")
+        build(tmp_path / "none.onnx", tmp_path / "t.engine")
 
 
 def test_weights_in_another_file_are_refused(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     source = write_onnx(tmp_path)
     onnx.save(onnx.load(source), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
     with pytest.raises(ArtifactError, match=r"keeps weights in a separate file \(tensor backbone.stem.weight\)"):
-        build_engine(source, tmp_path / "t.engine")
+        build(source, tmp_path / "t.engine")
 
 
 def test_failed_build_says_which_runtime(
@@ -370,7 +368,7 @@ def test_failed_build_says_which_runtime(
     with pytest.raises(
         EngineError, match=r"TensorRT-RTX \d.* can't build a plan from .*tiny.onnx:\n  it gave no reason"
     ):
-        build_engine(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), workspace_bytes=1)
+        build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), workspace_bytes=1)
 
 
 def test_result_is_json_able_and_names_the_files(built: BuildResult) -> None:

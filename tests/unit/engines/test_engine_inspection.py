@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 from engines.builder import BuildResult
-from engines.inspection import inspect_onnx, inspect_plan, parse_inspector
+from engines.layers import parse_inspector
 from tests.unit.engines.tiny_network import WriteOnnx
+from yolact_deploy.artifacts.open import inspect_onnx, inspect_plan
 from yolact_deploy.artifacts.plan_file import Layer, LayerOutput, Layers, layers_path, sidecar_path
 from yolact_deploy.errors import ArtifactError, PlanMismatchError
 from yolact_deploy.spec import ModelSpec
@@ -38,7 +39,7 @@ def test_plan_is_told_by_its_sidecar_and_its_layers(built: BuildResult) -> None:
 
 
 def test_plan_is_inspected_without_importing_tensorrt(built: BuildResult) -> None:
-    code = f"import sys; from engines.inspection import inspect_plan; inspect_plan({str(built.plan)!r}); print(*sys.modules)"
+    code = f"import sys, exporters; exporters.inspect({str(built.plan)!r}); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"tensorrt_rtx", "tensorrt", "onnx", "torch"} & set(result.stdout.split())
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from engines.builder import build_engine
-from engines.inspection import inspect_plan
+from engines import build
 from exporters.onnx_export import DEFAULT_MAX_BATCH
+from yolact_deploy.artifacts.open import inspect_plan
 from yolact_deploy.errors import BuildRequestError
 
 
 def test_trained_checkpoint_becomes_a_plan(shapes_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     output = tmp_path / "shapes.engine"
-    result = build_engine(
+    result = build(
         shapes_onnx, output, runtime="tensorrt-rtx", targets=("sm86", "sm89"), batch=(1, 2, 4), precision="fp32"
     )
 
@@ -28,4 +28,4 @@ def test_trained_checkpoint_becomes_a_plan(shapes_onnx: Path, tmp_path: Path) ->
     modules = inspect_plan(output)["layers"]["module_counts"]
     assert {"backbone", "fpn", "proto_net", "prediction_layers"} <= set(modules)
     with pytest.raises(BuildRequestError, match=f"exported for batches up to {DEFAULT_MAX_BATCH}"):
-        build_engine(shapes_onnx, output, batch=(1, 8, DEFAULT_MAX_BATCH + 1))
+        build(shapes_onnx, output, batch=(1, 8, DEFAULT_MAX_BATCH + 1))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from engines.builder import build_engine
+from engines import build
 from tests.unit.engines.tiny_network import Graph, WriteOnnx
 from yolact_deploy.errors import EngineError
 
@@ -85,6 +85,6 @@ def test_unknown_operator(write_onnx: WriteOnnx, tmp_path: Path) -> None:
 def _refused(write_onnx: WriteOnnx, folder: Path, edit: Callable[[Graph], None], node: str, hint: str) -> None:
     source = write_onnx(folder, edit=edit)
     with pytest.raises(EngineError, match=f"(?s)^TensorRT-RTX .*tiny.onnx:\n  {node}: .*\n    .*{hint}") as caught:
-        build_engine(source, folder / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
+        build(source, folder / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
     assert "cudaError 35" not in str(caught.value), "that there is no driver here has nothing to do with it"
     assert [path.name for path in folder.iterdir()] == ["tiny.onnx"]

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.builder import build_engine
+from engines import build
 from engines.lint.linter import lint_onnx
 from tests.unit.engines.quantized_network import (
     CONV,
@@ -175,7 +175,7 @@ def test_the_builder_refuses_what_the_linter_calls_an_error(write_onnx: WriteOnn
     with pytest.raises(
         EngineError, match=r"(?s)node added/QuantizeLinear .*\[dynamic-scale\]\n    Make the scale"
     ) as caught:
-        build_engine(source, tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
+        build(source, tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
     assert "tiny.onnx" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
@@ -183,7 +183,7 @@ def test_the_builder_refuses_what_the_linter_calls_an_error(write_onnx: WriteOnn
 def test_the_builder_notes_what_the_linter_warns_of(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     source = write_onnx(tmp_path, precision="int8")
-    result = build_engine(source, tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
+    result = build(source, tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
     (note,) = [note for note in result.notes if note.startswith("lint: ")]
     assert note.startswith(
         "lint: weights-per-tensor at backbone.stem/Conv and 9 more: one scale for 8 output channels."

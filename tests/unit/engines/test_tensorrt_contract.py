@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from engines import builder
+from engines import build, builder
 from engines.adapters import Adapter, TensorRt, TensorRtRtx
-from engines.builder import build_engine
 from tests.unit.engines.tensorrt_bindings import installed_tensorrt_api
 from tests.unit.engines.tiny_network import Graph, WriteOnnx
 from yolact_deploy.errors import EngineError
@@ -108,15 +107,15 @@ def _touched_by(kind: type[Adapter], write_onnx: WriteOnnx, factory: pytest.Temp
             patch.setattr(TensorRt, "builds_for_this_gpu", False)
         source = write_onnx(folder)
         for _ in range(2):  # the second finds the first one's timing cache
-            build_engine(source, output, targets=targets, timing_cache=cache, workspace_bytes=1 << 30, progress=_ignore)
+            build(source, output, targets=targets, timing_cache=cache, workspace_bytes=1 << 30, progress=_ignore)
         with pytest.raises(EngineError):
-            build_engine(source, output, targets=targets, workspace_bytes=1)
+            build(source, output, targets=targets, workspace_bytes=1)
 
         def insert(graph: Graph) -> None:
             graph.insert_before("outputs.conf/Identity", lambda x: graph.add("Frobnicate", [x], "outputs"))
 
         with pytest.raises(EngineError):
-            build_engine(write_onnx(folder, edit=insert), output, targets=targets)
+            build(write_onnx(folder, edit=insert), output, targets=targets)
     return touched
 
 

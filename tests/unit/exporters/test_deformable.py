@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from engines.builder import build_engine
+from engines import build
 from exporters.checkpoints.configs import PUBLISHED
 from exporters.network.deformable import DcnForm, DeformConv2d, exportable
 from exporters.network.yolact import Yolact
@@ -213,7 +213,7 @@ def test_the_gridsample_form_builds_on_tensorrt_rtx(plus_gridsample: Path, tmp_p
         half = to_half(onnx.load(str(plus_gridsample)))
         set_precision(half, precision)
         onnx.save(half, str(source))
-    result = build_engine(
+    result = build(
         source,
         tmp_path / "plus.engine",
         runtime="tensorrt-rtx",
@@ -228,5 +228,5 @@ def test_the_gridsample_form_builds_on_tensorrt_rtx(plus_gridsample: Path, tmp_p
 def test_tensorrt_rtx_refuses_the_native_form(plus_native: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(EngineError, match="DeformConv"):
-        build_engine(plus_native, tmp_path / "plus.engine", runtime="tensorrt-rtx", targets=("sm86",))
+        build(plus_native, tmp_path / "plus.engine", runtime="tensorrt-rtx", targets=("sm86",))
     assert list(tmp_path.iterdir()) == []

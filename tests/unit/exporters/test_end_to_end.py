@@ -176,7 +176,7 @@ def test_tensorrt_rtx_builds_a_plan_for_images_of_any_size(
     shapes_onnx: Path, plus_gridsample: Path, tmp_path: Path, precision: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
-    from engines.builder import build_engine
+    from engines import build
 
     for heads, outputs in ((shapes_onnx, 5), (plus_gridsample, 6)):
         source = heads
@@ -188,8 +188,13 @@ def test_tensorrt_rtx_builds_a_plan_for_images_of_any_size(
         target = tmp_path / "model.onnx"
         export_end_to_end(source, target, parity=precision == "fp16" and heads is shapes_onnx)
         sizes = ((32, 32), (480, 640), (1080, 1920))
-        result = build_engine(
-            target, tmp_path / "model.engine", runtime="tensorrt-rtx", targets=["sm86"], batch=(1, 2, 4), images=sizes
+        result = build(
+            target,
+            tmp_path / "model.engine",
+            runtime="tensorrt-rtx",
+            targets=["sm86"],
+            batch=(1, 2, 4),
+            image_size=sizes,
         )
         assert result.sidecar.precision == precision
         tensors = {tensor.name: tensor for tensor in result.sidecar.io_tensors}
@@ -199,11 +204,11 @@ def test_tensorrt_rtx_builds_a_plan_for_images_of_any_size(
 
 
 def test_image_sizes_are_refused_for_an_ordinary_export(shapes_onnx: Path, tmp_path: Path) -> None:
-    from engines.builder import build_engine
+    from engines import build
 
     size = (64, 64)
     with pytest.raises(EngineError, match="takes preprocessed images of 256x256"):
-        build_engine(shapes_onnx, tmp_path / "x.engine", images=(size, size, size))
+        build(shapes_onnx, tmp_path / "x.engine", image_size=size)
 
 
 def test_a_graph_that_finds_something_else_fails_parity(shapes_onnx: Path, shapes: LoadedCheckpoint) -> None:

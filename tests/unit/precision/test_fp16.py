@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.builder import build_engine
+from engines import build
 from exporters.onnx_edit import open_session, set_precision
 from exporters.precision.fp16 import emulate_half, half_error, nodes_out_of_range, refuse_unless_float32, to_half
 from exporters.precision.ranges import observe
@@ -181,7 +181,7 @@ def test_tensorrt_rtx_builds_it(shapes: onnx.ModelProto, keep: frozenset[str], t
     converted = to_half(shapes, float32_nodes=keep)
     set_precision(converted, "fp16")
     onnx.save(converted, str(tmp_path / "fp16.onnx"))
-    result = build_engine(
+    result = build(
         tmp_path / "fp16.onnx",
         tmp_path / "fp16.engine",
         runtime="tensorrt-rtx",

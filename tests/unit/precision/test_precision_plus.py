@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
-from engines.builder import build_engine
+from engines import build
 from engines.lint.linter import lint_onnx
 from exporters.precision.result import LowPrecision
 from exporters.precision.run import apply_precision
@@ -70,7 +70,7 @@ def test_the_arithmetic_of_coordinates_has_no_q_dq(lowered: dict[LowPrecision, A
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_it_builds_on_tensorrt_rtx(lowered: dict[LowPrecision, Any], precision: LowPrecision, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
-    result = build_engine(
+    result = build(
         lowered[precision].output,
         tmp_path / "plus.engine",
         runtime="tensorrt-rtx",

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.builder import build_engine
+from engines import build
 from exporters.onnx_edit import open_session, set_precision
 from exporters.precision.fp16 import to_half
 from exporters.precision.quantize import (
@@ -264,7 +264,7 @@ def test_tensorrt_rtx_builds_it(
     typed = to_half(quantize(shapes, ranges, keep_fp16=keep), float32_nodes={"proto_net.2/Conv"} if keep else set())
     set_precision(typed, "int8")
     onnx.save(typed, str(tmp_path / "int8.onnx"))
-    result = build_engine(
+    result = build(
         tmp_path / "int8.onnx",
         tmp_path / "int8.engine",
         runtime="tensorrt-rtx",

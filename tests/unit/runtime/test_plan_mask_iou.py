@@ -14,12 +14,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from engines.builder import BuildResult, build_engine
-from engines.inspection import inspect_plan
+from engines.builder import BuildResult, build
 from tests.unit.engines.tiny_network import make_model
 from tests.unit.runtime.conftest import Bench
 from tests.unit.runtime.fake_tensorrt import make_plan
 from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, mask_iou_onnx, soft_masks, write_plus_onnx
+from yolact_deploy.artifacts.open import inspect_plan
 from yolact_deploy.artifacts.plan_file import CompanionFile, mask_iou_path, open_plan, read_sidecar, sidecar_path
 from yolact_deploy.errors import MissingDependencyError, PlanMismatchError, SpecError
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
@@ -30,7 +30,7 @@ def plus_built(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     pytest.importorskip("tensorrt_rtx")
     folder = tmp_path_factory.mktemp("plus")
     source = write_plus_onnx(folder / "plus.onnx")
-    return build_engine(source, folder / "plus.engine", runtime="tensorrt-rtx", targets=("sm86",))
+    return build(source, folder / "plus.engine", runtime="tensorrt-rtx", targets=("sm86",))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_inspect_shows_it(plus_built: BuildResult) -> None:
 def test_a_build_refuses_a_yolact_plus_without_it(tmp_path: Path) -> None:
     onnx.save(make_model(PLUS_SPEC), str(tmp_path / "bare.onnx"))
     with pytest.raises(SpecError, match=r"bare.onnx is a YOLACT\+\+ by its spec, but carries no mask-IoU network"):
-        build_engine(tmp_path / "bare.onnx", tmp_path / "bare.engine", runtime="tensorrt-rtx", targets=("sm86",))
+        build(tmp_path / "bare.onnx", tmp_path / "bare.engine", runtime="tensorrt-rtx", targets=("sm86",))
     assert not list(tmp_path.glob("bare.engine*"))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from engines.builder import build_engine
+from engines import build
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import Bench, MakeBench, allocate
 from tests.unit.runtime.fake_tensorrt import make_plan
@@ -296,7 +296,7 @@ def test_the_real_tensorrt_rtx_without_a_driver_is_quoted(tmp_path: Path) -> Non
     """In a process of its own: its library keeps the first logger it is given."""
     pytest.importorskip("tensorrt_rtx")
     onnx.save(make_model(TINY_SPEC), tmp_path / "tiny.onnx")
-    build_engine(tmp_path / "tiny.onnx", tmp_path / "tiny.engine", runtime="tensorrt-rtx", targets=("sm86",))
+    build(tmp_path / "tiny.onnx", tmp_path / "tiny.engine", runtime="tensorrt-rtx", targets=("sm86",))
     code = f"""
 import dataclasses
 from tests.emulator.driver import EmulatedDriver

@@ -1,0 +1,78 @@
+"""The layers of a plan, as TensorRT tells them: before fusion those of the network, after it those of the engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from yolact_deploy.artifacts.names import module_of, tensorrt_dtype
+from yolact_deploy.artifacts.plan_file import Layer, LayerOutput, Layers
+
+# The parser writes "[ONNX Layer: NODE]" into a layer's metadata, several of them once layers are fused.
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+
+# The engine inspector's spelling, inside a "Format/Datatype" like "Row major linear FP16 format"
+_INSPECTOR_DTYPES = {"FP32": "float32", "Float": "float32", "FP16": "float16", "Half": "float16", "Int8": "int8"}
+
+
+def network_layers(
+    network: Any,
+    modules: Mapping[str, str],  # ONNX node name -> module path
+) -> Layers:
+    """The layers of a typed network before fusion.
+
+    In a strongly typed network the types are what the plan computes in; which layers share a kernel is decided later.
+    """
+    layers = []
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        tensors = [layer.get_output(i) for i in range(layer.num_outputs)]
+        outputs = tuple(LayerOutput(t.name, tensorrt_dtype(t.dtype), tuple(t.shape)) for t in tensors if t is not None)
+        layers.append(
+            Layer(layer.name, layer.type.name.lower(), _modules(layer.metadata, layer.name, modules), outputs)
+        )
+    return Layers("network", tuple(layers))
+
+
+def engine_layers(trt: Any, logger: Any, plan: bytes, modules: Mapping[str, str]) -> Layers | None:
+    """The fused layers of a plan, as TensorRT's engine inspector tells them; None where the plan can't be opened."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return parse_inspector(information, modules)
+
+
+def parse_inspector(information: str, modules: Mapping[str, str]) -> Layers | None:
+    """The inspector's JSON as layers; None where it has no detailed ones."""
+    try:
+        found = json.loads(information)["Layers"]
+        layers = tuple(
+            Layer(
+                name=layer["Name"],
+                kind=str(layer.get("LayerType", "")).lower(),
+                modules=_modules(layer.get("Metadata", ""), layer["Name"], modules),
+                outputs=tuple(
+                    LayerOutput(
+                        t["Name"], _inspector_dtype(t.get("Format/Datatype", "")), tuple(t.get("Dimensions", ()))
+                    )
+                    for t in layer.get("Outputs", ())
+                ),
+            )
+            for layer in found
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Layers("engine", layers) if layers else None
+
+
+def _modules(metadata: str | None, name: str, modules: Mapping[str, str]) -> tuple[str, ...]:
+    """The modules of the ONNX nodes a layer came from; none for layers that the parser added."""
+    nodes = _ONNX_LAYER.findall(metadata or "") or ([name] if name in modules else [])
+    return tuple(dict.fromkeys(modules.get(node, module_of(node)) for node in nodes))
+
+
+def _inspector_dtype(text: str) -> str:
+    return next((dtype for key, dtype in _INSPECTOR_DTYPES.items() if key in text), text)
