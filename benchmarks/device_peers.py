@@ -13,6 +13,7 @@ from benchmarks.device import BareNetwork, NewContext, bare_network, open_driver
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_onnx
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError, MissingDependencyError
 from yolact_deploy.optional import require
@@ -100,7 +101,7 @@ def _default_session(detector: Detector, driver: Driver) -> NewContext:
         choose_providers(ort, f"cuda:{index}")  # loads CUDA's libraries
         provider = CUDA_PROVIDER, {"device_id": str(index), "user_compute_stream": str(stream)}
         session = ort.InferenceSession(os.fspath(detector.artifact), providers=[provider, CPU_PROVIDER])
-        return BoundContext(ort, session, detector.spec, detector.artifact, ("cuda", index))
+        return BoundContext(ort, session, open_onnx(detector.artifact), ("cuda", index))
 
     return new_context
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import is_plan, module_of
+from yolact_deploy.artifacts.names import INPUT, is_plan, module_of
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.preprocess import preprocess
@@ -114,10 +115,9 @@ def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None,
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, providers=providers)
-        feed = session.get_inputs()[0]
-        image = batch.astype("float16" if feed.type == "tensor(float16)" else "float32", copy=False)
+        feed = {INPUT: batch.astype(open_onnx(path).dtypes[INPUT], copy=False)}
         for _ in range(WARMUP + runs):
-            session.run(None, {feed.name: image})
+            session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     if gpu is None:
         return node_times(events, runs)

@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.contest import AFTER, NETWORK, WHOLE, Contest, Peer, Progress, Work, compare, on_host_clock, with_masks
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.optional import require
 
@@ -84,6 +83,5 @@ def _bare_onnxruntime(detector: Detector, batch: FloatArray, threads: int | None
     if threads is not None:
         options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(detector.artifact), options, providers=["CPUExecutionProvider"])
-    half = session.get_inputs()[0].type == "tensor(float16)"
-    feed = {INPUT: batch.astype(np.float16) if half else batch}
+    feed = {INPUT: batch.astype(open_onnx(detector.artifact).dtypes[INPUT], copy=False)}
     return Peer(NETWORK, "onnxruntime session", on_host_clock(lambda: session.run(list(OUTPUTS), feed)))

@@ -83,6 +83,11 @@ class OnnxFile:
         return END_TO_END if is_end_to_end(self.metadata) else "heads"
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """NumPy's name of the type of every input and output, by name."""
+        return {tensor.name: tensor.dtype for tensor in self.io_tensors}
+
+    @property
     def batch(self) -> tuple[int, int | None]:
         """The smallest and the largest batch it takes; None where the export did not record one."""
         fixed = self.fixed_batch

@@ -17,6 +17,7 @@ from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import allocate, images, memory, run
 from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, soft_masks, write_plus_onnx
 from yolact_deploy.artifacts.names import OUTPUTS
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
 from yolact_deploy.runtime.onnxruntime.cuda import BoundContext, OnnxCudaNetwork, cuda_options
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork, choose_providers
@@ -103,7 +104,7 @@ def test_bound_addresses_give_the_heads_of_the_plain_session(
 ) -> None:
     expected = OnnxNetwork(tiny_onnx, device="cpu").run(images(TINY_SPEC, batch))
     session = REAL_SESSION(str(tiny_onnx), providers=["CPUExecutionProvider"])
-    context = BoundContext(onnxruntime, session, TINY_SPEC, tiny_onnx, ("cpu", 0))
+    context = BoundContext(onnxruntime, session, open_onnx(tiny_onnx), ("cpu", 0))
     buffers = {name: np.full_like(value, np.nan) for name, value in expected._asdict().items()}
     buffers["image"] = images(TINY_SPEC, batch)
     for _ in range(2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from yolact_deploy.runtime.onnxruntime.network import (
     check_device,
     choose_providers,
     first_line,
-    io_dtypes,
     mask_iou_model,
     open_session,
 )
@@ -41,16 +39,15 @@ class OnnxCudaNetwork:
         ort = require("onnxruntime", extra="gpu", purpose="running an ONNX model on a GPU")
         file = open_onnx(source)
         file.check_io()
-        self._ort, self._path, self._driver, self._threads = ort, file.path, driver, threads
+        self._ort, self._file, self._driver, self._threads = ort, file, driver, threads
         self._device = f"cuda:{driver.device.index}"
         providers = choose_providers(ort, self._device)
-        self._spec, self._max_batch = file.spec, file.fixed_batch
-        self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in file.io_tensors}
-        self._mask_iou = mask_iou_model(ort, file.mask_iou, self._spec, str(self._path), providers, threads)
+        self._dtypes = {name: np.dtype(dtype) for name, dtype in file.dtypes.items()}
+        self._mask_iou = mask_iou_model(ort, file.mask_iou, file.spec, str(file.path), providers, threads)
 
     @property
     def spec(self) -> ModelSpec:
-        return self._spec
+        return self._file.spec
 
     @property
     def description(self) -> str:
@@ -67,7 +64,7 @@ class OnnxCudaNetwork:
 
     @property
     def max_batch(self) -> int | None:
-        return self._max_batch
+        return self._file.fixed_batch
 
     @property
     def mask_iou(self) -> MaskIouModel | None:
@@ -76,12 +73,12 @@ class OnnxCudaNetwork:
     def new_context(self, stream: int) -> BoundContext:
         """A session on `stream`. Raises DeviceError when the provider does not start, EngineError for the default stream."""
         if not stream:
-            raise EngineError(f"{self._path} can't run on the default stream. Give a stream of its own.")
+            raise EngineError(f"{self._file.path} can't run on the default stream. Give a stream of its own.")
         options = cuda_options(self._driver.device.index, stream)
         with self._driver.current():
-            session = open_session(self._ort, self._path, [(CUDA_PROVIDER, options), CPU_PROVIDER], self._threads)
+            session = open_session(self._ort, self._file.path, [(CUDA_PROVIDER, options), CPU_PROVIDER], self._threads)
         check_device(session, self._device)
-        return BoundContext(self._ort, session, self._spec, self._path, ("cuda", self._driver.device.index))
+        return BoundContext(self._ort, session, self._file, ("cuda", self._driver.device.index))
 
     def close(self) -> None:
         """The mask-IoU network's memory; that of the contexts goes with them."""
@@ -109,10 +106,10 @@ def cuda_options(device_index: int, stream: int) -> dict[str, str]:
 class BoundContext:
     """A session whose inputs and outputs are addresses in the memory of `placement`: ("cuda", N), or ("cpu", 0)."""
 
-    def __init__(self, ort: Any, session: Any, spec: ModelSpec, path: Path, placement: tuple[str, int]) -> None:
-        self._session, self._path, self._placement = session, path, placement
-        self._dtypes = io_dtypes(session)
-        self._shapes: dict[str, tuple[int, ...]] = spec.io_shapes()
+    def __init__(self, ort: Any, session: Any, file: OnnxFile, placement: tuple[str, int]) -> None:
+        self._session, self._path, self._placement = session, file.path, placement
+        self._dtypes = {name: np.dtype(dtype) for name, dtype in file.dtypes.items()}
+        self._shapes = file.spec.io_shapes()
         self._binding = session.io_binding()
         self._bound: tuple[int, dict[str, int]] | None = None
         self._run_options = ort.RunOptions()

@@ -42,10 +42,10 @@ class OnnxNetwork:
         file = open_onnx(source)
         file.check_io()
         content = file.mask_iou
-        self._path, self._spec = file.path, file.spec
+        self._path, self._spec, self._max_batch = file.path, file.spec, file.fixed_batch
+        self._input_dtype = np.dtype(file.dtypes[INPUT])
         self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
         check_device(self._session, device)
-        self._input_dtype = io_dtypes(self._session)[INPUT]
         providers = self._session.get_providers()
         self._mask_iou = mask_iou_model(ort, content, self._spec, str(self._path), providers, threads)
         self.description = describe(ort, self._session)
@@ -61,8 +61,7 @@ class OnnxNetwork:
     @property
     def max_batch(self) -> int | None:
         """What the batch was fixed to at export; None for any."""
-        fixed = self._session.get_inputs()[0].shape[0]
-        return fixed if isinstance(fixed, int) else None
+        return self._max_batch
 
     def run(self, image: FloatArray) -> HeadTensors:
         try:
@@ -163,14 +162,6 @@ def session_gpu(session: Any) -> int | None:
     if session.get_providers()[0] != CUDA_PROVIDER:
         return None
     return int(session.get_provider_options()[CUDA_PROVIDER]["device_id"])
-
-
-def io_dtypes(session: Any) -> dict[str, np.dtype[np.generic]]:
-    """float32 or float16 of every input and output."""
-    return {
-        tensor.name: np.dtype(np.float16 if tensor.type == "tensor(float16)" else np.float32)
-        for tensor in (*session.get_inputs(), *session.get_outputs())
-    }
 
 
 def mask_iou_model(
