@@ -21,6 +21,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Peer:
+    """Somebody who does a part of the work, and how to time it."""
+
     what: str  # the part of the work it does
     name: str
     time: Timer
@@ -94,6 +96,8 @@ def time_in_turns(
 
 
 def on_host_clock(run: Work) -> Timer:
+    """A timer of a call, in nanoseconds; its result is freed outside of the time."""
+
     def time() -> int:
         begin = perf_counter_ns()
         result = run()

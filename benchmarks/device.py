@@ -31,6 +31,7 @@ def open_driver(detector: Detector) -> Driver:
 
 
 def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:
+    """The network of a Detector's artifact on its GPU, for itself alone."""
     return gpu_backend.BACKEND.open_network(detector.file, driver, detector.arguments["threads"])
 
 
@@ -42,16 +43,19 @@ class Memory(ExitStack):
         self.driver = driver
 
     def device(self, nbytes: int, purpose: str) -> int:
+        """Device memory; returns its address."""
         address = self.driver.allocate(max(nbytes, 1), purpose)
         self.callback(self.driver.free, address)
         return address
 
     def pinned(self, nbytes: int, purpose: str) -> int:
+        """Page-locked memory of the host; returns its address."""
         address = self.driver.allocate_pinned(max(nbytes, 1), purpose)
         self.callback(self.driver.free_pinned, address)
         return address
 
     def upload(self, array: AnyArray, purpose: str, stream: int) -> int:
+        """Device memory with the content of an array of any shape; returns its address."""
         contiguous = np.ascontiguousarray(array)
         address = self.device(contiguous.nbytes, purpose)
         self.driver.copy_to_device(address, contiguous.ctypes.data, contiguous.nbytes, stream)
@@ -59,6 +63,7 @@ class Memory(ExitStack):
         return address
 
     def stream(self) -> int:
+        """A stream of its own."""
         stream = self.driver.create_stream()
         self.callback(self.driver.destroy_stream, stream)
         return stream
@@ -74,6 +79,7 @@ class BareNetwork:
     batch: int
 
     def enqueue(self) -> None:
+        """Enqueue one run on the batch that is there."""
         self.context.enqueue(self.addresses, self.batch)
 
 
@@ -146,9 +152,9 @@ class Calls(Protocol):
 
     def __call__(self, image: list[Image], /, *, score_threshold: float) -> list[Detections]: ...
 
-    def timed(
-        self, images: Sequence[Image], *, score_threshold: float
-    ) -> tuple[list[Detections], dict[str, float]]: ...
+    def timed(self, images: Sequence[Image], *, score_threshold: float) -> tuple[list[Detections], dict[str, float]]:
+        """Detections of a batch of images [H, W, 3], and milliseconds by stage."""
+        ...
 
 
 class DeviceSamples(Samples):

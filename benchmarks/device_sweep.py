@@ -130,6 +130,8 @@ class PlantedNetwork:
 
 
 class PlantedContext:
+    """A network's context whose heads are then replaced by planted ones."""
+
     def __init__(
         self, context: DeviceContext, driver: Driver, sources: Mapping[str, tuple[int, int]], stream: int
     ) -> None:

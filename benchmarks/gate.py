@@ -41,6 +41,7 @@ class Judgement:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return asdict(self)
 
 

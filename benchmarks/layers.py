@@ -97,6 +97,8 @@ _NODE = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")  # "fpn.lat_layers.0/Conv", "/fpn/
 
 @dataclass(frozen=True)
 class LayerTime:
+    """A layer of the engine, and the modules that are fused in it."""
+
     name: str
     operator: str  # "" where the engine does not say
     modules: tuple[str, ...]  # of the ONNX nodes in it, in its order; several once they are fused
@@ -104,8 +106,10 @@ class LayerTime:
 
 
 def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None, runs: int) -> list[LayerTime]:
-    """In a session of its own, on the CPU or on the Detector's GPU. Raises BenchmarkError where onnxruntime does not count on
-    the GPU."""
+    """Of a batch [B, 3, S, S], in a session of its own, on the CPU or on the Detector's GPU.
+
+    Raises BenchmarkError where onnxruntime does not count on the GPU.
+    """
     ort = require("onnxruntime", extra="cpu", purpose="times per layer")
     path = Path(detector.artifact)
     gpu = detector.gpu_index
@@ -157,7 +161,7 @@ def kernel_times(events: Iterable[dict[str, Any]], runs: int) -> list[LayerTime]
 
 def plan_layer_times(detector: Detector, batch: int, runs: int) -> list[LayerTime]:
     """By TensorRT's profiler, in a second copy of the plan; layers are mapped to modules by what the builder stored beside the
-    plan, else by the ONNX nodes in their names."""
+    plan, else by the ONNX nodes in their names. Raises BenchmarkError where TensorRT does not run it."""
     from benchmarks.device import bare_network, open_driver, open_network
     from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 

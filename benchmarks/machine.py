@@ -142,6 +142,8 @@ def peak_memory(work: Callable[[], object]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class GpuReading:
+    """What a GPU says of itself right now; None for what it does not tell."""
+
     name: str
     driver: str
     sm_clock_mhz: int | None
@@ -152,6 +154,7 @@ class GpuReading:
     other_processes: int | None
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return {**dataclasses.asdict(self), "slowed_by": list(self.slowed_by)}
 
 

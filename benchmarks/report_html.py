@@ -34,6 +34,7 @@ def write_report(report: dict[str, Any], target: str | os.PathLike[str]) -> None
 
 
 def render_report(report: dict[str, Any]) -> str:
+    """The whole page, in one string of HTML that needs nothing from elsewhere."""
     names = ", ".join(Path(run["artifact"]).name for run in report["runs"])
     body = [
         _header(report, names),
@@ -292,23 +293,28 @@ _WORDS = ("peer", "why")  # columns of text
 
 
 def section(title: str, content: str, hint: str) -> str:
+    """A titled part of the page, with a hint below it."""
     return f'<section>\n<h2>{escaped(title)}</h2>\n{content}\n<p class="hint">{escaped(hint)}</p>\n</section>'
 
 
 def chart_card(svg: str) -> str:
+    """A chart in its frame."""
     return f'<div class="chart">{svg}</div>'
 
 
 def table_of(head: str, rows: Iterable[str]) -> str:
+    """A table that scrolls within its frame."""
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def head_of(*names: str) -> str:
+    """The head row of a table."""
     cells = (f"<th scope=col{' class=words' if name in _WORDS else ''}>{escaped(name)}</th>" for name in names)
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def number(value: float | None, digits: int = 2) -> str:
+    """A number with so many digits, "?" for none."""
     return "?" if value is None else f"{value:.{digits}f}"
 
 

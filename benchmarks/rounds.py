@@ -111,6 +111,7 @@ class Limit:
         return min([count for count in (self.iterations, by_time) if count is not None], default=done + 1)
 
     def reached(self, done: int, elapsed: float) -> bool:
+        """Whether so many rounds in so many seconds are enough."""
         return (self.iterations is not None and done >= self.iterations) or (
             self.seconds is not None and done > 0 and elapsed >= self.seconds
         )
@@ -127,11 +128,13 @@ class Yardstick:
         self.times_ns: list[int] = []
 
     def measure(self) -> None:
+        """Time one piece of work that never changes."""
         begin = perf_counter_ns()
         list(self._pool.map(np.sort, [self._values] * self._threads))  # np.sort works outside of Python's lock
         self.times_ns.append(perf_counter_ns() - begin)
 
     def close(self) -> None:
+        """End its threads."""
         self._pool.shutdown()
 
 

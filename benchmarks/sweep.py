@@ -30,9 +30,13 @@ TimeWork = Callable[[Image, int], dict[str, Any]]  # an image, how many objects 
 class Points(Protocol):
     """How the points of a sweep are timed where a Detector runs. Raises EngineError for what finds no room there."""
 
-    def batches(self) -> AbstractContextManager[TimeBatch]: ...
+    def batches(self) -> AbstractContextManager[TimeBatch]:
+        """A timer of batches of any size, while the block lasts."""
+        ...
 
-    def work(self) -> AbstractContextManager[TimeWork]: ...
+    def work(self) -> AbstractContextManager[TimeWork]:
+        """A timer of an image with a planted number of detections, while the block lasts."""
+        ...
 
 
 def sweep(

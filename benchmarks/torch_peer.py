@@ -97,6 +97,8 @@ def _on(device: torch.device, array: Any) -> Tensor:
 
 
 class TorchDetections(NamedTuple):
+    """Detections of one image by the peer."""
+
     class_ids: Tensor  # int64 [n]
     scores: Tensor  # float32 [n]
     boxes_xyxy: Tensor  # int64 [n, 4], pixels
@@ -152,7 +154,12 @@ def fast_nms(loc: Tensor, conf: Tensor, mask_coeff: Tensor, priors: Tensor) -> t
 
 
 def assemble(
-    boxes: Tensor, coefficients: Tensor, class_ids: Tensor, scores: Tensor, proto: Tensor, image_hw: tuple[int, int]
+    boxes: Tensor,  # [n, 4], relative
+    coefficients: Tensor,  # [n, K]
+    class_ids: Tensor,  # [n]
+    scores: Tensor,  # [n]
+    proto: Tensor,  # [Hp, Wp, K]
+    image_hw: tuple[int, int],
 ) -> TorchDetections:
     """Masks of all detections at the size of the image, and integer boxes."""
     height, width = image_hw

@@ -44,10 +44,12 @@ class Adapter(ABC):
 
     @property
     def title(self) -> str:
+        """Its name for people."""
         return PLAN_RUNTIMES[self.name].title
 
     @property
     def label(self) -> str:
+        """Its name and version, for people."""
         return f"{self.title} {self.version}"
 
     @abstractmethod
@@ -55,18 +57,24 @@ class Adapter(ABC):
         """The architectures the plan will be for ("sm86"), and notes about that choice. Raises BuildRequestError."""
 
     @abstractmethod
-    def set_targets(self, config: Any, targets: Sequence[str]) -> None: ...
+    def set_targets(self, config: Any, targets: Sequence[str]) -> None:
+        """Tell the builder's configuration. Raises EngineError for one that it refuses."""
+        ...
 
     @abstractmethod
     def load_timing_cache(self, config: Any, path: Path, log: list[LogRecord]) -> list[str]:
         """Give the builder the cache in `path`, or a new one; notes say when what was there could not be used."""
 
     @abstractmethod
-    def save_timing_cache(self, config: Any, path: Path) -> list[str]: ...
+    def save_timing_cache(self, config: Any, path: Path) -> list[str]:
+        """Keep what the build measured, for the next one; returns notes for the user on what could not be kept."""
+        ...
 
 
 @dataclass(frozen=True)
 class TensorRt(Adapter):
+    """Full TensorRT: builds for the GPU it runs on."""
+
     name = TENSORRT
     builds_for_this_gpu = True
 
@@ -113,11 +121,14 @@ class TensorRt(Adapter):
 
 @dataclass(frozen=True)
 class TensorRtRtx(Adapter):
+    """TensorRT-RTX: builds ahead of time for any of its architectures, on a machine without a GPU too."""
+
     name = TENSORRT_RTX
     builds_for_this_gpu = False
 
     @property
     def valid_targets(self) -> tuple[str, ...]:
+        """Every architecture that it builds for, "sm75" and so on, oldest first."""
         names = [name for name in self.trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
         return tuple(name.lower() for name in sorted(names, key=lambda name: int(name[2:])))
 

@@ -51,6 +51,8 @@ _one_build_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class BuildResult:
+    """The files of a built plan, and what was decided and said on the way."""
+
     plan: Path
     sidecar_path: Path
     layers_path: Path
@@ -87,7 +89,9 @@ class Lowered(Protocol):
     """What `Lower` made: its ONNX is written."""
 
     @property
-    def warnings(self) -> Sequence[str]: ...
+    def warnings(self) -> Sequence[str]:
+        """What lowering the precision found worth a warning."""
+        ...
 
 
 class Lower(Protocol):

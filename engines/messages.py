@@ -22,6 +22,8 @@ _NOISE = re.compile(r"logger passed into|(catchCudaError|ScopedCudaStream).*cuda
 
 @dataclass(frozen=True)
 class LogRecord:
+    """What TensorRT said during a build."""
+
     is_error: bool
     text: str
 
@@ -156,9 +158,11 @@ class BuildControl:
 
     @property
     def running(self) -> bool:
+        """Whether nothing has stopped the build yet."""
         return self._stopped_by is None
 
     def report(self, phase: str, step: int, total: int) -> None:
+        """Tell the caller's progress of a phase; what that raises stops the build."""
         if self._progress is None or self._stopped_by is not None:
             return
         try:
@@ -167,10 +171,12 @@ class BuildControl:
             self.stop(exc)
 
     def stop(self, reason: BaseException) -> None:
+        """Have TensorRT cancel the build at its next step; the first reason counts."""
         if self._stopped_by is None:
             self._stopped_by = reason
 
     def raise_if_stopped(self) -> None:
+        """Raise the reason that stopped the build, if one did."""
         if self._stopped_by is not None:
             raise self._stopped_by
 

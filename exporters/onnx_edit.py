@@ -43,6 +43,7 @@ class Names:
         return cls(name for name in (*(node.name for node in graph), *values) if name is not None)
 
     def new(self, module: str, operator: str) -> str:
+        """ "<module>/<operator>", numbered where that is taken."""
         base = f"{module}/{operator}"
         while True:
             name = base if not self._seen[base] else f"{base}_{self._seen[base]}"
@@ -73,6 +74,7 @@ def operation(
 
 
 def add_initializer(graph: ir.Graph, name: str, values: AnyArray) -> ir.Value:
+    """A new weight of the graph, of the shape and type of `values` (any shape)."""
     tensor = ir.tensor(values, name=name)
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape))
     graph.register_initializer(value)
@@ -117,14 +119,17 @@ def read_spec(model: onnx.ModelProto, path: str | os.PathLike[str]) -> ModelSpec
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """What the file says of itself."""
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def set_precision(model: onnx.ModelProto, precision: str) -> None:
+    """Say in the file's metadata what its precision is."""
     onnx.helper.set_model_props(model, {**metadata(model), PRECISION_METADATA_KEY: precision})
 
 
 def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators; 0 where the file names none."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
@@ -165,7 +170,10 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def open_session(model: onnx.ModelProto) -> Any:
-    """An onnxruntime session on the CPU that computes what the graph says, Q/DQ included."""
+    """An onnxruntime session on the CPU that computes what the graph says, Q/DQ included.
+
+    Raises ExportError where onnxruntime does not take the graph.
+    """
     ort = require("onnxruntime", extra="export", purpose="measuring activations")
     options = session_options(ort)
     options.enable_cpu_mem_arena = False  # it would keep the memory of all tensors that are fetched, to use again

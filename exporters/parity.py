@@ -46,6 +46,8 @@ _JUDGED_PROTOTYPES = 8
 
 @dataclass(frozen=True)
 class TensorParity:
+    """One output of the ONNX against PyTorch's."""
+
     name: str
     max_abs_error: float
     allowed: float
@@ -53,11 +55,14 @@ class TensorParity:
 
     @property
     def passed(self) -> bool:
+        """Whether the largest error is allowed; NaN is not."""
         return self.max_abs_error <= self.allowed  # False for NaN
 
 
 @dataclass(frozen=True)
 class ImageParity:
+    """Outputs and detections of one image, ONNX against PyTorch."""
+
     image: str
     outputs: tuple[TensorParity, ...]
     detections: int  # found by both
@@ -68,6 +73,7 @@ class ImageParity:
     min_mask_iou: float
 
     def failures(self) -> list[str]:
+        """What is beyond the limits, in words; empty where it passed."""
         found = [_describe(output) for output in self.outputs if not output.passed]
         if self.missing + self.extra > MAX_CHANGED * self.detections:
             found.append(
@@ -83,12 +89,15 @@ class ImageParity:
 
 @dataclass(frozen=True)
 class ParityReport:
+    """What the parity check found."""
+
     images: tuple[ImageParity, ...]
     batch: tuple[TensorParity, ...]  # a batch against its images one by one; empty where the batch is fixed at 1
     runtime: str
 
     @property
     def passed(self) -> bool:
+        """Whether nothing is beyond the limits."""
         return not self.failures()
 
     @property
@@ -107,6 +116,7 @@ class ParityReport:
         return found
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return {"passed": self.passed, "max_abs_error": self.max_abs_error, **dataclasses.asdict(self)}
 
 

@@ -33,11 +33,19 @@ class Builder(Protocol):
     """A plan builder as `engines` finds it; this module may not import that package."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """ "tensorrt" or "tensorrt-rtx"."""
+        ...
+
     @property
-    def usable(self) -> bool: ...
+    def usable(self) -> bool:
+        """Whether it can build plans here."""
+        ...
+
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """Why not, or which version can, in words."""
+        ...
 
 
 def diagnose(

@@ -38,6 +38,7 @@ _HELP_RUNS = 9
 
 
 def main() -> None:
+    """Measure on the CPU, write the results, and the page of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
     parser.add_argument("--iterations", type=int, default=40)

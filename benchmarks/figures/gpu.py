@@ -48,6 +48,7 @@ IMAGE_SIZES_HW = ((550, 550), (720, 1280), (1080, 1920))
 
 
 def main() -> None:
+    """Prove and measure on a GPU, and write the results. Raises SystemExit where there is none to use."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     parser.add_argument("--device", type=int, default=0)
@@ -89,6 +90,7 @@ def main() -> None:
 
 
 def describe_gpu(driver: Driver) -> dict[str, Any]:
+    """The GPU and its driver, as the results name them."""
     device = driver.device
     readings = read_gpus()
     return {
@@ -104,7 +106,7 @@ def describe_gpu(driver: Driver) -> dict[str, Any]:
 
 def run_proofs(*, sanitizer: bool) -> dict[str, Any]:
     """{"passed", "failed", "skipped", "seconds", "skipped_because", "plans", "tail"} of tests/gpu; "plans":
-    what each runtime that is here makes of the GPU."""
+    what each runtime that is here makes of the GPU. Raises SystemExit where they can't be run."""
     started = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
@@ -175,6 +177,7 @@ def timings(driver: Driver, keep: Callable[[dict[str, Any]], None]) -> list[str]
 
 
 def print_summary(report: dict[str, Any]) -> None:
+    """The results as a page, in the terminal."""
     from rich.console import Console
     from rich.markdown import Markdown
 

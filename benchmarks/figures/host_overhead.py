@@ -46,6 +46,7 @@ _WARMUP = 20
 
 
 def main() -> None:
+    """Time the host's part of a frame, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="yolact_base", help="whose sizes the model has")
     parser.add_argument("--repeats", type=int, default=500)
@@ -302,5 +303,5 @@ def null_backend(driver: Any, network: NullNetwork) -> GpuBackend:
 
 
 def write_block(block: Image, offset: int, values: AnyArray) -> None:
-    """An array into a block of bytes."""
+    """An array of any shape into a block of bytes."""
     block[offset : offset + values.nbytes] = values.reshape(-1).view(np.uint8)

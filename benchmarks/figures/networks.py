@@ -40,6 +40,7 @@ def golden_model() -> tuple[Yolact, Image]:
 
 
 def export_golden(model: Yolact, target: Path) -> None:
+    """Write the ONNX of the measured configuration."""
     export_onnx(model, published_spec(CONFIG), target)
 
 

@@ -182,6 +182,7 @@ def _ap_lines(ap: dict[str, Any]) -> list[str]:
 
 
 def gpu_section(title: str, report: dict[str, Any]) -> str:
+    """The part of the page on one GPU's results, as Markdown."""
     gpu, environment = report["gpu"], report["environment"]
     copy_rate = report.get("copy_gb_per_s", math.nan)
     driver = f"driver {gpu['driver']}, " if gpu["driver"] else ""

@@ -32,6 +32,7 @@ Located = tuple["onnx.NodeProto", Finding]
 
 
 def parameter_findings(graph: QdqGraph) -> Iterator[Located]:
+    """Q/DQ whose types, scales, zero points or pairing TensorRT refuses, and integer operators."""
     for node in graph.nodes:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             if not _repeats_its_quantize(graph, node):
@@ -187,6 +188,7 @@ _JUDGED_ELSEWHERE = (*_FLOAT_ONLY, *_ACTIVATIONS, "Concat")
 
 
 def placement_findings(graph: QdqGraph) -> Iterator[Located]:
+    """Q/DQ that stand where TensorRT can't fuse them, or are missing where it needs them."""
     for node in graph.nodes:
         operator = node.op_type
         if operator in _WEIGHTED:

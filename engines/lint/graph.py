@@ -44,10 +44,12 @@ class QdqGraph:
 
     @functools.cached_property
     def outputs(self) -> frozenset[str]:
+        """Names of the graph's outputs."""
         return frozenset(value.name for value in self.model.graph.output)
 
     @functools.cached_property
     def weights(self) -> dict[str, onnx.TensorProto]:
+        """Initializers by name."""
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
     @functools.cached_property
@@ -63,9 +65,11 @@ class QdqGraph:
         return readers
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for inputs and weights."""
         return self._producers.get(tensor)
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
+        """The nodes that take a tensor."""
         return list(self._readers.get(tensor, ()))
 
     def made_by(self, tensor: str, *operators: str) -> onnx.NodeProto | None:
@@ -74,6 +78,7 @@ class QdqGraph:
         return node if node is not None and node.op_type in operators else None
 
     def dequantized(self, tensor: str) -> onnx.NodeProto | None:
+        """The DequantizeLinear that makes a tensor; None where another node does."""
         return self.made_by(tensor, DEQUANTIZE)
 
     def before_quantization(self, dequantize: onnx.NodeProto) -> str:

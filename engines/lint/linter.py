@@ -40,10 +40,12 @@ class LintReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
+        """What TensorRT refuses."""
         return self._of("error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
+        """What costs accuracy or speed."""
         return self._of("warning")
 
     @property

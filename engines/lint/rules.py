@@ -16,6 +16,8 @@ Severity = Literal["error", "warning"]  # error: TensorRT refuses the graph, or 
 
 @dataclass(frozen=True)
 class Rule:
+    """A rule of the linter, and what to do where it is broken."""
+
     name: str
     severity: Severity
     remedy: str
@@ -23,6 +25,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
+    """A node that breaks a rule."""
+
     rule: str
     severity: Severity
     node: str

@@ -41,6 +41,7 @@ class Evidence:
     how: str
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         value: dict[str, Any] = encode(self)
         return value
 

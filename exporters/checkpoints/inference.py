@@ -48,10 +48,12 @@ class Architecture:
 
     @property
     def backbone(self) -> str:
+        """The backbone's name, "ResNet-101", or its stages where it has none."""
         return backbone_name(self.backbone_kind, self.stages)
 
     @property
     def num_prototypes(self) -> int:
+        """K: prototypes, and so coefficients of a mask."""
         return self.protonet_layers[-1][0] or 0
 
     @property
@@ -62,6 +64,7 @@ class Architecture:
         )
 
     def describe(self) -> str:
+        """In a line, for people."""
         count = sum(map(len, self.deformable_blocks))
         plus = (f", {count} deformable blocks" if count else "") + (
             ", a mask-IoU network" if self.mask_iou_layers else ""
@@ -292,6 +295,8 @@ def _shape(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, .
 
 @dataclass(frozen=True)
 class Difference:
+    """Something of the tensors that contradicts a spec."""
+
     what: str
     found: str  # in the tensors
     expected: str  # by the spec
@@ -351,10 +356,12 @@ def _lists(layers: Iterable[tuple[int | None, int]]) -> list[list[int | None]]:
 
 
 def backbone_name(kind: BackboneKind, stages: tuple[int, ...]) -> str:
+    """ "ResNet-101" and so on, or the stages of one that has no name."""
     known = _KNOWN_BACKBONES.get((kind, stages))
     family = {"resnet": "ResNet", "darknet": "DarkNet"}[kind]
     return known or f"{family} with stages {list(stages)}"
 
 
 def deformable_blocks(backbone: BackboneSpec) -> list[list[int]]:
+    """Per stage, the numbers of its deformable blocks."""
     return [list(backbone.deformable_blocks(stage)) for stage in range(len(backbone.stages))]

@@ -25,6 +25,8 @@ _LARGEST_PRIOR = 1.2  # of the input size; YOLACT++ has 1.11, the others 0.93 at
 
 @dataclass(frozen=True)
 class SpecChoice:
+    """The spec that goes with a checkpoint, and how it was found."""
+
     spec: ModelSpec
     source: str  # in words, for notes and errors
     notes: tuple[str, ...]

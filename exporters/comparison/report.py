@@ -28,6 +28,8 @@ Kind = Literal["checkpoint", "onnx", "plan"]
 
 @dataclass(frozen=True)
 class ArtifactInfo:
+    """One of the two that are compared."""
+
     path: str
     kind: Kind
     precision: str  # fp32, fp16 or int8; of an ONNX, what its nodes and weights are
@@ -166,14 +168,17 @@ class Agreement:
 
     @property
     def only_a(self) -> int:
+        """Detections of A that B does not have."""
         return self.detections_a - self.matched
 
     @property
     def only_b(self) -> int:
+        """Detections of B that A does not have."""
         return self.detections_b - self.matched
 
     @property
     def mean_mask_iou(self) -> float | None:
+        """Of matched detections, 0 to 1; None where none matched."""
         return self.mask_iou_sum / self.matched if self.matched else None
 
     @property
@@ -182,6 +187,7 @@ class Agreement:
         return agreement_quality(self.mask_iou_sum, self.matched, self.only_a + self.only_b)
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return {
             "quality": self.quality,
             "detections_a": self.detections_a,
@@ -196,6 +202,7 @@ class Agreement:
 
     @staticmethod
     def total(parts: list[Agreement]) -> Agreement:
+        """Of several images together."""
         ious = [part.min_mask_iou for part in parts if part.min_mask_iou is not None]
         scores = [part.max_score_difference for part in parts if part.max_score_difference is not None]
         return Agreement(
@@ -210,12 +217,15 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ImageComparison:
+    """How the two differ in one image."""
+
     image: str
     image_hw: tuple[int, int]
     agreement: Agreement
     relative_l2: dict[str, float]  # per output
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return {
             "image": self.image,
             "image_hw": list(self.image_hw),
@@ -244,6 +254,7 @@ class ApComparison:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return {"images": self.images, "a": self.a, "b": self.b, "difference": self.difference}
 
 
@@ -260,6 +271,8 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class CompareReport:
+    """What `compare` found."""
+
     a: ArtifactInfo
     b: ArtifactInfo
     class_names: tuple[str, ...]
@@ -280,6 +293,7 @@ class CompareReport:
 
     @property
     def worst_first(self) -> list[ImageComparison]:
+        """Images in order of agreement, the lowest first."""
         return sorted(self.images, key=lambda image: image.agreement.quality)
 
     def to_dict(self) -> dict[str, Any]:

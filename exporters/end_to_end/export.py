@@ -62,6 +62,8 @@ _ONNX_TYPES = {"uint8": TensorProto.UINT8, "int32": TensorProto.INT32, "float32"
 
 @dataclass(frozen=True)
 class EndToEndResult:
+    """The written end-to-end ONNX, and how it compared with a Detector."""
+
     output: Path
     channel_order: ChannelOrder
     nms: str
@@ -72,6 +74,7 @@ class EndToEndResult:
     parity: ParityReport | None  # None where it was not asked for
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         parity = None if self.parity is None else self.parity.to_dict()
         return {**vars(self), "output": str(self.output), "parity": parity}
 

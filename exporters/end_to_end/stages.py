@@ -297,12 +297,15 @@ class GraphWriter:
         return tensors
 
     def floats(self, value: AnyArray | Sequence[float] | float) -> str:
+        """A float32 constant of any shape: the value's."""
         return self._constant(np.asarray(value, np.float32))
 
     def ints(self, value: Sequence[int] | int) -> str:
+        """An int64 constant; a list gives one of shape [n]."""
         return self._constant(np.asarray(value, np.int64))
 
     def bools(self, value: AnyArray) -> str:
+        """A bool constant of any shape: the value's."""
         return self._constant(np.asarray(value, np.bool_))
 
     def _constant(self, value: AnyArray) -> str:
@@ -314,6 +317,7 @@ class GraphWriter:
         return self._known[key]
 
     def slice(self, tensor: str, start: int, stop: int, axis: int) -> str:
+        """`tensor[start:stop]` along an axis."""
         return self.op("Slice", tensor, self.ints([start]), self.ints([stop]), self.ints([axis]))
 
     def reshape(self, tensor: str, shape: Sequence[int]) -> str:
@@ -321,7 +325,9 @@ class GraphWriter:
         return self.op("Reshape", tensor, self.ints(shape))
 
     def unsqueeze(self, tensor: str, axis: int) -> str:
+        """The tensor with a new axis of length 1."""
         return self.op("Unsqueeze", tensor, self.ints([axis]))
 
     def squeeze(self, tensor: str, axis: int) -> str:
+        """The tensor without an axis of length 1."""
         return self.op("Squeeze", tensor, self.ints([axis]))

@@ -41,6 +41,7 @@ class DeformConv2d(nn.Module):
         self,
         x: Tensor,  # [B, channels_in, H, W]
     ) -> Tensor:  # [B, channels_out, h, w]
+        """[B, C, H, W] to [B, out, h, w], with offsets and weights of the samples computed from x."""
         taps = self.kernel * self.kernel
         geometry = self.conv_offset_mask(x)
         batch, _, height, width = geometry.shape

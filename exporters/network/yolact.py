@@ -47,6 +47,7 @@ class Yolact(nn.Module):
         self,
         image: Tensor,  # float32 [B, 3, S, S], preprocessed as the spec says
     ) -> Heads:
+        """Heads of normalised RGB images float32 [B, 3, S, S]."""
         levels = self.pyramid(image)
         proto = F.relu(self.proto_net(levels[self.spec.protonet.src_level])).permute(0, 2, 3, 1).contiguous()
         head = self.prediction_layers[0]
@@ -57,7 +58,7 @@ class Yolact(nn.Module):
         return Heads(loc, conf, torch.tanh(mask_coeff), proto)
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
-        """FPN levels [B, channels, S', S'], shallowest (P3) first."""
+        """Images [B, 3, S, S] to FPN levels [B, channels, S', S'], shallowest (P3) first."""
         stages = self.backbone(image)
         levels: list[Tensor] = self.fpn([stages[i] for i in self.spec.backbone.selected_layers])
         return levels
@@ -88,6 +89,7 @@ class Fpn(nn.Module):
         self,
         features: list[Tensor],  # per selected stage [B, channels, S', S'], shallowest first
     ) -> list[Tensor]:
+        """Stages' outputs [B, C, H, W], shallowest first, to FPN levels [B, width, H, W], shallowest first."""
         merged: list[Tensor] = []  # deepest first
         for lateral_conv, feature in zip(self.lat_layers, reversed(features), strict=True):
             lateral = lateral_conv(feature)
@@ -129,6 +131,7 @@ class PredictionHead(nn.Module):
         self,
         level: Tensor,  # [B, channels, h, w]
     ) -> tuple[Tensor, Tensor, Tensor]:  # [B, h * w * per_cell, 4 | 1 + C | K], coefficients before tanh
+        """loc, conf and mask_coeff [B, H * W * A, ...] of an FPN level [B, width, H, W]; A priors a cell."""
         x = level if self.upfeature is None else self.upfeature(level)
         loc, conf, mask_coeff = (
             _rows(layer(x), width)
@@ -187,6 +190,7 @@ class MaskIouNet(nn.Module):
         self,
         masks: Tensor,  # float32 [n, Hp, Wp], soft masks at the size of the prototypes
     ) -> Tensor:  # float32 [n, C], not clamped
+        """IoUs [n, C] of soft masks [n, Hp, Wp], for every class."""
         return torch.amax(self.maskiou_net(masks[:, None]), dim=(2, 3))
 
 
@@ -228,6 +232,7 @@ class ResNetBackbone(nn.Module):
         self,
         image: Tensor,  # [B, 3, S, S]
     ) -> list[Tensor]:  # per stage [B, channels, S', S']
+        """Outputs [B, C, H, W] of every stage for images [B, 3, S, S]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         return _stage_outputs(self.layers, x)
 
@@ -280,6 +285,7 @@ class DarkNetBackbone(nn.Module):
         self,
         image: Tensor,  # [B, 3, S, S]
     ) -> list[Tensor]:  # per stage [B, channels, S', S']
+        """Outputs [B, C, H, W] of every stage for images [B, 3, S, S]."""
         return _stage_outputs(self.layers, self._preconv(image))
 
 

@@ -29,6 +29,8 @@ ADVISED_IMAGES = 128
 
 @dataclass(frozen=True)
 class Calibration:
+    """Ranges of activations, and what they were taken from."""
+
     calibrator: Calibrator
     ranges: Mapping[str, float]  # by tensor: the magnitude that 127 stands for
     absmax: Mapping[str, float]  # by tensor: largest magnitude seen; inf where one was not finite
@@ -38,6 +40,7 @@ class Calibration:
     cache: Literal["none", "written", "reused"]
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return {
             "calibrator": self.calibrator,
             "images": self.images,
@@ -116,6 +119,8 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class CachedCalibration:
+    """What a calibration cache holds of an earlier run."""
+
     ranges: Mapping[str, float]  # by tensor: the magnitude that 127 stands for
     absmax: Mapping[str, float]  # by tensor: largest magnitude seen; inf where one was not finite
     images: int
@@ -123,6 +128,7 @@ class CachedCalibration:
 
 
 def spec_digest(spec: ModelSpec) -> str:
+    """Hex SHA-256 of the spec, so that a cache of another model is told."""
     return hashlib.sha256(spec.to_json().encode()).hexdigest()
 
 

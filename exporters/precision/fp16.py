@@ -57,6 +57,7 @@ class KeptFloat32:
 
     @property
     def module(self) -> str:
+        """Dotted path of the module that the node belongs to."""
         return module_of(self.node)
 
     def __str__(self) -> str:
@@ -96,7 +97,7 @@ def nodes_out_of_range(
 
 
 def half_error(values: FloatArray) -> float:
-    """Relative L2 error of rounding to half; infinite on overflow, 0 for zeros."""
+    """Relative L2 error of rounding values of any shape to half; infinite on overflow, 0 for zeros."""
     exact = values.astype(np.float64)
     norm = float(np.linalg.norm(exact))
     with np.errstate(over="ignore"):

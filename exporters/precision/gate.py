@@ -67,6 +67,7 @@ class Verdict:
         return f"at least {100 - self.allowed:g} of 100 agreement"
 
     def describe(self) -> str:
+        """In a line, for people."""
         if self.accuracy is not None:
             return (
                 f"{self.drop:.2f} points of AP lost (box {self.accuracy.box_ap:.2f}, mask {self.accuracy.mask_ap:.2f})"
@@ -74,6 +75,7 @@ class Verdict:
         return f"{100 - self.drop:.1f} of 100 agreement with the float32 detections"
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         content = {**dataclasses.asdict(self), "limit": self.limit}
         if self.agreement is not None:
             content["agreement"]["score"] = self.agreement.score
@@ -84,7 +86,9 @@ class Judge(Protocol):
     """Measures models against one float32 reference."""
 
     @property
-    def reference(self) -> Accuracy | None: ...
+    def reference(self) -> Accuracy | None:
+        """AP of the float32 model; None where it judges by agreement."""
+        ...
 
     def __call__(self, model: Path, label: str) -> Verdict: ...
 

@@ -60,6 +60,7 @@ class Histogram:
 
     @property
     def bin_width(self) -> float:
+        """Of its NUM_BINS bins, in units of the activation."""
         return math.ldexp(1.0, self.exponent or 0) / NUM_BINS
 
     @property
@@ -237,7 +238,7 @@ def observe(
 def capture(
     session: Any,  # of `with_outputs(model, names)`
     feed_name: str,
-    batch: FloatArray,
+    batch: FloatArray,  # [B, 3, S, S]
     names: Sequence[str],
 ) -> dict[str, FloatArray]:
     """The tensors `names` of one batch, as float32."""

@@ -18,6 +18,8 @@ LowPrecision = Literal["fp16", "int8"]
 
 @dataclass(frozen=True)
 class ModuleReport:
+    """What a module of the network computes in, and what that costs."""
+
     module: str
     precision: str  # "int8", "fp16", "fp32" or several, joined by "+"
     convs: int  # convolution nodes, of which
@@ -28,6 +30,8 @@ class ModuleReport:
 
 @dataclass(frozen=True)
 class GateReport:
+    """What the gate measured, and whether it let the model pass."""
+
     passed: bool
     enforced: bool  # False: measured, but no drop was called too much
     reference: Accuracy | None  # of float32; None without annotations
@@ -37,6 +41,8 @@ class GateReport:
 
 @dataclass(frozen=True)
 class PrecisionResult:
+    """The written ONNX of lower precision, and what is known of it."""
+
     output: Path
     precision: LowPrecision
     io_precision: IoPrecision
@@ -56,6 +62,7 @@ class PrecisionResult:
 
     @property
     def size_ratio(self) -> float:
+        """Size of the file over that of the float32 one."""
         return self.size_bytes / self.fp32_size_bytes
 
     def to_dict(self) -> dict[str, Any]:

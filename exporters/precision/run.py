@@ -199,11 +199,13 @@ class PrecisionRun:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        """Add the seconds of the block to those of a step."""
         started = time.perf_counter()
         yield
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
 
     def look_at_activations(self, precision: LowPrecision, calibrator: Calibrator, cache: Path | None) -> None:
+        """Calibrate for INT8, or see what FP16 would overflow on."""
         if precision == "int8":
             self.calibration = calibrate(
                 self._model, self._spec, self.sample_images, calibrator=calibrator, cache=cache, progress=self._progress
@@ -238,9 +240,11 @@ class PrecisionRun:
         return self.calibration.ranges if self.calibration is not None else {}
 
     def fp16(self) -> onnx.ModelProto:
+        """The model in FP16."""
         return self._typed(self._model, "fp16")
 
     def int8(self, keep_fp16: Sequence[str]) -> onnx.ModelProto:
+        """The model in INT8, but for some modules that stay in FP16."""
         return self._typed(quantize(self._model, self._ranges, keep_fp16=keep_fp16), "int8")
 
     def _typed(self, model: onnx.ModelProto, precision: LowPrecision) -> onnx.ModelProto:
@@ -282,6 +286,8 @@ class PrecisionRun:
     def choose(
         self, found: tuple[ModuleSensitivity, ...], judge: Judge, kept: tuple[str, ...]
     ) -> tuple[AutoChoice, tuple[ModuleSensitivity, ...]]:
+        """The fewest modules to keep in FP16 that pass the judge, most sensitive first; and the sensitivities found."""
+
         def rank() -> list[str]:
             nonlocal found
             found = found or self.ranking()
@@ -300,6 +306,7 @@ class PrecisionRun:
         kept: Sequence[str],
         found: Sequence[ModuleSensitivity],
     ) -> tuple[ModuleReport, ...]:
+        """Module by module, what `built` computes in and how far from float32 that is."""
         ratios = self._module_sqnr_db(built)
         int8 = set(plan_placement(self._model, kept).convs) if precision == "int8" else set()
         float32 = {kept.node for kept in self.kept_float32}
@@ -340,6 +347,7 @@ class PrecisionRun:
         built: onnx.ModelProto,
         found: Sequence[ModuleSensitivity],
     ) -> str:
+        """Why the gate was missed and which modules cost most, in words."""
         message = f"{output} was not written: {precision} misses the gate of {verdict.limit}: {verdict.describe()}."
         if precision == "fp16":
             ratios = self._module_sqnr_db(built)

@@ -42,6 +42,7 @@ class ModuleSensitivity:
     ap_drop: float | None  # points, when only it is in INT8; None where AP was not measured
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return dataclasses.asdict(self)
 
 
@@ -54,6 +55,7 @@ class AutoChoice:
     tried: tuple[tuple[tuple[str, ...], Verdict], ...]  # in order
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
         return {
             "keep_fp16": list(self.keep_fp16),
             "tried": [{"keep_fp16": list(kept), **verdict.to_dict()} for kept, verdict in self.tried],

@@ -68,11 +68,13 @@ class Commands(typer.core.TyperGroup):
     beside the words on stderr."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse the arguments; what is wrong with them is said as `--json` asks."""
         self._wants_json = "--json" in args
         with self._usage_errors():
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the command; what it finds wrong with its arguments is said as `--json` asks."""
         with self._usage_errors():
             return super().invoke(ctx)
 
@@ -142,6 +144,7 @@ def say_notes(notes: Iterable[str], fallback: str | None) -> None:
 
 
 def print_table(table: Table) -> None:
+    """Print a table to stdout."""
     from rich.console import Console
 
     Console().print(table)

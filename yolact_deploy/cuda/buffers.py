@@ -53,6 +53,7 @@ class Buffers:
         return self._device[name].address
 
     def pinned_address(self, name: str) -> int:
+        """Address of a page-locked block."""
         return self._pinned[name].address
 
     def pinned_view(self, name: str, nbytes: int, offset: int = 0) -> Image:

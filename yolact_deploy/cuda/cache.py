@@ -23,6 +23,8 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class CacheState:
+    """What the kernel cache holds."""
+
     folder: Path
     entries: int
     size_bytes: int
@@ -59,6 +61,7 @@ def cached(
 
 
 def is_cached(key: str) -> bool:
+    """Whether the cache has a whole entry of this key."""
     return _read(cache_path(key)) is not None
 
 
@@ -71,10 +74,12 @@ def put(key: str, image: bytes) -> None:
 
 
 def cache_path(key: str) -> Path:
+    """Where the entry of a key is, or would be."""
     return cache_folder(KIND) / f"{key}.cubin"
 
 
 def cache_state() -> CacheState:
+    """What the kernel cache holds, without reading its entries."""
     folder = cache_folder(KIND)
     try:
         sizes = [entry.stat().st_size for entry in folder.glob("*.cubin")]

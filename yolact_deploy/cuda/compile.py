@@ -33,6 +33,8 @@ _WHEELS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}
 
 @dataclass(frozen=True)
 class Nvrtc:
+    """A library of NVIDIA's runtime compiler on this machine."""
+
     path: str
     version: tuple[int, int]
     size_bytes: int  # tells builds of one version apart; 0 where the file is not known
@@ -40,6 +42,7 @@ class Nvrtc:
 
     @property
     def name(self) -> str:
+        """Name and version, for people."""
         return "NVRTC {}.{}".format(*self.version)
 
     def compile(self, source: str, options: Sequence[str]) -> tuple[bytes, str]:
@@ -169,6 +172,8 @@ def _text(get_size: Any, get: Any, program: ctypes.c_void_p) -> bytes:
 
 @dataclass(frozen=True)
 class Warmed:
+    """Kernels that are in the cache now."""
+
     specialization: Specialization
     architecture: str
     compiler: str

@@ -21,6 +21,8 @@ _DL_UNSIGNED = 1
 
 @dataclass(frozen=True)
 class DeviceImage:
+    """An image uint8 [H, W, 3] in device memory."""
+
     address: int
     image_hw: tuple[int, int]
     row_pitch: int  # bytes from one row to the next

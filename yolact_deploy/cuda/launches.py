@@ -107,6 +107,8 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
 
 @dataclass(frozen=True)
 class Launch:
+    """A kernel and the grid it runs on."""
+
     kernel: str
     grid: Triple
     block: Triple
@@ -115,11 +117,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Buffer:
+    """Shape and type of an array in device memory."""
+
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
 
     @property
     def nbytes(self) -> int:
+        """Its size."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

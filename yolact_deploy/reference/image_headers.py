@@ -25,6 +25,7 @@ class ImageHeader(NamedTuple):
 
     @property
     def pixels(self) -> int:
+        """Of the whole image."""
         return self.width * self.height
 
 

@@ -44,7 +44,9 @@ class DlpackArray(Protocol):
 class PilImage(Protocol):
     """A PIL image."""
 
-    def convert(self, mode: str) -> Any: ...
+    def convert(self, mode: str) -> Any:
+        """Pillow's own."""
+        ...
 
 
 ImageInput = Image | str | os.PathLike[str] | CudaArray | DlpackArray | PilImage
@@ -118,6 +120,7 @@ class Detector:
 
     @property
     def spec(self) -> ModelSpec:
+        """The ModelSpec that came with the artifact."""
         return self._opened.spec
 
     @property

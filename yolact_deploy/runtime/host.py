@@ -122,6 +122,8 @@ def load_from_host(item: Any, channel_order: ChannelOrder, description: str) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
+    """Detections that are there already."""
+
     found: list[Detections]
 
     def result(self) -> list[Detections]:

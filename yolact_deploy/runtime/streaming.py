@@ -49,6 +49,7 @@ class ReadAhead(Generic[T]):
             yield item
 
     def close(self) -> None:
+        """End the thread; what it has read is dropped."""
         self._is_closed = True
         self._room.release()
 

@@ -41,6 +41,7 @@ class Weights:
     notes: tuple[str, ...] = ()
 
     def in_file(self, name: str) -> str:
+        """The name that a tensor has in the checkpoint."""
         return self.sources.get(name, name)
 
 

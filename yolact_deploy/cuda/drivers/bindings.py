@@ -25,11 +25,14 @@ from yolact_deploy.errors import DeviceError, DeviceMemoryError
 
 
 class GraphCapture:
+    """CUDA graphs by way of cuda-bindings, which pycuda's driver borrows."""
+
     def __init__(self, call: Callable[..., Any]) -> None:
         """`call(action, function, *arguments)` calls cuda.bindings.driver and raises what the driver refuses."""
         self._call = call
 
     def begin(self, stream: int) -> None:
+        """Record what is enqueued on a stream from now on. Raises DeviceError."""
         from cuda.bindings import driver as cuda
 
         # other threads may allocate and synchronize meanwhile: only this thread's work is held to what can be recorded
@@ -37,6 +40,7 @@ class GraphCapture:
         self._call("starting to record a CUDA graph", cuda.cuStreamBeginCapture, stream, mode)
 
     def end(self, stream: int) -> int:
+        """A handle of what was recorded, ready to launch. Raises DeviceError."""
         from cuda.bindings import driver as cuda
 
         graph = self._call("recording a CUDA graph", cuda.cuStreamEndCapture, stream)
@@ -46,11 +50,13 @@ class GraphCapture:
             self._call("making a CUDA graph", cuda.cuGraphDestroy, graph)
 
     def launch(self, graph: int, stream: int) -> None:
+        """Enqueue what was recorded. Raises DeviceError."""
         from cuda.bindings import driver as cuda
 
         self._call("launching a CUDA graph", cuda.cuGraphLaunch, graph, stream)
 
     def destroy(self, graph: int) -> None:
+        """Free a recorded graph."""
         from cuda.bindings import driver as cuda
 
         self._call("freeing a CUDA graph", cuda.cuGraphExecDestroy, graph)

@@ -68,6 +68,7 @@ def error_name(code: int) -> str:
 
 
 def error_text(code: int) -> str:
+    """The driver's own words for an error code."""
     return _words("cuGetErrorString", code) or "no description"
 
 
@@ -91,20 +92,24 @@ def current_context() -> int:
 
 
 def set_current_context(context: int) -> None:
+    """Make a context the thread's current one."""
     load().cuCtxSetCurrent(ctypes.c_void_p(context))
 
 
 def pop_context() -> None:
+    """Give the thread back the context it had before."""
     load().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
 def is_primary_context_active(index: int) -> bool:
+    """Whether somebody in this process holds the device's primary context."""
     flags, active = ctypes.c_uint(), ctypes.c_int()
     load().cuDevicePrimaryCtxGetState(ctypes.c_int(index), ctypes.byref(flags), ctypes.byref(active))
     return active.value != 0
 
 
 def release_primary_context(index: int) -> None:
+    """Give up one hold on the device's primary context."""
     load().cuDevicePrimaryCtxRelease_v2(ctypes.c_int(index))
 
 
@@ -114,6 +119,7 @@ def lock_pages(address: int, nbytes: int) -> tuple[int]:
 
 
 def unlock_pages(address: int) -> tuple[int]:
+    """Undo `lock_pages`; returns the driver's code, in a tuple as cuda-bindings does."""
     return (int(load().cuMemHostUnregister(ctypes.c_void_p(address))),)
 
 
@@ -218,10 +224,12 @@ def driver_error(device: GpuDevice, action: str, code: int, name: str) -> Device
 
 
 def lost_error(device: GpuDevice) -> DeviceError:
+    """The error of a context that a reset, or a fault, has ended."""
     return DeviceError(f"cuda:{device.index} ({device.name}): {_LOST}")
 
 
 def full_error(device: GpuDevice, action: str) -> DeviceMemoryError:
+    """The error of a device without memory for some action."""
     return DeviceMemoryError(
         f"cuda:{device.index} ({device.name}) is out of memory in {action}. End what else uses the GPU (nvidia-smi lists it)."
     )
@@ -235,6 +243,7 @@ def memory_error(
     *,
     pinned: bool = False,
 ) -> DeviceMemoryError:
+    """The error of an allocation that was refused: what for, how much, and how much is left."""
     if pinned:
         where, remedy = "page-locked memory of the host", "The host has none left to lock: lower the batch."
     else:
@@ -252,6 +261,8 @@ def _mib(nbytes: int) -> str:
 
 @dataclass(eq=False)
 class ContextState:
+    """Whether the context of a driver is still there."""
+
     lost: bool = False
 
     def hear(self, code: int) -> None:

@@ -33,7 +33,7 @@ def open_driver(index: int = 0, prefer: str | None = None) -> Driver:
 
 
 def check_gpu(index: int = 0, prefer: str | None = None) -> tuple[str, GpuDevice]:
-    """(package, GPU) that `open_driver` would use. Raises as it does, but opens nothing."""
+    """(package, GPU) that `open_driver` would use. Raises DeviceError and the others as it does, but opens nothing."""
     choose_package(prefer)  # first of all: without a package there is nothing to look for
     device = _device(index)
     package = choose_package(prefer, device.driver_version)

@@ -220,6 +220,7 @@ class HeadsOnHost:
         )
 
     def close(self) -> None:
+        """Give its device memory back, and close the network if it is its own."""
         with contextlib.suppress(DeviceError), self._driver.current():
             for close in (self._context.close, self._buffers.close):
                 with contextlib.suppress(YolactDeployError):

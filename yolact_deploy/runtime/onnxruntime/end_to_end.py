@@ -58,6 +58,7 @@ class EndToEndNetwork:
 
     @property
     def spec(self) -> ModelSpec:
+        """The ModelSpec in the file."""
         return self._spec
 
     def detect(

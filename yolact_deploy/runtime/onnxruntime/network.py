@@ -64,6 +64,7 @@ class OnnxNetwork:
         return self._max_batch
 
     def run(self, image: FloatArray) -> HeadTensors:
+        """Heads of a preprocessed batch [B, 3, S, S], float32. Raises EngineError for what fails in onnxruntime."""
         try:
             outputs = self._session.run(OUTPUTS, {INPUT: image.astype(self._input_dtype, copy=False)})
         except Exception as exc:  # onnxruntime's exception classes share no public base

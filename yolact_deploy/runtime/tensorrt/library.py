@@ -26,6 +26,8 @@ _MAX_QUOTED, _MESSAGE_CHARS = 5, 400
 
 @dataclass(frozen=True)
 class LogMessage:
+    """What TensorRT said while a plan was opened or run."""
+
     is_error: bool
     text: str
 
