@@ -5,8 +5,9 @@ Each check takes a `Build`, which compiles the kernels under test, and compares 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from tests.emulator.expectations import (
     SMALL,
     WIDE,
     Build,
+    coco_runs,
     expect_masks,
     expect_reference,
     heads,
@@ -28,7 +30,7 @@ from tests.emulator.expectations import (
 from tests.emulator.pipeline import At, Pipeline, aligned, garbage, run
 from yolact_deploy.cuda.launches import Buffer
 from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, place
-from yolact_deploy.cuda.specialization import Specialization
+from yolact_deploy.cuda.specialization import Geometry, Specialization
 
 
 def preprocessing_is_opencvs_resize_then_ieee_arithmetic(build: Build) -> None:
@@ -88,6 +90,26 @@ def _preprocessed(
     run(build(spec), program.preprocess(at))
     run(build(spec), [program.preprocess_on_device(at, count - 1, on_device, pitched.shape[1])])
     return output
+
+
+def blocks_of_other_sizes_give_the_same(build: Build) -> None:
+    """The geometry is said once: where Python launches other blocks, the kernels are compiled for them."""
+    images = np.random.default_rng(29).integers(0, 256, (2, 31, 45, 3), dtype=np.uint8)
+    colours = {f"{name}_{c}": value for name, value in (("mean", 100.0), ("std", 50.0), ("pad", 0.0)) for c in "rgb"}
+    inputs = heads(29, SMALL, priors=150, batch=2, spread=60.0, rate=0.9)
+    expected: list[Any] = []
+    for geometry in (Geometry(), Geometry(16, 4, 3, 128, 64, 256, 128, 64)):
+        spec = dataclasses.replace(SMALL, geometry=geometry)
+        pipeline = Pipeline(build(spec), spec)
+        masks = expect_masks(pipeline, expect_reference(pipeline, inputs, image_hw=(90, 300)), (90, 300))
+        found = [_preprocessed(build, spec, images, 37, colours, is_rgb=True), *pipeline.dense(), pipeline.soft_masks()]
+        assert pipeline.runs() == [
+            [coco_runs(mask) for mask in image[:count]]
+            for image, count in zip(masks, pipeline.arrays["count"], strict=True)
+        ]
+        for one, other in zip(found, expected, strict=bool(expected)):
+            np.testing.assert_array_equal(one, other)
+        expected = found
 
 
 def no_two_threads_meet_without_a_barrier(build: Build) -> None:
@@ -152,6 +174,7 @@ CHECKS: dict[str, Callable[[Build], None]] = {
         checks_masks.images_of_a_batch_can_have_their_own_sizes,
         preprocessing_is_opencvs_resize_then_ieee_arithmetic,
         a_padded_image_is_preprocessed_as_its_square,
+        blocks_of_other_sizes_give_the_same,
         no_two_threads_meet_without_a_barrier,
         two_tiles_of_classes_have_no_races,
         selection_by_radix_has_no_races,

@@ -20,12 +20,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from yolact_deploy.cuda.specialization import Specialization
+from yolact_deploy.cuda.specialization import MASK_ROW_BITS, SOURCE_BYTES, UNPACK_BYTES, Specialization
 
 ArgumentKind: TypeAlias = Literal["pointer", "int32", "uint32", "int64", "float32"]
 Triple: TypeAlias = tuple[int, int, int]
 
-MASK_TILE_COLUMNS = 256
+_WARP = 32
 _MASK_TILE_ROWS = 64  # at most; fewer where the cells of a tile would not fit
 _SHARED_BYTES = 48 * 1024  # what every GPU gives a block without being asked
 
@@ -128,28 +128,30 @@ class Buffer:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def preprocess_launch(input_size: int, images: int) -> Launch:
-    """`images` images of one size; a thread makes 4 rows of one column."""
-    side = _ceil_div(input_size, 32)
-    return Launch("preprocess", (side, side, images), (32, 8, 1))
+def preprocess_launch(specialization: Specialization, input_size: int, images: int) -> Launch:
+    """`images` images of one size."""
+    geometry = specialization.geometry
+    columns, lines = geometry.preprocess_columns, geometry.preprocess_lines
+    grid = _ceil_div(input_size, columns), _ceil_div(input_size, lines * geometry.preprocess_rows), images
+    return Launch("preprocess", grid, (columns, lines, 1))
 
 
 def detect_launches(specialization: Specialization, num_priors: int, batch: int) -> tuple[Launch, ...]:
     """Head tensors to detections, in order."""
-    words = _ceil_div(num_priors, 32)
+    words, geometry = _ceil_div(num_priors, _WARP), specialization.geometry
     return (
-        Launch("keep_confident", (words, batch, 1), (256, 1, 1)),
-        Launch("gather_candidates", (words, batch, 1), (256, 1, 1)),
-        Launch("fast_nms", (specialization.lists, batch, 1), (512, 1, 1)),
-        Launch("select_detections", (batch, 1, 1), (1024, 1, 1)),
+        Launch("keep_confident", (words, batch, 1), (geometry.decode_threads, 1, 1)),
+        Launch("gather_candidates", (words, batch, 1), (geometry.decode_threads, 1, 1)),
+        Launch("fast_nms", (specialization.lists, batch, 1), (geometry.nms_threads, 1, 1)),
+        Launch("select_detections", (batch, 1, 1), (geometry.select_threads, 1, 1)),
     )
 
 
 def prototype_masks_launch(specialization: Specialization, proto_hw: tuple[int, int], batch: int) -> Launch:
     """Soft masks at the size of the prototypes, for a mask-IoU network: float32 `soft_masks` [B, M, Hp, Wp]."""
-    return Launch(
-        "prototype_masks", (_ceil_div(proto_hw[0] * proto_hw[1], 256), specialization.max_out, batch), (256, 1, 1)
-    )
+    threads = specialization.geometry.mask_threads
+    grid = _ceil_div(proto_hw[0] * proto_hw[1], threads), specialization.max_out, batch
+    return Launch("prototype_masks", grid, (threads, 1, 1))
 
 
 def mask_tile_rows(specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int]) -> int:
@@ -166,29 +168,28 @@ def mask_launch(
     specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], images: int
 ) -> Launch:
     """Masks of `images` images of one size."""
-    rows = mask_tile_rows(specialization, proto_hw, image_hw)
-    return Launch(
-        "assemble_masks",
-        (_ceil_div(image_hw[1], MASK_TILE_COLUMNS), _ceil_div(image_hw[0], rows), specialization.max_out * images),
-        (MASK_TILE_COLUMNS, 1, 1),
-        _mask_shared_bytes(specialization, proto_hw, image_hw, rows),
-    )
+    rows, columns = mask_tile_rows(specialization, proto_hw, image_hw), specialization.geometry.mask_threads
+    grid = _ceil_div(image_hw[1], columns), _ceil_div(image_hw[0], rows), specialization.max_out * images
+    shared_bytes = _mask_shared_bytes(specialization, proto_hw, image_hw, rows)
+    return Launch("assemble_masks", grid, (columns, 1, 1), shared_bytes)
 
 
 def unpack_launch(specialization: Specialization, image_hw: tuple[int, int], images: int) -> Launch:
     """Bit-packed masks to bytes."""
-    chunks = _ceil_div(specialization.max_out * image_hw[0] * image_hw[1], 16)
-    return Launch("unpack_masks", (_ceil_div(chunks, 256), images, 1), (256, 1, 1))
+    threads = specialization.geometry.mask_threads
+    chunks = _ceil_div(specialization.max_out * image_hw[0] * image_hw[1], UNPACK_BYTES)
+    return Launch("unpack_masks", (_ceil_div(chunks, threads), images, 1), (threads, 1, 1))
 
 
 def rle_launches(specialization: Specialization, image_hw: tuple[int, int], images: int) -> tuple[Launch, ...]:
     """Bit-packed masks to run lengths, in order."""
-    columns = (_ceil_div(image_hw[1], 256), specialization.max_out, images)
+    threads = specialization.geometry.rle_threads
+    columns, block = (_ceil_div(image_hw[1], threads), specialization.max_out, images), (threads, 1, 1)
     return (
-        Launch("rle_columns", columns, (256, 1, 1)),
-        Launch("rle_offsets", (specialization.max_out, images, 1), (256, 1, 1)),
-        Launch("rle_starts", (images, 1, 1), (32, 1, 1)),
-        Launch("rle_runs", columns, (256, 1, 1)),
+        Launch("rle_columns", columns, block),
+        Launch("rle_offsets", (specialization.max_out, images, 1), block),
+        Launch("rle_starts", (images, 1, 1), (_WARP, 1, 1)),
+        Launch("rle_runs", columns, block),
     )
 
 
@@ -196,7 +197,7 @@ def scratch_buffers(specialization: Specialization, num_priors: int, batch: int)
     """What `detect_launches` pass from one to the next."""
     lists, max_out = specialization.lists, specialization.max_out
     return {
-        "kept_words": _buffer(np.uint32, batch, _ceil_div(num_priors, 32)),
+        "kept_words": _buffer(np.uint32, batch, _ceil_div(num_priors, _WARP)),
         "candidate_count": _buffer(np.int32, batch),
         "candidate_prior": _buffer(np.int32, batch, num_priors),
         "candidate_boxes": _buffer(np.float32, batch, num_priors, 4),
@@ -233,7 +234,7 @@ def mask_buffers(
     max_out = specialization.max_out
     return {
         "mask_words": _buffer(np.uint32, images, max_out, height, mask_pitch_words(width)),
-        "dense": _buffer(np.uint8, images, _ceil_div(max_out * height * width, 16) * 16),
+        "dense": _buffer(np.uint8, images, _ceil_div(max_out * height * width, UNPACK_BYTES) * UNPACK_BYTES),
         "column_runs": _buffer(np.uint32, images, max_out, width),
         "column_last": _buffer(np.uint32, images, max_out, width),
         "run_count": _buffer(np.uint32, images, max_out),
@@ -243,8 +244,8 @@ def mask_buffers(
 
 
 def mask_pitch_words(image_w: int) -> int:
-    """V: 32-bit words in a row of a bit-packed mask, a multiple of 128 bits."""
-    return _ceil_div(image_w, 128) * 4
+    """V: 32-bit words in a row of a bit-packed mask."""
+    return _ceil_div(image_w, MASK_ROW_BITS) * (MASK_ROW_BITS // _WARP)
 
 
 def _mask_shared_bytes(
@@ -253,8 +254,10 @@ def _mask_shared_bytes(
     """Words and sources of the rows, coefficients, and the cells that a tile can reach."""
     canvas_h, canvas_w = specialization.canvas_hw(image_hw)
     rows = _cells_reached(min(tile_rows, image_hw[0]), proto_hw[0], canvas_h)
-    columns = _cells_reached(min(MASK_TILE_COLUMNS, image_hw[1]), proto_hw[1], canvas_w)
-    return 40 * tile_rows + 4 * (specialization.num_coeff + rows * columns)
+    tile_columns = specialization.geometry.mask_threads
+    columns = _cells_reached(min(tile_columns, image_hw[1]), proto_hw[1], canvas_w)
+    of_a_row = tile_columns // 8 + SOURCE_BYTES
+    return of_a_row * tile_rows + 4 * (specialization.num_coeff + rows * columns)
 
 
 def _cells_reached(pixels: int, size_in: int, size_out: int) -> int:

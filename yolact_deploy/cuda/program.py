@@ -236,7 +236,7 @@ class BatchProgram:
             "image_pitch": align(3 * height * width),  # as `place` has them; one image alone needs none
             "is_rgb": int(group.is_rgb),
         }
-        return launches.preprocess_launch(self.model.input_size, group.count), values
+        return launches.preprocess_launch(self.model.specialization, self.model.input_size, group.count), values
 
     def _masks(self, at: Addresses) -> Iterator[Step]:
         specialization, proto_hw = self.model.specialization, self.model.proto_hw

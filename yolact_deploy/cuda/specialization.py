@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,29 @@ MAX_SORTED = 1024  # largest top_k and max_detections: what a block's shared mem
 MAX_CLASSES = 4095  # a warp holds a row of scores in registers
 
 
+# What buffers and kernels agree on, in every geometry.
+MASK_ROW_BITS = 128  # rows of bit-packed masks are padded to a multiple of it
+UNPACK_BYTES = 16  # of dense masks, that a thread writes at once
+SOURCE_BYTES = 8  # of a row's source in the shared memory of assemble_masks
+
 _FP16_FIELDS = dict(
     zip((INPUT, *OUTPUTS), ("input_fp16", "loc_fp16", "conf_fp16", "coeff_fp16", "proto_fp16"), strict=True)
 )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Threads of a block, and what each of them makes: multiples of a warp's 32, of a mask's 128, at most 1024. Results are the
+    same in every geometry."""
+
+    preprocess_columns: int = 32  # threads beside each other, a column of pixels each
+    preprocess_lines: int = 8  # threads below each other
+    preprocess_rows: int = 4  # of pixels, that a thread makes
+    decode_threads: int = 256
+    nms_threads: int = 512
+    select_threads: int = 1024
+    mask_threads: int = 256  # a column of pixels each
+    rle_threads: int = 256
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,7 @@ class Specialization:
     coeff_fp16: bool = False
     proto_fp16: bool = False
     input_fp16: bool = False
+    geometry: Geometry = field(default=Geometry(), repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("top_k", self.top_k), ("max_detections", self.max_detections)):
@@ -66,7 +87,7 @@ class Specialization:
     def dtypes(self) -> dict[str, np.dtype[np.generic]]:
         """float16 or float32 of INPUT and of every one of OUTPUTS."""
         return {
-            name: np.dtype(np.float16 if getattr(self, field) else np.float32) for name, field in _FP16_FIELDS.items()
+            name: np.dtype(np.float16 if getattr(self, flag) else np.float32) for name, flag in _FP16_FIELDS.items()
         }
 
     def canvas_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
@@ -76,7 +97,9 @@ class Specialization:
 
     def definitions(self) -> dict[str, int]:
         """Name -> value of every preprocessor definition that the sources need."""
-        return {name.upper(): int(value) for name, value in vars(self).items()}
+        fields = {name: value for name, value in vars(self).items() if name != "geometry"}
+        agreed = {"MASK_ROW_BITS": MASK_ROW_BITS, "UNPACK_BYTES": UNPACK_BYTES, "SOURCE_BYTES": SOURCE_BYTES}
+        return {**{name.upper(): int(value) for name, value in {**fields, **vars(self.geometry)}.items()}, **agreed}
 
 
 def specialize(
@@ -96,6 +119,7 @@ def specialize(
     unknown = sorted(set(fp16) - {*OUTPUTS, INPUT})
     if unknown:
         raise SpecError(f"no such I/O tensors: {', '.join(unknown)}; want {INPUT}, {', '.join(OUTPUTS)}.")
+    half = {flag: fp16.get(name, False) for name, flag in _FP16_FIELDS.items()}
     return Specialization(
         num_classes=spec.num_classes,
         num_coeff=spec.num_prototypes,
@@ -105,7 +129,11 @@ def specialize(
         conf_logits=spec.conf_activation == "logits",
         clip_boxes=spec.postprocess.clip_boxes,
         pad=spec.preprocess.resize == "pad",
-        **{field: fp16.get(name, False) for name, field in _FP16_FIELDS.items()},
+        loc_fp16=half["loc_fp16"],
+        conf_fp16=half["conf_fp16"],
+        coeff_fp16=half["coeff_fp16"],
+        proto_fp16=half["proto_fp16"],
+        input_fp16=half["input_fp16"],
     )
 
 

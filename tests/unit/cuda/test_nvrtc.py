@@ -9,7 +9,7 @@ import pytest
 from yolact_deploy.cuda.compile import Nvrtc, choose_nvrtc, installed
 from yolact_deploy.cuda.launches import ARGUMENTS
 from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Request
-from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source
+from yolact_deploy.cuda.specialization import Geometry, Specialization, compile_options, kernel_source
 
 COCO = Specialization(num_classes=80, num_coeff=32)
 OTHERS = {
@@ -20,6 +20,7 @@ OTHERS = {
     "cross_class": Specialization(80, 32, cross_class=True),
     "large": Specialization(365, 64, top_k=1024, max_detections=1024, conf_logits=True),
     "small": Specialization(1, 1, top_k=1, max_detections=1),
+    "other blocks": Specialization(80, 32, geometry=Geometry(16, 4, 3, 128, 64, 256, 128, 64)),
 }
 REGISTERS_OF_A_BLOCK = 65536
 SHARED_BYTES_OF_A_BLOCK = 48 * 1024

@@ -13,6 +13,12 @@
 //   CLIP_BOXES      1: boxes are cut at 0 and 1 before they are compared
 //   PAD             1: an image is the top left of a square, which is what the input, boxes and prototypes are of
 //   LOC_FP16, CONF_FP16, COEFF_FP16, PROTO_FP16, INPUT_FP16   1: that tensor holds float16, else float32
+//   PREPROCESS_COLUMNS, PREPROCESS_LINES   threads of a block of `preprocess`, beside and below each other
+//   PREPROCESS_ROWS   output rows that each of them makes: they share the column's coordinates
+//   DECODE_THREADS, NMS_THREADS, SELECT_THREADS, MASK_THREADS, RLE_THREADS   threads of a block
+//   MASK_ROW_BITS   what rows of bit-packed masks are padded to
+//   UNPACK_BYTES   bytes that a thread of `unpack_masks` writes at once
+//   SOURCE_BYTES   of a `Source`, in the shared memory of `assemble_masks`
 //
 // In the shapes: B images, P priors, Hp x Wp prototype cells.
 

@@ -1,6 +1,5 @@
 // Confident priors, in ascending order: their boxes and their scores, class by class.
 
-#define DECODE_THREADS 256
 #define DECODE_WARPS (DECODE_THREADS / 32)
 #define ROWS_PER_WARP (32 / DECODE_WARPS)                         // a block decides 32 priors: one word of bits
 #define ROWS_IN_FLIGHT (COLUMNS_PER_LANE <= 4 ? ROWS_PER_WARP : 1)  // loads issued before the first is used
@@ -59,7 +58,7 @@ __device__ __forceinline__ void load_row(float (&values)[COLUMNS_PER_LANE], cons
 }
 
 // Which priors have a foreground score strictly above the threshold, and no NaN among them. Reads conf once.
-// grid (ceil(P / 32), B), block 256
+// grid (ceil(P / 32), B), block DECODE_THREADS
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS) keep_confident(
     const conf_t* __restrict__ conf,    // [B, P, 1 + C]
     unsigned* __restrict__ kept_words,  // out [B, ceil(P / 32)], bit i of word w: prior 32 w + i
@@ -131,7 +130,7 @@ __device__ __forceinline__ float4 decode_box(const loc_t* loc, const float* prio
 #endif
 }
 
-// grid (ceil(P / 32), B), block 256: each block places the candidates of its word behind those of all words before it.
+// grid (ceil(P / 32), B), block DECODE_THREADS: each block places the candidates of its word behind those of all words before it.
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS) gather_candidates(
     const loc_t* __restrict__ loc,             // [B, P, 4]
     const conf_t* __restrict__ conf,           // [B, P, 1 + C]

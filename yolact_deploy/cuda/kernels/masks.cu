@@ -1,18 +1,22 @@
 // Masks of the detections, bit-packed: row-major, pixel x of a row is bit x % 32 (from the lowest) of word x / 32, rows
-// padded with zeros to whole 128 bits. V: words per row, 4 ceil(W / 128).
+// padded with zeros to whole MASK_ROW_BITS. V: words per row. A tile has as many columns of pixels as a block has threads.
 
-#define MASK_THREADS 256  // one column of pixels each: a tile is 256 pixels wide, 32 bytes of every row
 #define TILE_WORDS (MASK_THREADS / 32)
+static_assert(MASK_THREADS % 128 == 0 && MASK_ROW_BITS % 128 == 0, "rows of bits are written 128 at a time");
+static_assert(UNPACK_BYTES == sizeof(uint4), "bytes are written a uint4 at a time");
 
 extern __shared__ uint4 dynamic_shared[];
 
-__device__ __forceinline__ int mask_pitch(int image_w) { return (image_w + 127) / 128 * 4; }
+__device__ __forceinline__ int mask_pitch(int image_w) {
+  return (image_w + MASK_ROW_BITS - 1) / MASK_ROW_BITS * (MASK_ROW_BITS / 32);
+}
 
 // Bilinear stretch with half-pixel centres: output i = first * (1 - weight) + second * weight, as torch computes it.
 struct Source {
   int first;
   float weight;
 };
+static_assert(sizeof(Source) == SOURCE_BYTES, "launches.py counts on it");
 
 __device__ __forceinline__ Source stretch_source(int i, int size_in, int size_out) {
   float scale = (float)size_in / (float)size_out;
@@ -65,7 +69,7 @@ __device__ __forceinline__ float soft_cell(
 }
 
 // sigmoid(proto · coefficients), cropped, at the size of the prototypes: what a mask-IoU network reads. Zeros from n on.
-// grid (ceil(Hp Wp / 256), M, B), block 256
+// grid (ceil(Hp Wp / MASK_THREADS), M, B), block MASK_THREADS
 extern "C" __global__ void __launch_bounds__(MASK_THREADS) prototype_masks(
     const int* __restrict__ count,      // [B], n
     const int4* __restrict__ cells,     // [B, M], left right top bottom
@@ -87,8 +91,8 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) prototype_masks(
 }
 
 // sigmoid(proto · coefficients), cropped, stretched to the image (with PAD: to its square, cut there), > 0.5. Images first_image .. of one size in a launch;
-// their masks are counted from 0. grid (ceil(V / 8), ceil(H / tile_rows), M * images), block 256, dynamic shared memory:
-// 40 tile_rows + 4 (K + cells of a tile) bytes
+// their masks are counted from 0. grid (ceil(W / MASK_THREADS), ceil(H / tile_rows), M * images), block MASK_THREADS, dynamic
+// shared memory: words and sources of tile_rows rows, and K + cells of a tile floats
 extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
     const int* __restrict__ count,      // [B], n
     const int4* __restrict__ cells,     // [B, M], left right top bottom
@@ -157,17 +161,17 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
   }
 }
 
-// Bits to bytes of 0 and 1, 16 bytes a thread. grid (ceil(M H W / 16 / 256), images), block 256
+// Bits to bytes of 0 and 1. grid (ceil(M H W / UNPACK_BYTES / MASK_THREADS), images), block MASK_THREADS
 extern "C" __global__ void __launch_bounds__(MASK_THREADS) unpack_masks(
     const int* __restrict__ count,            // [B], n
     const unsigned* __restrict__ mask_words,  // [images, M, H, V]
-    unsigned char* __restrict__ dense,        // out [images, M * H * W rounded up to 16]; the first n masks of each image
+    unsigned char* __restrict__ dense,        // out [images, M * H * W rounded up to UNPACK_BYTES]; the first n masks of each image
     int image_h, int image_w,
     int first_image) {
   long long pixels = (long long)image_h * image_w;
-  long long padded = (MAX_OUT * pixels + 15) / 16;
+  long long padded = (MAX_OUT * pixels + UNPACK_BYTES - 1) / UNPACK_BYTES;
   long long chunk = (long long)blockIdx.x * MASK_THREADS + threadIdx.x;
-  long long first = chunk * 16;
+  long long first = chunk * UNPACK_BYTES;
   if (first >= count[first_image + blockIdx.y] * pixels) return;
   int pitch = mask_pitch(image_w);
   long long row = first / image_w;  // over the rows of all masks
@@ -176,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) unpack_masks(
   long long rows_left = (long long)MAX_OUT * image_h - row;
   unsigned four[4];
 #pragma unroll
-  for (int i = 0; i < 16; i++) {
+  for (int i = 0; i < UNPACK_BYTES; i++) {
     unsigned bit = rows_left > 0 ? words[x / 32] >> x % 32 & 1 : 0;
     four[i / 4] = i % 4 == 0 ? bit : four[i / 4] | bit << 8 * (i % 4);
     if (++x == image_w) {

@@ -7,8 +7,6 @@ __host__ __device__ constexpr int power_of_two_from(int n) {
   return power;
 }
 
-#define NMS_THREADS 512
-#define SELECT_THREADS 1024
 #define NMS_SORT_SIZE (TOP_K > 512 ? power_of_two_from(TOP_K) : 512)  // lists up to this length are sorted as they are
 #define SELECT_SORT_SIZE (MAX_OUT > 512 ? power_of_two_from(MAX_OUT) : 512)
 
@@ -129,7 +127,7 @@ __device__ __forceinline__ float box_iou(float4 a, float4 b, float area_a, float
 }
 
 // A candidate falls to any higher one of its list's first TOP_K, even to one that falls itself; IoU at the threshold stays,
-// NaN falls. grid (L, B), block 512
+// NaN falls. grid (L, B), block NMS_THREADS
 extern "C" __global__ void __launch_bounds__(NMS_THREADS) fast_nms(
     const int* __restrict__ candidate_count,      // [B], N
     const float4* __restrict__ candidate_boxes,   // [B, P]
@@ -188,7 +186,7 @@ __device__ __forceinline__ int2 cell_range(float first, float second, int size) 
   return make_int2((int)ceilf(fminf(limits.x, (float)size)), (int)ceilf(fmaxf(limits.y, 0.0f)));
 }
 
-// The best M of all lists, with all that the masks and the host need of them. grid (B), block 1024
+// The best M of all lists, with all that the masks and the host need of them. grid (B), block SELECT_THREADS
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
     const unsigned* __restrict__ pool_keys,       // [B, L, M]
     const int* __restrict__ pool_candidates,      // [B, L, M]

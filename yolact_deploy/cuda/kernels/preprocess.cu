@@ -1,6 +1,6 @@
 // uint8 images to the network's input: padded to a square with PAD, stretched, normalised, planar RGB.
 
-#define PREPROCESS_ROWS 4  // output rows per thread: they share the column's coordinates
+#define PREPROCESS_THREADS (PREPROCESS_COLUMNS * PREPROCESS_LINES)
 
 struct Tap {
   int first, second;
@@ -28,8 +28,8 @@ __device__ __forceinline__ Tap resize_tap(int i, int size_in, double scale) {
 
 __device__ __forceinline__ float lerp_to(float a, float b, float weight) { return fmaf(b - a, weight, a); }
 
-// grid (ceil(S / 32), ceil(S / 32), images), block (32, 8)
-extern "C" __global__ void __launch_bounds__(256) preprocess(
+// grid (ceil(S / COLUMNS), ceil(S / LINES / ROWS), images), block (COLUMNS, LINES)
+extern "C" __global__ void __launch_bounds__(PREPROCESS_THREADS) preprocess(
     const unsigned char* __restrict__ images,  // [images, H, W, 3], rows and images `pitch` bytes apart
     input_t* __restrict__ input,               // [images, 3, S, S], RGB
     int image_h, int image_w,
@@ -39,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(256) preprocess(
     int is_rgb,             // 0: the images' channels are BGR, 1: RGB
     float mean_r, float mean_g, float mean_b, float std_r, float std_g, float std_b,
     float pad_r, float pad_g, float pad_b) {  // only with PAD
-  int x = blockIdx.x * 32 + threadIdx.x;
-  int first_y = (blockIdx.y * 8 + threadIdx.y) * PREPROCESS_ROWS;
+  int x = blockIdx.x * PREPROCESS_COLUMNS + threadIdx.x;
+  int first_y = (blockIdx.y * PREPROCESS_LINES + threadIdx.y) * PREPROCESS_ROWS;
   if (x >= input_size) return;
   const unsigned char* image = images + blockIdx.z * image_pitch;
   size_t plane = (size_t)input_size * input_size;

@@ -1,8 +1,6 @@
 // COCO run lengths of bit-packed masks: pixels column by column, runs of 0 and 1 in turn, the first of 0 (perhaps of none).
 // Four launches: changes of each column, where each column's runs start, where each mask's runs start, the runs.
 
-#define RLE_THREADS 256
-
 // Where a mask can be 1: in columns columns.x .. columns.y - 1 and rows rows.x .. rows.y - 1, as far as the image has them.
 struct MaskReach {
   int2 columns, rows;
@@ -54,7 +52,7 @@ __device__ __forceinline__ void walk_column(
   }
 }
 
-// grid (ceil(W / 256), M, images), block 256
+// grid (ceil(W / RLE_THREADS), M, images), block RLE_THREADS
 extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_columns(
     const int* __restrict__ count,            // [B], n
     const int4* __restrict__ cells,           // [B, M], left right top bottom
@@ -81,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_columns(
   column_last[mask_index * image_w + x] = last;
 }
 
-// grid (M, images), block 256
+// grid (M, images), block RLE_THREADS
 extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_offsets(
     const int* __restrict__ count,       // [B], n
     unsigned* __restrict__ column_runs,  // in and out [images, M, W]: changes -> changes in all columns before
@@ -154,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(32) rle_starts(
   if (threadIdx.x == 0) run_start[(size_t)blockIdx.x * (MAX_OUT + 1) + MAX_OUT] = before;
 }
 
-// grid (ceil(W / 256), M, images), block 256
+// grid (ceil(W / RLE_THREADS), M, images), block RLE_THREADS
 extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_runs(
     const int* __restrict__ count,             // [B], n
     const int4* __restrict__ cells,            // [B, M], left right top bottom
