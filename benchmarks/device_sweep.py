@@ -14,7 +14,7 @@ from yolact_deploy import Detector
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import make_priors
 from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork
 from yolact_deploy.spec import ModelSpec
 

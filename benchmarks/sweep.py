@@ -16,8 +16,7 @@ from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_plan
 from yolact_deploy.errors import EngineError
-from yolact_deploy.reference.postprocess import detect
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import detect, make_priors
 
 BATCHES = (1, 2, 4, 8)
 DETECTIONS = (1, 10, 100)

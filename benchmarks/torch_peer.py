@@ -24,7 +24,7 @@ from exporters.network.yolact import Yolact
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.optional import require_export
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import make_priors
 from yolact_deploy.spec import ModelSpec, PostprocessSpec
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from yolact_deploy.arrays import FloatArray, IntArray
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.postprocess import detect, softmax
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import detect, make_priors, softmax
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 

@@ -17,9 +17,8 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.errors import ImageError, OutputError
 from yolact_deploy.files import JsonArray, atomic_path, check_writable
 from yolact_deploy.reference.detections import Detections
-from yolact_deploy.reference.drawing import write_image
+from yolact_deploy.reference.drawing import video_writer, write_image
 from yolact_deploy.reference.images import is_video, list_images, open_video, read_image
-from yolact_deploy.reports.overlays import video_writer
 from yolact_deploy.runtime.detector import Detector, opened_for_many
 from yolact_deploy.spec import NmsMode
 

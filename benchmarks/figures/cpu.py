@@ -31,7 +31,7 @@ from exporters.network.yolact import Yolact
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.files import check_writable, write_json
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import make_priors
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 _HELP_RUNS = 9

@@ -24,7 +24,7 @@ from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import Buffer
 from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Step, place
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import make_priors
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline, LoadKernels
 from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, HeadTensors
 from yolact_deploy.spec import INPUT, ModelSpec

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from tests.emulator.emulator import Array, compiled
+from yolact_deploy.arrays import exp
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
-from yolact_deploy.reference.ieee import exp
 
 _EXP_OF_MANY = """
 extern "C" void exp_of_many(const float* x, float* y, long long n) {

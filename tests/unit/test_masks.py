@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from tests.goldens import f32
-from yolact_deploy.arrays import BoolArray, FloatArray
+from yolact_deploy.arrays import BoolArray, FloatArray, sigmoid
 from yolact_deploy.reference.detections import RawDetections
-from yolact_deploy.reference.ieee import sigmoid
 from yolact_deploy.reference.masks import assemble
 from yolact_deploy.reference.postprocess import assemble_masks, pixel_boxes
 

@@ -11,7 +11,7 @@ import pytest
 from exporters.checkpoints.configs import PUBLISHED
 from tests.goldens import SHAPES_SPEC, manifest
 from yolact_deploy.errors import SpecError
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import make_priors
 from yolact_deploy.spec import BackboneSpec, ModelSpec, PriorsSpec
 
 

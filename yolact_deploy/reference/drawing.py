@@ -7,10 +7,11 @@ their boxes and over small objects, and its mask annotator takes all masks at on
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,7 @@ _TEXT_PER_PIXEL, _MIN_TEXT, _MAX_TEXT = 0.9e-3, 0.4, 2.0  # scale of OpenCV's fo
 _LINE_PER_PIXEL = 2.5e-3
 _PADDING = 0.35  # around a label's text, of its height
 _SMALL = 6  # an object of less than so many labels' area is not to be covered
+_CODEC = "mp4v"
 _GOLDEN_RATIO = 0.618034  # turns of the colour circle between one class and the next: neighbours differ most
 
 
@@ -172,3 +174,26 @@ def _overlaps(places: AnyArray, others: AnyArray) -> AnyArray:
     high = np.minimum(places[:, None, 2:], others[None, :, 2:])
     shared: AnyArray = np.clip(high - low, 0, None).prod(axis=2).sum(axis=1)
     return shared
+
+
+@contextlib.contextmanager
+def video_writer(target: Path, fps: float) -> Iterator[Callable[[Image], None]]:
+    """What adds a frame (uint8 [H, W, 3] BGR, all of one size) to the video `target` (.mp4), which appears when the block ends
+    without an error. Raises OutputError."""
+    import cv2
+
+    writer: Any = None
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(target))
+
+        def add(frame: Image) -> None:
+            nonlocal writer
+            if writer is None:
+                size_wh = (frame.shape[1], frame.shape[0])
+                writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*_CODEC), fps, size_wh)
+                stack.callback(writer.release)
+                if not writer.isOpened():
+                    raise OutputError(f"can't write the video {target}: this OpenCV has no {_CODEC} encoder.")
+            writer.write(np.ascontiguousarray(frame))
+
+        yield add

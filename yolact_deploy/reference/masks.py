@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray
-from yolact_deploy.reference.ieee import fma, sigmoid
+from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray, fma, sigmoid
 
 CROP_PADDING = 1  # cells of the prototypes
 MASK_THRESHOLD = np.float32(0.5)

@@ -1,4 +1,5 @@
-"""Head tensors to detections: the NumPy reference, the oracle for every other implementation.
+"""Head tensors to detections, and the priors that they are relative to: the NumPy reference, the oracle for every other
+implementation.
 
 The semantics are those of Detect and postprocess in dbolya/yolact (layers/functions/detection.py,
 layers/output_utils.py); where that leaves the order of equal scores to torch's sort, see `yolact_deploy.reference.nms`.
@@ -6,16 +7,17 @@ layers/output_utils.py); where that leaves the order of equal scores to torch's 
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import sqrt
 from typing import get_args
 
 import numpy as np
 
-from yolact_deploy.arrays import FloatArray, IntArray
+from yolact_deploy.arrays import FloatArray, IntArray, exp
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.ieee import exp
 from yolact_deploy.reference.masks import ordered_limits
 from yolact_deploy.reference.nms import Kept, cross_class_fast_nms, fast_nms, traditional_nms
-from yolact_deploy.spec import NmsMode, ResizeMode
+from yolact_deploy.spec import ModelSpec, NmsMode, ResizeMode
 
 CENTRE_VARIANCE = np.float32(0.1)
 SIZE_VARIANCE = np.float32(0.2)
@@ -206,3 +208,40 @@ def _check_arguments(
             f"priors [P,4]; found loc {loc.shape}, conf {conf.shape}, mask_coeff {mask_coeff.shape}, "
             f"proto {proto.shape}, priors {priors.shape}."
         )
+
+
+@lru_cache(maxsize=8)
+def make_priors(spec: ModelSpec) -> FloatArray:
+    """float32 [P, 4], (cx, cy, w, h) relative to the image; read-only, as it is shared between callers.
+
+    Order: level, row, column, scale, aspect ratio. Computed in double and rounded once, as the original does
+    (dbolya/yolact, yolact.py, PredictionModule.make_priors).
+
+    >>> spec = ModelSpec.from_file("spec.json")
+    >>> priors = make_priors(spec)
+    >>> priors.shape == (spec.num_priors, 4)
+    True
+    >>> priors[0] * spec.input_size  # the first cell's centre, and the smallest scale
+    array([2., 2., 8., 8.], dtype=float32)
+    """
+    levels = []
+    for size, scales, ratios in zip(spec.feature_sizes, spec.priors.scales, spec.priors.aspect_ratios, strict=True):
+        extents = np.array(
+            [_extent_wh(scale, ratio, size, spec) for scale in scales for ratio in ratios]
+        )  # [A, 2], float64
+        centres = (np.arange(size) + 0.5) / size
+        level = np.empty((size, size, len(extents), 4))
+        level[..., 0] = centres[None, :, None]
+        level[..., 1] = centres[:, None, None]
+        level[..., 2:] = extents
+        levels.append(level.reshape(-1, 4))
+    priors = np.concatenate(levels).astype(np.float32)
+    priors.flags.writeable = False
+    return priors
+
+
+def _extent_wh(scale: float, ratio: float, size: int, spec: ModelSpec) -> tuple[float, float]:
+    root = ratio if spec.priors.preapply_sqrt else sqrt(ratio)
+    unit = spec.input_size if spec.priors.use_pixel_scales else size
+    width, height = scale * root / unit, scale / root / unit
+    return (width, width) if spec.priors.use_square_anchors else (width, height)

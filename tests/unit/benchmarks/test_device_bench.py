@@ -26,8 +26,7 @@ from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.cli import app
-from yolact_deploy.reference.postprocess import softmax
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import make_priors, softmax
 from yolact_deploy.runtime.protocols import DEVICE_STAGES
 
 Emulate = Callable[..., EmulatedGpu]

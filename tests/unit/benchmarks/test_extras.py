@@ -26,8 +26,7 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.cli import app
 from yolact_deploy.errors import BenchmarkError, MissingDependencyError
-from yolact_deploy.reference.postprocess import detect
-from yolact_deploy.reference.priors import make_priors
+from yolact_deploy.reference.postprocess import detect, make_priors
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 
