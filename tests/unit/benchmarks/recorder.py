@@ -6,6 +6,16 @@ from pathlib import Path
 from typing import Any
 
 
+class NamedFile:
+    """An artifact of which nothing but its path is known."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def describe(self) -> dict[str, Any]:
+        return {"path": self._path, "sha256": None, "size_bytes": None, "precision": None}
+
+
 class Recorder:
     """A Detector that writes down what is asked of it."""
 
@@ -15,6 +25,7 @@ class Recorder:
 
     def __init__(self, name: str, log: list[tuple[str, str, int]], interrupt_at: int | None = None) -> None:
         self.artifact, self.description, self._log = Path(name), "recorder", log
+        self.file = NamedFile(name)
         self._interrupt_at = interrupt_at
         self._calls = 0
 
