@@ -283,6 +283,7 @@ def _extras(
             report["peers"] = compare_peers(
                 detectors[0],
                 images[0],
+                alone=report["runs"][0],
                 checkpoint=options.checkpoint,
                 threads=options.threads,
                 progress=steps("peers"),

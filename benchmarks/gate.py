@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.latency import SCHEMA
+from benchmarks.machine import BUSY_SHARE, TOO_BUSY_SHARE, disturbed_share
 from benchmarks.statistics import bootstrap_quantiles, order_interval
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.files import sha256_file
@@ -21,8 +22,6 @@ from yolact_deploy.json_files import JsonError, read_json
 Verdict = Literal["passed", "regressed", "inconclusive"]
 ATTEMPTS = 3  # a regression is still there when measured again; a busy neighbour seldom is
 _LEVEL = 0.99
-_BUSY_SHARE = 0.05  # of the cores, taken by others: from here on the clock alone proves nothing
-_TOO_BUSY_SHARE = 0.15  # and from here on nothing does but pairs
 _MIN_SAMPLES = 20
 _FAST, _MEDIAN = 0.1, 0.5  # quantiles: noise only ever adds time, so the fast tenth moves when the code does
 
@@ -136,10 +135,10 @@ def doubted(
     cpu_ratio: float,  # new over old CPU time, which others add little to
 ) -> Judgement:
     """A regression seen between two times is none while the machine is busy, unless the CPU time grew as well."""
-    if judgement.verdict != "regressed" or disturbed <= _BUSY_SHARE:
+    if judgement.verdict != "regressed" or disturbed <= BUSY_SHARE:
         return judgement
     others = f"others took {100 * disturbed:.0f}% of the cores"
-    if disturbed > _TOO_BUSY_SHARE:
+    if disturbed > TOO_BUSY_SHARE:
         reason = (
             f"slower, but {others}: measure when it is quiet, or keep the baseline's file in place to run in pairs."
         )
@@ -159,8 +158,7 @@ def judge_report(
 ) -> list[Judgement]:
     """One judgement per artifact, by the best method that the data allow."""
     judgements = []
-    watched = report["watch"]
-    disturbed = watched["other_processes_share"] + (watched["steal_share"] or 0.0)
+    disturbed = disturbed_share(report["watch"])
     for run, old, partner in zip(report["runs"], matched, paired, strict=False):
         name, new_ms = run["artifact"], run["samples_ms"]["latency"]
         if partner is not None:

@@ -26,7 +26,8 @@ _PACKAGES = (
 _FEW_CORES = 4
 _CLOCK_DRIFT = 0.05
 _STEAL_SHARE = 0.01
-BUSY_SHARE = 0.05  # of all cores, taken by other processes
+BUSY_SHARE = 0.05  # of all cores, taken by others: from here on the clock alone proves nothing
+TOO_BUSY_SHARE = 0.15  # and from here on nothing does but pairs
 _CPU = Path("/sys/devices/system/cpu")
 _KIB = 1024
 _RESET_PEAK = "5"  # clear_refs, proc(5)
@@ -122,6 +123,12 @@ def watch_notes(watched: dict[str, Any]) -> list[str]:
     if watched["governor"] not in (None, "performance"):
         notes.append(f"the CPU's frequency governor is {watched['governor']}, not performance.")
     return [*notes, *watched["gpu_notes"]]
+
+
+def disturbed_share(watched: dict[str, Any]) -> float:
+    """Of all cores, taken by other processes and by the hypervisor."""
+    share: float = watched["other_processes_share"] + (watched["steal_share"] or 0.0)
+    return share
 
 
 def peak_memory(work: Callable[[], object]) -> dict[str, Any]:

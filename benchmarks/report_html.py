@@ -25,7 +25,7 @@ _OPTIONS = {
 }  # fmt: skip
 _MARKS = ("p50", "p90", "p99")
 _MIB = 2**20
-_TONES = {"passed": "better", "regressed": "worse", "inconclusive": "soft"}
+_TONES = {"passed": "better", "faster": "better", "regressed": "worse", "slower": "worse", "inconclusive": "soft"}
 
 
 def write_report(report: dict[str, Any], target: str | os.PathLike[str]) -> None:
@@ -231,12 +231,13 @@ def _peers(peers: dict[str, Any] | None) -> str:
             f"<td>{shown_ms(row[side]['p50'])}</td><td class=soft>{shown_ms(row[side]['p90'])}</td>"
             for side in ("peer_ms", "ours_ms")
         )
-        tone = "better" if row["ratio"] > 1 else "worse"
+        low, high = row["ratio_ci"]
         rows.append(
             f"<tr><th scope=row>{escaped(row['what'])}</th><td class=words>{escaped(row['peer'])}</td>{times}"
-            f'<td class="{tone}">{row["ratio"]:.2f}&times;</td><td class=soft>{row["clock"]}</td></tr>'
+            f"<td>{row['ratio']:.2f}&times;</td><td class=soft>{number(low)} to {number(high)}</td>"
+            f'<td class="{_TONES[row["verdict"]]}">{row["verdict"]}</td><td class=soft>{row["clock"]}</td></tr>'
         )
-    head = head_of("what", "peer", "peer p50", "p90", "ours p50", "p90", "peer / ours", "clock")
+    head = head_of("what", "peer", "peer p50", "p90", "ours p50", "p90", "peer / ours", "95%", "ours is", "clock")
     hint = " ".join((f"In turns, on one image with {peers['detections']} detections; ms.", *peers["notes"]))
     chart = chart_card(charts.stacked_bars(list(bars.items()), "ms"))
     return section("Beside its peers", chart + table_of(head, rows), hint)

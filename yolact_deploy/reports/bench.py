@@ -11,7 +11,9 @@ from rich.table import Table
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
 _OTHER_WHOLES = {"call_ms": "masks packed", "staged_ms": "by stage, no graph", "device_ms": "stages on the GPU"}
 _MIB = 2**20
-_VERDICT_STYLES = {"passed": "green", "regressed": "red", "inconclusive": "yellow"}
+_VERDICT_STYLES = {
+    "passed": "green", "regressed": "red", "faster": "green", "slower": "red", "inconclusive": "yellow",
+}  # fmt: skip
 
 
 def bench_tables(report: dict[str, Any]) -> Iterator[Table]:
@@ -128,13 +130,33 @@ def _layers_table(layers: dict[str, Any]) -> Table:
 
 
 def _peers_table(peers: dict[str, Any]) -> Table:
-    table = _table(f"peers of {peers['artifact']}, p50 (p90) in ms", "what", "who", "time", "ours", "ratio", "clock")
+    table = _table(
+        f"peers of {peers['artifact']}, p50 (p90) in ms",
+        "what",
+        "who",
+        "time",
+        "ours",
+        "ratio",
+        "95% between",
+        "verdict",
+        "clock",
+    )
     for row in peers["rows"]:
         theirs, ours = (
             f"{shown_ms(row[side]['p50'])} ({shown_ms(row[side]['p90'])})" for side in ("peer_ms", "ours_ms")
         )
-        table.add_row(row["what"], escape(row["peer"]), theirs, ours, f"{row['ratio']:.2f}x", row["clock"])
-    table.caption = " ".join(("ratio: the peer's p50 over ours.", *peers["notes"]))
+        low, high = row["ratio_ci"]
+        table.add_row(
+            row["what"],
+            escape(row["peer"]),
+            theirs,
+            ours,
+            f"{row['ratio']:.2f}x",
+            f"{_bound(low)} and {_bound(high)}",
+            f"[{_VERDICT_STYLES[row['verdict']]}]{row['verdict']}[/]",
+            row["clock"],
+        )
+    table.caption = " ".join(("ratio: the peer's p50 over ours; verdict: on ours.", *peers["notes"]))
     return table
 
 

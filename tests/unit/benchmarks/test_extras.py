@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks import contest
 from benchmarks.contest import in_turns
+from benchmarks.machine import Watch
 from benchmarks.peers import compare_peers
 from benchmarks.rounds import time_stages
 from benchmarks.scenarios import Scenario, read_summary, run_scenario
@@ -116,6 +118,64 @@ def test_peers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     times = in_turns({"a": lambda: log.append("a"), "b": lambda: log.append("b")}, iterations=2, warmup=1)
     assert log == ["a", "b"] * 3
     assert {name: found["n"] for name, found in times.items()} == {"a": 2, "b": 2}
+
+
+TIMES_MS = [10.0, 10.1, 10.2, 10.3, 10.4, 10.5, 10.6, 10.7, 10.8, 10.9]
+
+
+def _compared(
+    monkeypatch: pytest.MonkeyPatch,
+    peer_ms: list[float],
+    *,
+    others_share: float = 0.0,
+    alone_ms: float = 10.0,
+) -> dict[str, Any]:
+    """Ours at 10 to 11 ms beside a peer of these times, while others take a share of the machine."""
+
+    def replay(times_ms: list[float]) -> contest.Timer:
+        times = iter(times_ms)
+        return lambda: round(1e6 * next(times))
+
+    watched = Watch().report()
+    quiet = {**watched, "steal_share": 0.0, "other_processes_share": others_share}
+    monkeypatch.setattr(Watch, "report", lambda self: quiet)
+    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
+    ours, peer = {contest.NETWORK: replay(TIMES_MS)}, contest.Peer(contest.NETWORK, "peer", replay(peer_ms))
+    who = contest.Contest(ours, [peer], {contest.NETWORK: "host"}, [])
+    return contest.compare(who, len(TIMES_MS), 0, {contest.NETWORK: alone_ms})
+
+
+@pytest.mark.parametrize(
+    ("times_as_long", "verdict"),
+    [(2.0, "faster"), (0.5, "slower"), (1.01, "inconclusive")],
+)
+def test_a_ratio_has_an_interval_and_its_verdict(
+    times_as_long: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _compared(monkeypatch, [times_as_long * ms for ms in TIMES_MS])
+    (row,) = found["rows"]
+    low, high = row["ratio_ci"]
+    assert low <= row["ratio"] <= high
+    assert row["ratio"] == pytest.approx(times_as_long)
+    assert row["verdict"] == verdict
+    assert not [note for note in found["notes"] if note.startswith("inconclusive")]
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "reason"),
+    [
+        ({"others_share": 0.4}, "others took 40% of the cores while the peers were timed"),
+        ({"alone_ms": 5.0}, r"ours took 10\.50 ms \(network\) beside the peers and 5\.00 ms without them"),
+        ({"alone_ms": 20.0}, r"ours took 10\.50 ms \(network\) beside the peers and 20\.00 ms without them"),
+    ],
+    ids=str,
+)
+def test_peers_timed_on_a_disturbed_machine_prove_nothing(
+    disturbed: dict[str, float], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _compared(monkeypatch, [10 * ms for ms in TIMES_MS], **disturbed)
+    assert [row["verdict"] for row in found["rows"]] == ["inconclusive"]
+    assert any(re.search(reason, note) for note in found["notes"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")

@@ -112,7 +112,7 @@ def report() -> dict[str, Any]:
         }
     ]
     row = {"what": "network", "peer": "PyTorch <eager>", "peer_ms": _times(40), "ours_ms": _times(20), "ratio": 2.0,
-           "clock": "host"}  # fmt: skip
+           "ratio_ci": (1.8, None), "verdict": "faster", "clock": "host"}  # fmt: skip
     found["peers"] = {"artifact": NAME, "detections": 3, "rows": [row], "notes": ["a note"]}
     found["scenarios"] = [{"artifact": NAME, "scenario": "offline", "figures": {"queries": 3, "ms": 1.5}, "note": "n"}]
     judgement = Judgement(NAME, "paired", 1.2, (1.1, None), 1.0, 0.05, "regressed", "slower")
