@@ -82,7 +82,15 @@ class PrototypeMasks:
         )
 
     def rle(self) -> list[dict[str, Any]]:
-        return encode_regions(self.regions(), self.image_hw)
+        found = masks.region_bands(
+            self.proto,
+            self.mask_coeff,
+            self.boxes_relative,
+            self.image_hw,
+            crop=self.crop,
+            canvas_hw=self.canvas_hw,
+        )
+        return encode_regions(found, self.image_hw)
 
     def take(self, rows: IntArray) -> PrototypeMasks:
         return dataclasses.replace(self, mask_coeff=self.mask_coeff[rows], boxes_relative=self.boxes_relative[rows])
@@ -113,7 +121,7 @@ class PackedMasks:
             yield MaskRegion(int(rows[0]), left, window)
 
     def rle(self) -> list[dict[str, Any]]:
-        return encode_regions(self.regions(), self.image_hw)
+        return encode_regions(([region] for region in self.regions()), self.image_hw)
 
     def take(self, rows: IntArray) -> PackedMasks:
         return PackedMasks(self.words[rows], self.image_hw)
@@ -186,7 +194,7 @@ class WindowMasks:
             yield MaskRegion(row, column, unpack_mask_words(words, width))
 
     def rle(self) -> list[dict[str, Any]]:
-        return encode_regions(self.regions(), self.image_hw)
+        return encode_regions(([region] for region in self.regions()), self.image_hw)
 
     def take(self, rows: IntArray) -> WindowMasks:
         return dataclasses.replace(self, windows=self.windows[rows], starts=self.starts[rows])
@@ -218,7 +226,7 @@ class DenseMasks:
         return map(_bounded, self.pixels)
 
     def rle(self) -> list[dict[str, Any]]:
-        return encode_regions(self.regions(), (self.pixels.shape[1], self.pixels.shape[2]))
+        return encode_regions(([region] for region in self.regions()), (self.pixels.shape[1], self.pixels.shape[2]))
 
     def take(self, rows: IntArray) -> DenseMasks:
         return DenseMasks(self.pixels[rows])
@@ -253,11 +261,12 @@ class RunMasks:
         return RunMasks([self.runs[row] for row in rows], self.image_hw)
 
 
-def encode_regions(regions: Iterator[MaskRegion], image_hw: tuple[int, int]) -> list[dict[str, Any]]:
+def encode_regions(
+    regions: Iterable[Iterable[MaskRegion]],  # the bands of each
+    image_hw: tuple[int, int],
+) -> list[dict[str, Any]]:
     """{"size": [H, W], "counts": str} of every mask."""
-    from yolact_deploy.reference.masks import encode_region
-
-    return [encode_region(region, image_hw) for region in regions]
+    return [masks.encode_bands(bands, image_hw) for bands in regions]
 
 
 def _bounded(mask: BoolArray) -> MaskRegion:

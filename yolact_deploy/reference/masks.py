@@ -8,7 +8,7 @@ asks whether a value is above 0.5, fused arithmetic is spent on the pixels that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray, fma,
 
 CROP_PADDING = 1  # cells of the prototypes
 MASK_THRESHOLD = np.float32(0.5)
+_BAND_PIXELS = 1 << 20  # of a mask at a time: 15 MB of arithmetic
 _MAX_RUN_BITS = 60
 _DOUBT = np.float32(1e-6)  # plain and fused lerps of values in 0..1 differ by less than 3 * 2**-24 = 1.8e-7
 
@@ -63,22 +64,50 @@ def regions(
     canvas_hw: tuple[int, int] | None = None,  # None: the image's
 ) -> Iterator[MaskRegion]:
     """One MaskRegion per detection, each made when it is asked for."""
+    for bands in region_bands(proto, mask_coeff, boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw):
+        first = next(bands)
+        windows = [first.window, *(band.window for band in bands)]
+        window = windows[0] if len(windows) == 1 else np.concatenate(windows, axis=1)
+        yield MaskRegion(first.row, first.column, window)
+
+
+def region_bands(
+    proto: FloatArray,  # [Hp, Wp, K]
+    mask_coeff: FloatArray,  # [n, K]
+    boxes_xyxy: FloatArray,  # [n, 4], relative
+    image_hw: tuple[int, int],
+    *,
+    crop: bool,
+    canvas_hw: tuple[int, int] | None = None,  # None: the image's
+) -> Iterator[Iterator[MaskRegion]]:
+    """Of each detection, its region as one or more bands side by side, each made when it is asked for: a mask may cover more
+    pixels than there is memory for the arithmetic."""
     proto_h, proto_w = proto.shape[:2]
     height, width = canvas_hw or image_hw
     rows, columns = _interpolation(proto_h, height), _interpolation(proto_w, width)
     cells = _cells(boxes_xyxy, (proto_h, proto_w), crop=crop)
     for coefficients, (left, right, top, bottom) in zip(mask_coeff, cells, strict=True):
-        if left >= right or top >= bottom:
-            yield MaskRegion(0, 0, np.zeros((0, 0), bool))
-            continue
-        soft = sigmoid(proto[top:bottom, left:right] @ coefficients)
         row = _until(rows.reach(top, bottom), image_hw[0])
         column = _until(columns.reach(left, right), image_hw[1])
-        if row.start >= row.stop or column.start >= column.stop:
-            yield MaskRegion(0, 0, np.zeros((0, 0), bool))
+        if left >= right or top >= bottom or row.start >= row.stop or column.start >= column.stop:
+            yield iter([MaskRegion(0, 0, np.zeros((0, 0), bool))])
             continue
+        soft = sigmoid(proto[top:bottom, left:right] @ coefficients)
         wide = columns.fused(soft.T, left, column).T
-        yield MaskRegion(row.start, column.start, rows.above_threshold(wide, top, row))
+        yield _bands(wide, rows, top, row, column)
+
+
+def _bands(
+    wide: FloatArray,  # [cells, w], stretched across already
+    rows: _Interpolation,
+    top: int,  # of the cells
+    row: slice,
+    column: slice,
+) -> Iterator[MaskRegion]:
+    width = max(1, _BAND_PIXELS // (row.stop - row.start))
+    for start in range(0, column.stop - column.start, width):
+        window = rows.above_threshold(wide[:, start : start + width], top, row)
+        yield MaskRegion(row.start, column.start + start, window)
 
 
 def prototype_masks(
@@ -186,23 +215,30 @@ def _cell_range(first: FloatArray, second: FloatArray, size: int) -> tuple[IntAr
     return np.ceil(np.minimum(low, size)).astype(np.int64), np.ceil(np.maximum(high, 0)).astype(np.int64)
 
 
-def encode_region(region: MaskRegion, image_hw: tuple[int, int]) -> dict[str, Any]:
+def encode_bands(bands: Iterable[MaskRegion], image_hw: tuple[int, int]) -> dict[str, Any]:
     """{"size": [H, W], "counts": str} of the whole image, byte for byte what pycocotools makes of the dense mask.
 
-    Runs are found in the window alone and placed in the image, so that the cost follows the window and not the image.
+    `bands` lie side by side, from left to right. Runs are found in them alone and placed in the image, so that the cost follows
+    the windows and not the image, and memory one band.
     """
     height, width = image_hw
-    columns = np.zeros((region.window.shape[1], region.window.shape[0] + 1), np.int8)  # a False ends every column
-    columns[:, :-1] = region.window.T
-    steps = np.flatnonzero(np.diff(columns.reshape(-1), prepend=np.int8(0)))  # True begins, ends, begins, ...
-    column, row = np.divmod(steps, max(1, columns.shape[1]))
-    bounds = (column + region.column) * height + row + region.row
+    parts = [_run_bounds(band, height) for band in bands]
+    bounds = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     touching = np.flatnonzero(bounds[1:-1:2] == bounds[2::2])  # a run to the column's end that goes on in the next
     bounds = np.delete(bounds, np.concatenate([2 * touching + 1, 2 * touching + 2]))
     counts = np.diff(bounds, prepend=0, append=height * width)
     if counts[-1] == 0:
         counts = counts[:-1]
     return encode_runs(counts, image_hw)
+
+
+def _run_bounds(band: MaskRegion, height: int) -> IntArray:
+    """Where runs of True begin and end, in turn, in pixels of the image counted column by column."""
+    columns = np.zeros((band.window.shape[1], band.window.shape[0] + 1), np.int8)  # a False ends every column
+    columns[:, :-1] = band.window.T
+    steps = np.flatnonzero(np.diff(columns.reshape(-1), prepend=np.int8(0)))  # True begins, ends, begins, ...
+    column, row = np.divmod(steps, max(1, columns.shape[1]))
+    return (column + band.column) * height + row + band.row
 
 
 def encode_runs(
