@@ -2,6 +2,7 @@
 # make test   lint, types, fast tests; make test-all: the slow ones too
 # make hooks  the same checks before every commit
 # make test-kernels   the CUDA kernels alone, without a GPU
+# make test-pythons   the fast tests on the other Pythons
 # make pycuda   build pycuda into the environment, so that the tests prove its driver too
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,7 +33,7 @@ tests: $(VENV)/installed
 tests-all: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-# What `make test` checks before every commit: git runs .pre-commit-config.yaml.
+# Lint, types and imports before every commit: git runs .pre-commit-config.yaml.
 hooks: $(VENV)/installed
 	$(BIN)/pre-commit install
 

@@ -9,12 +9,13 @@ from importlib import metadata
 from typing import Any, Protocol
 
 from yolact_deploy import __version__
-from yolact_deploy.cuda.compile import Warmed
+from yolact_deploy.cuda.cache import cache_state
+from yolact_deploy.cuda.compile import Warmed, choose_nvrtc, installed
 from yolact_deploy.cuda.compile import warm as warm_cache
 from yolact_deploy.cuda.drivers.interface import GpuDevice
-from yolact_deploy.cuda.drivers.opening import survey, visible_devices
+from yolact_deploy.cuda.drivers.opening import check_gpu, choose_package, visible_devices
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.errors import BuildRequestError, SpecError, pip_install
+from yolact_deploy.errors import BuildRequestError, SpecError, YolactDeployError, pip_install
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 _PACKAGES = (
@@ -63,7 +64,7 @@ def diagnose(
     Pascal models) and for both kinds of NMS, on `targets` ("sm86"; none: every GPU here). `progress(done, total)` counts
     compilations.
 
-    {"version", "python", "executable", "platform", "gpus": [name], "cuda": of `survey`, "packages": {name: version or None},
+    {"version", "python", "executable", "platform", "gpus": [name], "cuda": of `cuda_report`, "packages": {name: version or None},
     "abilities": [{"name", "available", "reason"}], "warmed": [{"architecture", "classes", "nms", "compiler", "was_cached",
     "seconds"}]}; a reason is what is used, or what is missing and its `pip install`.
 
@@ -96,7 +97,7 @@ def examine(builders: Sequence[Builder], gpus: Sequence[GpuDevice]) -> dict[str,
     """The report of `diagnose` without "warmed"."""
     packages = {name: _version(name) for name in _PACKAGES}
     providers = _onnxruntime_providers()
-    cuda = survey(gpus)
+    cuda = cuda_report(gpus)
     abilities = [
         _ability("export", packages, ("torch", "onnx", "onnxscript", "onnxruntime"), "export"),
         *({"name": f"build-engine ({b.name})", "available": b.usable, "reason": b.reason} for b in builders),
@@ -153,6 +154,52 @@ def _specializations(artifact: dict[str, Any]) -> list[Specialization]:
     spec = ModelSpec.from_dict(artifact["spec"])
     fp16 = {tensor["name"]: tensor["dtype"] == "float16" for tensor in artifact.get("io_tensors") or ()}
     return [specialize(spec, nms=nms, fp16_tensors=fp16) for nms in _GPU_NMS]
+
+
+def cuda_report(devices: Sequence[GpuDevice]) -> dict[str, Any]:
+    """{"driver": newest CUDA it runs or None, "package": the one used or None, "gpus": [{"device", "name", "architecture",
+    "memory_bytes", "multiprocessors"}], "nvrtc": [{"version", "path"}], "kernel_cache": {"path", "entries", "size_bytes",
+    "writable"}, "problem": why the kernels can't run here, or None}."""
+    cache = cache_state()
+    return {
+        "driver": ".".join(map(str, devices[0].driver_version)) if devices else None,
+        "package": _cuda_package(devices[0].driver_version if devices else None),
+        "gpus": [
+            {
+                "device": f"cuda:{device.index}",
+                "name": device.name,
+                "architecture": device.architecture,
+                "memory_bytes": device.memory_bytes,
+                "multiprocessors": device.multiprocessors,
+            }
+            for device in devices
+        ],
+        "nvrtc": [{"version": ".".join(map(str, nvrtc.version)), "path": nvrtc.path} for nvrtc in installed()],
+        "kernel_cache": {
+            "path": str(cache.folder),
+            "entries": cache.entries,
+            "size_bytes": cache.size_bytes,
+            "writable": cache.writable,
+        },
+        "problem": _cuda_problem(),
+    }
+
+
+def _cuda_package(driver_version: tuple[int, int] | None) -> str | None:
+    try:
+        package = choose_package(driver_version=driver_version)
+    except YolactDeployError:
+        return None
+    return f"{package} {metadata.version(package)}"
+
+
+def _cuda_problem() -> str | None:
+    try:
+        _, device = check_gpu()
+        choose_nvrtc(device.architecture, device.driver_version)
+    except YolactDeployError as exc:
+        return str(exc)
+    return None
 
 
 def _ability(name: str, packages: dict[str, str | None], needed: tuple[str, ...], extra: str) -> dict[str, Any]:

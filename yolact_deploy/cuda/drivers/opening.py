@@ -1,19 +1,15 @@
-"""Which GPUs there are, the driver for one of them, and what a user wants to know of the GPU side."""
+"""Which GPUs there are, and the driver for one of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
-from yolact_deploy.cuda.cache import cache_state
-from yolact_deploy.cuda.compile import choose_nvrtc, installed
 from yolact_deploy.cuda.drivers import libcuda
 from yolact_deploy.cuda.drivers.bindings import BindingsDriver, bindings_fit, bindings_version
 from yolact_deploy.cuda.drivers.interface import Driver, GpuDevice
 from yolact_deploy.cuda.drivers.pycuda import PycudaDriver
-from yolact_deploy.errors import DeviceError, MissingDependencyError, YolactDeployError
+from yolact_deploy.errors import DeviceError, MissingDependencyError
 
 DRIVER_VARIABLE = "YOLACT_DEPLOY_CUDA_DRIVER"
 PACKAGES = ("cuda-bindings", "pycuda")  # in the order of preference
@@ -115,49 +111,3 @@ def _is_installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def survey(devices: Sequence[GpuDevice]) -> dict[str, Any]:
-    """{"driver": newest CUDA it runs or None, "package": the one used or None, "gpus": [{"device", "name", "architecture",
-    "memory_bytes", "multiprocessors"}], "nvrtc": [{"version", "path"}], "kernel_cache": {"path", "entries", "size_bytes",
-    "writable"}, "problem": why the kernels can't run here, or None}."""
-    cache = cache_state()
-    return {
-        "driver": ".".join(map(str, devices[0].driver_version)) if devices else None,
-        "package": _package(devices[0].driver_version if devices else None),
-        "gpus": [
-            {
-                "device": f"cuda:{device.index}",
-                "name": device.name,
-                "architecture": device.architecture,
-                "memory_bytes": device.memory_bytes,
-                "multiprocessors": device.multiprocessors,
-            }
-            for device in devices
-        ],
-        "nvrtc": [{"version": ".".join(map(str, nvrtc.version)), "path": nvrtc.path} for nvrtc in installed()],
-        "kernel_cache": {
-            "path": str(cache.folder),
-            "entries": cache.entries,
-            "size_bytes": cache.size_bytes,
-            "writable": cache.writable,
-        },
-        "problem": _problem(),
-    }
-
-
-def _package(driver_version: tuple[int, int] | None) -> str | None:
-    try:
-        package = choose_package(driver_version=driver_version)
-    except YolactDeployError:
-        return None
-    return f"{package} {metadata.version(package)}"
-
-
-def _problem() -> str | None:
-    try:
-        _, device = check_gpu()
-        choose_nvrtc(device.architecture, device.driver_version)
-    except YolactDeployError as exc:
-        return str(exc)
-    return None
