@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from yolact_deploy.reports.tables import MIB, grid
+
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
 _OTHER_WHOLES = {"call_ms": "masks packed", "staged_ms": "by stage, no graph", "device_ms": "stages on the GPU"}
-_MIB = 2**20
 _VERDICT_STYLES = {
     "passed": "green", "regressed": "red", "faster": "green", "slower": "red", "inconclusive": "yellow",
 }  # fmt: skip
@@ -43,7 +44,7 @@ def _latency_table(run: dict[str, Any], report: dict[str, Any]) -> Table:
     parts of another call than that, what else was timed stands above them."""
     environment, options = report["environment"], report["options"]
     role = " (the baseline's)" if run.get("role") == "baseline" else ""
-    table = _table(f"latency of {run['artifact']}{role}, ms per batch of {run['batch']}", "stage", *_COLUMNS)
+    table = grid(f"latency of {run['artifact']}{role}, ms per batch of {run['batch']}", "stage", *_right(_COLUMNS))
     wholes = {"end to end": run["latency_ms"]}
     wholes |= {name: run[key] for key, name in _OTHER_WHOLES.items() if key in run}
     for number, (name, times) in enumerate(wholes.items(), start=1):
@@ -77,10 +78,10 @@ def _streamed(stream: dict[str, Any] | None) -> str:
 
 
 def _memory(peak: dict[str, Any]) -> str:
-    host = f"{peak['host_bytes'] / _MIB:.0f} MiB"
+    host = f"{peak['host_bytes'] / MIB:.0f} MiB"
     if "device_bytes" not in peak:
         return host
-    device = "unmeasured" if peak["device_bytes"] is None else f"{peak['device_bytes'] / _MIB:.0f} MiB"
+    device = "unmeasured" if peak["device_bytes"] is None else f"{peak['device_bytes'] / MIB:.0f} MiB"
     return f"{host} on the host, {device} on the GPU"
 
 
@@ -93,7 +94,7 @@ def _graphs(run: dict[str, Any]) -> str:
 
 def _batch_table(swept: dict[str, Any]) -> Table:
     stages = list(swept["batch"][0]["stages_ms"]) if swept["batch"] else []
-    table = _table(f"{swept['artifact']}: batch size, p50 in ms per batch", "batch", "all", *stages, "images/s")
+    table = grid(f"{swept['artifact']}: batch size, p50 in ms per batch", "batch", ">all", *_right(stages), ">images/s")
     for point in swept["batch"]:
         values = (shown_ms(point["stages_ms"][stage]["p50"]) for stage in stages)
         latency = f"{point['latency_ms']['p50']:.2f}"
@@ -108,7 +109,7 @@ def _work_table(swept: dict[str, Any]) -> Table:
     stages = list(points[0]["stages_ms"]) if points else []
     wholes = ["all"] if points and "latency_ms" in points[0] else []
     title = f"{swept['artifact']}: image size and detections, p50 in ms without the network"
-    table = _table(title, "image", "detections", *wholes, *stages)
+    table = grid(title, "image", ">detections", *_right([*wholes, *stages]))
     for point in points:
         height, width = point["image_hw"]
         times = [*([point["latency_ms"]] if wholes else []), *(point["stages_ms"][stage] for stage in stages)]
@@ -120,7 +121,7 @@ def _work_table(swept: dict[str, Any]) -> Table:
 
 
 def _layers_table(layers: dict[str, Any]) -> Table:
-    table = _table(f"{layers['artifact']}: the network by module, ms per batch", "module", "nodes", "p50", "share")
+    table = grid(f"{layers['artifact']}: the network by module, ms per batch", "module", ">nodes", ">p50", ">share")
     for row in layers["modules"]:
         table.add_row(row["module"], str(row["nodes"]), f"{row['ms']:.3f}", f"{100 * row['share']:.1f}%")
     table.caption = (
@@ -130,16 +131,16 @@ def _layers_table(layers: dict[str, Any]) -> Table:
 
 
 def _peers_table(peers: dict[str, Any]) -> Table:
-    table = _table(
+    table = grid(
         f"peers of {peers['artifact']}, p50 (p90) in ms",
         "what",
         "who",
-        "time",
-        "ours",
-        "ratio",
-        "95% between",
+        ">time",
+        ">ours",
+        ">ratio",
+        ">95% between",
         "verdict",
-        "clock",
+        ">clock",
     )
     for row in peers["rows"]:
         theirs, ours = (
@@ -161,7 +162,7 @@ def _peers_table(peers: dict[str, Any]) -> Table:
 
 
 def _scenario_table(scenario: dict[str, Any]) -> Table:
-    table = _table(f"LoadGen {scenario['scenario']} of {scenario['artifact']}", "figure", "value")
+    table = grid(f"LoadGen {scenario['scenario']} of {scenario['artifact']}", "figure", ">value")
     for name, value in scenario["figures"].items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
     table.caption = scenario["note"]
@@ -170,7 +171,7 @@ def _scenario_table(scenario: dict[str, Any]) -> Table:
 
 def _gate_table(gate: dict[str, Any]) -> Table:
     title = f"against {gate['baseline']}, at most {100 * gate['max_regression']:g}% slower"
-    table = _table(title, "artifact", "new / old", "99% between", "verdict")
+    table = grid(title, "artifact", ">new / old", ">99% between", "verdict")
     for found in gate["judgements"]:
         low, high = found["interval"]
         style = _VERDICT_STYLES[found["verdict"]]
@@ -185,12 +186,8 @@ def _gate_table(gate: dict[str, Any]) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", caption_justify="left")
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="left" if column in ("verdict", "who") else "right", overflow="fold")
-    return table
+def _right(columns: Iterable[str]) -> list[str]:
+    return [f">{column}" for column in columns]
 
 
 def _bound(value: float | None, digits: int = 2) -> str:

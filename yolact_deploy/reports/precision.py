@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from yolact_deploy.reports.tables import MIB, facts, grid
+
 _SHOWN_NODES = 3  # of those that break one rule
 _SHOWN_IMAGES = 8
-_MIB = 2**20
 _STYLES = {"error": "red", "warning": "yellow"}
 _AP_KINDS = (("bbox", "box"), ("segm", "mask"))
 
@@ -49,11 +50,8 @@ def lint_table(report: dict[str, Any]) -> Table:
 
 def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
     """What was written, the gate, the modules: `PrecisionResult.to_dict()`."""
-    table = Table(title=escape(f"wrote {report['output']}"), show_header=False, title_justify="left")
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    megabytes = (report["size_bytes"] / _MIB, report["fp32_size_bytes"] / _MIB)
-    facts = {
+    megabytes = (report["size_bytes"] / MIB, report["fp32_size_bytes"] / MIB)
+    rows = {
         "precision": f"{report['precision']}, inputs and outputs {report['io_precision']}",
         "size": f"{megabytes[0]:.1f} MiB, {report['size_ratio']:.1%} of the {megabytes[1]:.1f} MiB in float32",
         "convolutions": f"{report['int8_convs']} of {report['convs']} in INT8",
@@ -63,11 +61,8 @@ def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
     }
     if report["calibration"] is not None:
         found = report["calibration"]
-        facts["calibration"] = f"{found['calibrator']}, {found['images']} images, cache {found['cache']}"
-    for name, value in facts.items():
-        if value:
-            table.add_row(name, Text(value))
-    yield table
+        rows["calibration"] = f"{found['calibrator']}, {found['images']} images, cache {found['cache']}"
+    yield facts(f"wrote {report['output']}", {name: value for name, value in rows.items() if value})
     if report["gate"] is not None:
         yield _gate(report["gate"])
     yield _modules(report["modules"])
@@ -95,13 +90,13 @@ def _gate(gate: dict[str, Any]) -> Table:
     title = f"gate of {limit}: {passed}{'' if gate['enforced'] else ' (measured only)'}"
     verdicts = {label: gate[label] for label in ("fp16", "int8") if gate[label] is not None}
     if gate["reference"] is None:
-        table = _table(title, "", ">agreement", ">matched", ">missing", ">extra", ">mask IoU")
+        table = grid(title, "", ">agreement", ">matched", ">missing", ">extra", ">mask IoU")
         for label, verdict in verdicts.items():
             found = verdict["agreement"]
             counts = (str(found[key]) for key in ("matched", "missing", "extra"))
             table.add_row(label, f"{found['score']:.2f}", *counts, f"{found['mask_iou']:.4f}")
         return table
-    table = _table(title, "", ">box AP", ">mask AP", ">drop")
+    table = grid(title, "", ">box AP", ">mask AP", ">drop")
     table.add_row("fp32", f"{gate['reference']['box_ap']:.2f}", f"{gate['reference']['mask_ap']:.2f}", "")
     for label, verdict in verdicts.items():
         accuracy = verdict["accuracy"]
@@ -112,7 +107,7 @@ def _gate(gate: dict[str, Any]) -> Table:
 def _modules(modules: list[dict[str, Any]]) -> Table:
     measured = any(module["sensitivity"] for module in modules)
     columns = ["module", "precision", ">INT8 convs", ">SQNR dB"]
-    table = _table("modules", *columns, *([">alone: output dB", ">alone: AP drop"] if measured else []))
+    table = grid("modules", *columns, *([">alone: output dB", ">alone: AP drop"] if measured else []))
     for module in modules:
         cost = module["sensitivity"] or {}
         alone = (_decibel(cost.get("output_sqnr_db")), _points(cost.get("ap_drop"))) if measured else ()
@@ -130,11 +125,11 @@ def _points(value: float | None) -> str:
 
 
 def _sides(report: dict[str, Any]) -> Table:
-    table = _table(f"compared on {report['num_images']} images", "", "A", "B")
+    table = grid(f"compared on {report['num_images']} images", "", "A", "B")
     for label, describe in (
         ("file", lambda side: side["path"]),
         ("precision", lambda side: side["precision"]),
-        ("size", lambda side: f"{side['size_bytes'] / _MIB:.1f} MiB"),
+        ("size", lambda side: f"{side['size_bytes'] / MIB:.1f} MiB"),
         ("model", lambda side: side["model"]),
         ("ran in", lambda side: side["backend"]),
         ("SHA-256", lambda side: side["sha256"][:16]),
@@ -144,7 +139,7 @@ def _sides(report: dict[str, Any]) -> Table:
 
 
 def _outputs(report: dict[str, Any]) -> Table:
-    table = _table("head tensors", "output", ">max abs error", ">relative L2", ">cosine", ">NaN/inf A, B")
+    table = grid("head tensors", "output", ">max abs error", ">relative L2", ">cosine", ">NaN/inf A, B")
     for output in report["outputs"]:
         broken = output["non_finite_a"] + output["non_finite_b"]
         table.add_row(
@@ -160,7 +155,7 @@ def _outputs(report: dict[str, Any]) -> Table:
 def _agreement(report: dict[str, Any]) -> Table:
     found = report["agreement"]
     title = f"detections above {report['score_threshold']:g}"
-    table = _table(title, ">matched", ">only A", ">only B", ">mean mask IoU", ">lowest", ">agreement")
+    table = grid(title, ">matched", ">only A", ">only B", ">mean mask IoU", ">lowest", ">agreement")
     table.add_row(
         *(str(found[key]) for key in ("matched", "only_a", "only_b")),
         *(_ratio(found[key]) for key in ("mean_mask_iou", "min_mask_iou", "quality")),
@@ -170,7 +165,7 @@ def _agreement(report: dict[str, Any]) -> Table:
 
 def _average_precision(ap: dict[str, Any]) -> Table:
     names = list(ap["a"]["bbox"])
-    table = _table(f"COCO AP on {ap['images']} images", "", *(f">{name}" for name in names))
+    table = grid(f"COCO AP on {ap['images']} images", "", *(f">{name}" for name in names))
     for kind, label in _AP_KINDS:
         for side in ("a", "b"):
             values = (ap[side][kind][name] for name in names)
@@ -182,9 +177,7 @@ def _average_precision(ap: dict[str, Any]) -> Table:
 
 
 def _worst(report: dict[str, Any]) -> Table:
-    table = _table(
-        "where they differ most", "image", ">agreement", ">matched", ">only A", ">only B", ">lowest mask IoU"
-    )
+    table = grid("where they differ most", "image", ">agreement", ">matched", ">only A", ">only B", ">lowest mask IoU")
     for image in sorted(report["images"], key=lambda entry: float(entry["quality"]))[:_SHOWN_IMAGES]:
         table.add_row(
             Text(Path(image["image"]).name),
@@ -192,14 +185,6 @@ def _worst(report: dict[str, Any]) -> Table:
             *(str(image[key]) for key in ("matched", "only_a", "only_b")),
             _ratio(image["min_mask_iou"]),
         )
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A leading ">" aligns a column to the right."""
-    table = Table(title=escape(title), title_justify="left")
-    for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     return table
 
 

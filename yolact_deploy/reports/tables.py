@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -12,66 +13,98 @@ from rich.text import Text
 if TYPE_CHECKING:
     from yolact_deploy.file_detection import DetectReport
 
-_MIB = 2**20
+MIB = 2**20
 _SHOWN_MODULES = 12
 _SHOWN_ITEMS = 6
 
 
+def grid(title: str, *columns: str) -> Table:
+    """A table with a headed column each; a leading ">" aligns one to the right."""
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
+    for column in columns:
+        table.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
+    return table
+
+
+def facts(title: str, rows: Mapping[str, str] = MappingProxyType({})) -> Table:
+    """A table of names and values, as text."""
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        fact(table, name, value)
+    return table
+
+
+def fact(table: Table, name: str, value: str) -> None:
+    """One more row of `facts`."""
+    table.add_row(name, Text(value))
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes for people."""
+    return f"{size_bytes / MIB:.1f} MiB" if size_bytes >= MIB else f"{size_bytes} bytes"
+
+
 def export_table(report: dict[str, Any]) -> Table:
     """What `export` made: the spec, parity and file."""
-    table = _facts(f"exported {report['spec_name']}")
-    _fact(table, "file", f"{report['output']} ({_size(report['size_bytes'])}, opset {report['opset']})")
-    _fact(table, "batch", f"1 to {report['max_batch']}")
+    table = facts(f"exported {report['spec_name']}")
+    fact(table, "file", f"{report['output']} ({size_text(report['size_bytes'])}, opset {report['opset']})")
+    fact(table, "batch", f"1 to {report['max_batch']}")
     parity = report["parity"]
     if parity is None:
-        _fact(table, "parity", "not checked")
+        fact(table, "parity", "not checked")
     else:
         detections = sum(image["detections"] for image in parity["images"])
         errors = ", ".join(f"{name} {error:.1e}" for name, error in parity["max_abs_error"].items())
-        _fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
-        _fact(table, "  max abs error", errors)
-        _fact(table, "  detections", f"{detections} of {detections} found by both")
-        _fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
-    _fact(table, "seconds", ", ".join(f"{step} {seconds:.1f}" for step, seconds in report["seconds"].items()))
+        fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
+        fact(table, "  max abs error", errors)
+        fact(table, "  detections", f"{detections} of {detections} found by both")
+        fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
+    fact(table, "seconds", ", ".join(f"{step} {seconds:.1f}" for step, seconds in report["seconds"].items()))
     return table
 
 
 def end_to_end_table(report: dict[str, Any]) -> Table:
     """What `export --end-to-end` made."""
-    table = _facts("end to end")
-    _fact(table, "file", f"{report['output']} ({_size(report['size_bytes'])}, {_size(report['added_bytes'])} more)")
-    _fact(table, "input", f"uint8 [B, H, W, 3], {report['channel_order'].upper()}")
-    _fact(table, "NMS", f"{report['nms']}, up to {report['max_detections']} detections an image")
+    table = facts("end to end")
+    fact(
+        table,
+        "file",
+        f"{report['output']} ({size_text(report['size_bytes'])}, {size_text(report['added_bytes'])} more)",
+    )
+    fact(table, "input", f"uint8 [B, H, W, 3], {report['channel_order'].upper()}")
+    fact(table, "NMS", f"{report['nms']}, up to {report['max_detections']} detections an image")
     parity = report["parity"]
     if parity is None:
-        _fact(table, "parity", "not checked")
+        fact(table, "parity", "not checked")
     else:
         detections = sum(image["detections"] for image in parity["images"])
-        _fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
-        _fact(table, "  detections", f"{detections} found by Detector as well")
-        _fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
+        fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
+        fact(table, "  detections", f"{detections} found by Detector as well")
+        fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
     return table
 
 
 def build_table(report: dict[str, Any]) -> Table:
     """What `build-engine` made: runtime, targets, precision, batch."""
     sidecar = report["sidecar"]
-    table = _facts(f"built a plan of {sidecar['spec']['name']}")
-    _fact(table, "plan", f"{report['plan']} ({_size(sidecar['plan_bytes'])})")
-    _fact(table, "sidecar", report["sidecar_path"])
-    _fact(table, "runtime", f"{sidecar['runtime']} {sidecar['runtime_version']}")
-    _fact(table, "targets", ", ".join(sidecar["targets"]) or "this machine's GPU")
-    _fact(table, "precision", sidecar["precision"])
-    _fact(table, "batch", "min {min}, opt {opt}, max {max}".format(**sidecar["batch"]))
-    _fact(table, "seconds", f"{report['build_seconds']:.1f}")
+    table = facts(f"built a plan of {sidecar['spec']['name']}")
+    fact(table, "plan", f"{report['plan']} ({size_text(sidecar['plan_bytes'])})")
+    fact(table, "sidecar", report["sidecar_path"])
+    fact(table, "runtime", f"{sidecar['runtime']} {sidecar['runtime_version']}")
+    fact(table, "targets", ", ".join(sidecar["targets"]) or "this machine's GPU")
+    fact(table, "precision", sidecar["precision"])
+    fact(table, "batch", "min {min}, opt {opt}, max {max}".format(**sidecar["batch"]))
+    fact(table, "seconds", f"{report['build_seconds']:.1f}")
     return table
 
 
 def detect_table(report: DetectReport) -> Table:
     """What `detect` found, one row per image or video."""
-    table = Table(title="detections", title_justify="left")
-    for column in ("file", "size", "detections", "overlay"):
-        table.add_column(column, overflow="fold")
+    table = grid("detections", "file", "size", "detections", "overlay")
     for summary in report.files:
         height, width = summary.image_hw
         found = ", ".join(f"{count} {name}" for name, count in summary.counts.items()) or "none"
@@ -83,10 +116,8 @@ def detect_table(report: DetectReport) -> Table:
 
 def eval_table(report: dict[str, Any]) -> Table:
     """AP of boxes and masks, in percent."""
-    table = Table(title=f"COCO AP of {escape(report['artifact'])} on {report['images']} images", title_justify="left")
-    table.add_column("")
-    for name in report["bbox"]:
-        table.add_column(name, justify="right")
+    title = f"COCO AP of {report['artifact']} on {report['images']} images"
+    table = grid(title, "", *(f">{name}" for name in report["bbox"]))
     for kind, label in (("bbox", "box"), ("segm", "mask")):
         table.add_row(label, *(f"{100 * value:.2f}" if value >= 0 else "-" for value in report[kind].values()))
     return table
@@ -94,15 +125,15 @@ def eval_table(report: dict[str, Any]) -> Table:
 
 def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:
     """What is the same in every kind of artifact first, then spec, tensors and modules where they are known."""
-    table = _facts(f"{report['kind']} {report['path']}")
+    table = facts(f"{report['kind']} {report['path']}")
     for key, value in report.items():
         if key not in ("kind", "path", "spec_error") and not isinstance(value, (dict, list)) and value is not None:
-            _fact(table, key, _size(value) if key.endswith("bytes") else str(value))
+            fact(table, key, size_text(value) if key.endswith("bytes") else str(value))
     for key in ("targets", "batch", "mask_iou", "opsets", "metadata"):
         if report.get(key):
-            _fact(table, key, _inline(report[key]))
+            fact(table, key, _inline(report[key]))
     for note in report.get("notes", ()):
-        _fact(table, "note", note)
+        fact(table, "note", note)
     yield table
     if report.get("inferred"):
         yield _evidence_table("seen in the tensors", report["inferred"])
@@ -113,25 +144,23 @@ def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:
         yield _io_table(report["io_tensors"])
     modules = report.get("module_counts") or (report.get("layers") or {}).get("module_counts")
     if modules:
-        table = _facts("layers per module")
+        table = facts("layers per module")
         for name, count in list(modules.items())[:_SHOWN_MODULES]:
-            _fact(table, name or "(none)", str(count))
+            fact(table, name or "(none)", str(count))
         yield table
 
 
 def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
     """What this machine has and lacks, one table per part."""
-    table = _facts(f"yolact-deploy {report['version']}")
-    _fact(table, "python", f"{report['python']} ({report['executable']})")
-    _fact(table, "platform", report["platform"])
-    _fact(table, "GPUs", ", ".join(report["gpus"]) or "none visible")
+    table = facts(f"yolact-deploy {report['version']}")
+    fact(table, "python", f"{report['python']} ({report['executable']})")
+    fact(table, "platform", report["platform"])
+    fact(table, "GPUs", ", ".join(report["gpus"]) or "none visible")
     for name, version in report["packages"].items():
-        _fact(table, name, version or "not installed")
+        fact(table, name, version or "not installed")
     yield table
     yield from _cuda_tables(report)
-    table = Table(title="what can be done here", title_justify="left")
-    for column in ("ability", "", "why"):
-        table.add_column(column, overflow="fold")
+    table = grid("what can be done here", "ability", "", "why")
     for ability in report["abilities"]:
         mark = Text("yes", "green") if ability["available"] else Text("no", "yellow")
         table.add_row(ability["name"], mark, Text(ability["reason"]))
@@ -140,22 +169,22 @@ def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
 
 def _cuda_tables(report: dict[str, Any]) -> Iterator[Table]:
     cuda = report["cuda"]
-    table = _facts("CUDA")
-    _fact(table, "driver", f"for CUDA {cuda['driver']}" if cuda["driver"] else "none")
-    _fact(table, "package", cuda["package"] or "not installed")
+    table = facts("CUDA")
+    fact(table, "driver", f"for CUDA {cuda['driver']}" if cuda["driver"] else "none")
+    fact(table, "package", cuda["package"] or "not installed")
     for gpu in cuda["gpus"]:
-        memory = _size(gpu["memory_bytes"])
-        _fact(table, gpu["device"], f"{gpu['name']}, {gpu['architecture']}, {gpu['multiprocessors']} SMs, {memory}")
+        memory = size_text(gpu["memory_bytes"])
+        fact(table, gpu["device"], f"{gpu['name']}, {gpu['architecture']}, {gpu['multiprocessors']} SMs, {memory}")
     for nvrtc in cuda["nvrtc"] or ({"version": "not installed", "path": ""},):
-        _fact(table, "NVRTC", f"{nvrtc['version']} {nvrtc['path']}")
+        fact(table, "NVRTC", f"{nvrtc['version']} {nvrtc['path']}")
     cache = cuda["kernel_cache"]
-    kept = f"{cache['entries']} entries, {_size(cache['size_bytes'])}{'' if cache['writable'] else ', not writable'}"
-    _fact(table, "kernel cache", f"{cache['path']} ({kept})")
+    kept = (
+        f"{cache['entries']} entries, {size_text(cache['size_bytes'])}{'' if cache['writable'] else ', not writable'}"
+    )
+    fact(table, "kernel cache", f"{cache['path']} ({kept})")
     yield table
     if "warmed" in report:
-        table = Table(title="kernels compiled", title_justify="left")
-        for column in ("architecture", "classes", "NMS", "compiler", "seconds"):
-            table.add_column(column)
+        table = grid("kernels compiled", "architecture", "classes", "NMS", "compiler", "seconds")
         for entry in report["warmed"]:
             seconds = "in the cache already" if entry["was_cached"] else f"{entry['seconds']:.1f}"
             table.add_row(entry["architecture"], str(entry["classes"]), entry["nms"], entry["compiler"], seconds)
@@ -163,13 +192,13 @@ def _cuda_tables(report: dict[str, Any]) -> Iterator[Table]:
 
 
 def _spec_table(spec: dict[str, Any]) -> Table:
-    table = _facts("spec")
+    table = facts("spec")
     for key in ("name", "input_size", "conf_activation"):
-        _fact(table, key, str(spec[key]))
+        fact(table, key, str(spec[key]))
     names = spec["class_names"]
-    _fact(table, "classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}")
+    fact(table, "classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}")
     for key in ("backbone", "fpn", "protonet", "head", "priors", "preprocess", "postprocess"):
-        _fact(table, key, _inline(spec[key]))
+        fact(table, key, _inline(spec[key]))
     return table
 
 
@@ -193,25 +222,12 @@ def _shortened(value: Any) -> str:
 
 
 def _io_table(tensors: list[dict[str, Any]]) -> Table:
-    table = Table(title="inputs and outputs", title_justify="left")
-    for column in ("name", "mode", "dtype", "shape"):
-        table.add_column(column)
+    table = grid("inputs and outputs", "name", "mode", "dtype", "shape")
     for tensor in tensors:
         sizes = ["any" if size == -1 else str(size) for size in tensor["shape"]]
         shape = " x ".join(["B" if sizes[:1] == ["any"] else sizes[0], *sizes[1:]] if sizes else [])
         table.add_row(*(Text(text) for text in (tensor["name"], tensor["mode"], tensor["dtype"], shape)))
     return table
-
-
-def _facts(title: str) -> Table:
-    table = Table(title=escape(title), show_header=False, title_justify="left")
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
-
-
-def _fact(table: Table, name: str, value: str) -> None:
-    table.add_row(name, Text(value))
 
 
 def _inline(value: Any) -> str:
@@ -220,7 +236,3 @@ def _inline(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_inline(item) for item in value) + "]"
     return "null" if value is None else str(value)
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / _MIB:.1f} MiB" if size_bytes >= _MIB else f"{size_bytes} bytes"
