@@ -205,6 +205,7 @@ def _measure(options: _Options, progress: Progress) -> dict[str, Any]:
         report["notes"] += notes
         if not report["interrupted"]:
             _extras(report, detectors, images, options, progress)
+    report["notes"] = sorted(dict.fromkeys(report["notes"]), key=len)  # the shortest are read
     return report
 
 

@@ -13,7 +13,7 @@ from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles,
 from benchmarks.subjects import common, conditions, describe
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.errors import pip_install
+from yolact_deploy.optional import has_nvidia_driver
 
 SCHEMA = 1
 DEFAULT_ITERATIONS = 50
@@ -151,37 +151,62 @@ def _notes(report: dict[str, Any], detectors: Sequence[Detector]) -> list[str]:
         notes.append(f"times were still changing after {report['options']['warmup']} warm-up iterations.")
     if len(report["runs"]) > 1:
         notes.append(f"peak memory is of one process that holds all {len(report['runs'])} artifacts.")
-    for run, detector in zip(report["runs"], detectors, strict=True):
-        notes += [f"{run['artifact']}: {' '.join(note.split())}" for note in detector.notes]
-        if run["variation"] > MAX_VARIATION:
-            notes.append(
-                f"{run['artifact']}: times vary by {100 * run['variation']:.1f}% (more than {100 * MAX_VARIATION:g}%); "
-                "trust the medians and their intervals, not single times."
-            )
-        if run["overhead_share"] is not None and run["overhead_share"] > MAX_OVERHEAD:
-            notes.append(f"{run['artifact']}: timing takes {100 * run['overhead_share']:.1f}% of its shortest stage.")
-        if abs(run["stages_share"] - 1) > MAX_UNACCOUNTED:
-            notes.append(f"{run['artifact']}: the stages' medians are {run['stages_share']:.3f} of the whole's.")
-        if detector.on_gpu:
-            notes += _device_notes(run)
-    if not any(detector.on_gpu for detector in detectors):
+    found = [_run_notes(run, detector) for run, detector in zip(report["runs"], detectors, strict=True)]
+    notes += said_once({run["artifact"]: of_run for run, of_run in zip(report["runs"], found, strict=True)})
+    on_gpu = any(detector.on_gpu for detector in detectors)
+    if not on_gpu and has_nvidia_driver():
         notes.append("no GPU was used: device times, transfers and device memory are not measured.")
-    elif not report["watch"]["gpus"]:
-        notes.append(f"no clocks, power or temperature of the GPU: they are read with {pip_install('bench')}.")
+    elif on_gpu and not report["watch"]["gpus"]:
+        notes.append(
+            'no clocks, power or temperature of the GPU: they are read with pip install "yolact-deploy[bench]".'
+        )
     return notes
 
 
-def _device_notes(run: dict[str, Any]) -> list[str]:
-    """What a GPU's stages are parts of, where that is not the latency, and what is not known."""
-    notes = []
-    staged, latency = run["staged_ms"]["p50"], run["latency_ms"]["p50"]
-    if run["cuda_graph"]:
+def said_once(found: dict[str, list[tuple[str, str]]]) -> list[str]:
+    """Notes of all artifacts, each text once, from texts and values of theirs by artifact.
+
+    A value takes the place of the "{}" in its text. Artifacts are named where there are several and a note is not of all, or has
+    values.
+
+    >>> said_once({"a.onnx": [("slow.", ""), ("took {}.", "1 s")], "b.onnx": [("slow.", ""), ("took {}.", "2 s")]})
+    ['slow.', 'took 1 s (a.onnx), 2 s (b.onnx).']
+    """
+    values: dict[str, dict[str, str]] = {}
+    for artifact, notes in found.items():
+        for text, value in notes:
+            values.setdefault(text, {})[artifact] = value
+    said = []
+    for text, by_artifact in values.items():
+        if len(found) == 1:
+            said.append(text.replace("{}", "".join(by_artifact.values())))
+        elif any(by_artifact.values()):
+            said.append(text.replace("{}", ", ".join(f"{value} ({name})" for name, value in by_artifact.items())))
+        else:
+            said.append(text if len(by_artifact) == len(found) else f"{', '.join(by_artifact)}: {text}")
+    return said
+
+
+def _run_notes(run: dict[str, Any], detector: Detector) -> list[tuple[str, str]]:
+    """For `said_once`."""
+    notes = [(" ".join(note.split()), "") for note in detector.notes]
+    if run["variation"] > MAX_VARIATION:
+        advice = f"(more than {100 * MAX_VARIATION:g}%); trust the medians and their intervals, not single times."
+        notes.append((f"times vary by {{}} {advice}", f"{100 * run['variation']:.1f}%"))
+    if run["overhead_share"] is not None and run["overhead_share"] > MAX_OVERHEAD:
+        notes.append(("timing takes {} of the shortest stage.", f"{100 * run['overhead_share']:.1f}%"))
+    if abs(run["stages_share"] - 1) > MAX_UNACCOUNTED:
+        notes.append(("the stages' medians are {} of the whole's.", f"{run['stages_share']:.3f}"))
+    if detector.on_gpu and run["cuda_graph"]:
+        staged, latency = run["staged_ms"]["p50"], run["latency_ms"]["p50"]
         notes.append(
-            f"{run['artifact']}: CUDA graphs have no stages; without them the whole takes {staged:.2f} ms (p50), of which the "
-            f"stages are parts, and with them {latency:.2f} ms."
+            (
+                "CUDA graphs have no stages: the stages are parts of a call without them, whose p50 beside that with them is {}.",
+                f"{staged:.2f} and {latency:.2f} ms",
+            )
         )
-    if run["peak_memory"]["device_bytes"] is None:
-        notes.append(f"{run['artifact']}: device memory is {run['peak_memory']['device_method']}")
+    if detector.on_gpu and run["peak_memory"]["device_bytes"] is None:
+        notes.append((f"device memory is {run['peak_memory']['device_method']}", ""))
     return notes
 
 

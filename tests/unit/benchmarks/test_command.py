@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import typer
 
 import benchmarks
 from benchmarks import bench
+from benchmarks.latency import said_once
+from yolact_deploy import Detector
 from yolact_deploy.cli import app
 from yolact_deploy.errors import BenchmarkError, OutputError
 
@@ -79,3 +82,34 @@ def test_nothing_to_measure_is_refused() -> None:
 def test_a_page_that_can_not_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         bench("there-is-no-such-model.onnx", report=tmp_path / "missing" / "report.html")
+
+
+def test_what_holds_for_several_artifacts_is_said_once_and_the_shortest_first(
+    shapes_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remark = "a remark that every Detector makes."
+    monkeypatch.setattr(Detector, "notes", (remark,))
+    monkeypatch.setattr("benchmarks.latency.MAX_VARIATION", 0.0)
+    other = tmp_path / "other.onnx"
+    shutil.copy(shapes_onnx, other)
+    notes = bench([shapes_onnx, other], iterations=3, warmup=0, threads=1, device="cpu")["notes"]
+    assert notes.count(remark) == 1
+    (varying,) = [note for note in notes if note.startswith("times vary by")]
+    assert f"({shapes_onnx})" in varying
+    assert f"({other})" in varying
+    assert [len(note) for note in notes] == sorted(len(note) for note in notes)
+
+
+def test_what_holds_for_one_of_several_names_it() -> None:
+    assert said_once({"a": [("slow.", "")], "b": []}) == ["a: slow."]
+    assert said_once({"a": [("took {}.", "1 s")], "b": []}) == ["took 1 s (a)."]
+    assert said_once({"a": [("took {}.", "1 s"), ("slow.", "")]}) == ["took 1 s.", "slow."]
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_that_no_gpu_was_used_is_said_where_one_could_be(
+    driver: bool, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.latency.has_nvidia_driver", lambda: driver)
+    notes = bench(shapes_onnx, iterations=1, warmup=0, threads=1, device="cpu")["notes"]
+    assert any("no GPU was used" in note for note in notes) is driver
