@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import charts
 from yolact_deploy.files import write_text
+from yolact_deploy.reports import page
 from yolact_deploy.reports.bench import shown_ms
-from yolact_deploy.reports.page import PAGE_STYLE
+from yolact_deploy.reports.page import escaped, table_of
 
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
 _OTHER_WHOLES = {
@@ -47,17 +46,10 @@ def render_report(report: dict[str, Any]) -> str:
         *(_layers(layers) for layers in report.get("layers", ())),
         _peers(report.get("peers")),
         *(_scenario(scenario) for scenario in report.get("scenarios", ())),
-        _notes(report["notes"]),
+        page.notes_of("What to know of these figures", report["notes"]),
         _environment(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escaped(names)} benchmarked</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page.document(f"{names} benchmarked", STYLE, body)
 
 
 def _header(report: dict[str, Any], names: str) -> str:
@@ -98,12 +90,7 @@ def _run_figures(run: dict[str, Any]) -> str:
         )
     if run["peak_memory"].get("device_bytes") is not None:
         cells.append(("GPU memory", f"{run['peak_memory']['device_bytes'] / _MIB:.0f} MiB", "of one Detector"))
-    drawn = "".join(
-        f'<div class="figure"><p class="name">{escaped(name)}</p><p class="value">{escaped(value)}</p>'
-        f'<p class="hint">{escaped(hint)}</p></div>'
-        for name, value, hint in cells
-    )
-    return f'<section class="figures">{drawn}</section>'
+    return page.figures((escaped(name), escaped(value), escaped(hint)) for name, value, hint in cells)
 
 
 def _gate(gate: dict[str, Any] | None) -> str:
@@ -118,7 +105,7 @@ def _gate(gate: dict[str, Any] | None) -> str:
             f'<td class="{_TONES[found["verdict"]]}">{found["verdict"]}</td>'
             f'<td class="words">{escaped(found["reason"])}</td></tr>'
         )
-    head = head_of("artifact", "new / old p50", "99% interval", "method", "verdict", "why")
+    head = _head_of("artifact", "new / old p50", "99% interval", "method", "verdict", "why")
     hint = (
         f"At most {100 * gate['max_regression']:g}% slower than {gate['baseline']}; measured {gate['attempts']} times."
     )
@@ -160,7 +147,7 @@ def _latency_table(report: dict[str, Any]) -> str:
             low, high = intervals.get(stage, {"p50": (None, None)})["p50"]
             interval = f"{number(low)} to {number(high)}" if stage in intervals else ""
             rows.append(f'<tr{total}><th scope=row>{escaped(stage)}</th>{values}<td class="soft">{interval}</td></tr>')
-        head = head_of("ms per batch", *_COLUMNS, f"p50, {100 * run['confidence']:.0f}%")
+        head = _head_of("ms per batch", *_COLUMNS, f"p50, {100 * run['confidence']:.0f}%")
         hint = (
             f"{run['latency_ms']['n']} iterations; {run['backend']}, {run['precision'] or 'precision unknown'}. Clock: "
             f"{run['clock']}. Transfers {run['transfers']}. CUDA graph: {', '.join(run['graph_stages']) or 'none'}. Waiting: "
@@ -191,7 +178,7 @@ def _sweep(swept: dict[str, Any]) -> str:
         + "</tr>"
         for point in swept["work"]
     ]
-    table = table_of(head_of("image", "detections", *_work_times(swept["work"][0])), rows) if rows else ""
+    table = table_of(_head_of("image", "detections", *_work_times(swept["work"][0])), rows) if rows else ""
     hint = " ".join(("Medians in ms; objects are planted in the head tensors.", *swept["notes"]))
     grid = f'<div class="charts">{"".join(map(chart_card, drawn))}</div>'
     return section(f"How cost grows: {Path(swept['artifact']).name}", grid + table, hint)
@@ -211,7 +198,7 @@ def _layers(layers: dict[str, Any]) -> str:
     ]
     bars = [(row["module"], {"p50": row["ms"]}) for row in layers["modules"]]
     hint = f"Medians in ms of {layers['runs']} runs, by {layers['profiler']}'s profiler; {layers['network_ms']:.2f} ms in all."
-    table = table_of(head_of("module", "nodes", "ms", "share"), rows)
+    table = table_of(_head_of("module", "nodes", "ms", "share"), rows)
     return section(
         f"The network by module: {Path(layers['artifact']).name}",
         chart_card(charts.stacked_bars(bars, "ms")) + table,
@@ -237,7 +224,7 @@ def _peers(peers: dict[str, Any] | None) -> str:
             f"<td>{row['ratio']:.2f}&times;</td><td class=soft>{number(low)} to {number(high)}</td>"
             f'<td class="{_TONES[row["verdict"]]}">{row["verdict"]}</td><td class=soft>{row["clock"]}</td></tr>'
         )
-    head = head_of("what", "peer", "peer p50", "p90", "ours p50", "p90", "peer / ours", "95%", "ours is", "clock")
+    head = _head_of("what", "peer", "peer p50", "p90", "ours p50", "p90", "peer / ours", "95%", "ours is", "clock")
     hint = " ".join((f"In turns, on one image with {peers['detections']} detections; ms.", *peers["notes"]))
     chart = chart_card(charts.stacked_bars(list(bars.items()), "ms"))
     return section("Beside its peers", chart + table_of(head, rows), hint)
@@ -247,14 +234,7 @@ def _scenario(scenario: dict[str, Any]) -> str:
     figures = {name: f"{v:.3f}" if isinstance(v, float) else str(v) for name, v in scenario["figures"].items()}
     rows = [f"<tr><th scope=row>{escaped(name)}</th><td>{escaped(text)}</td></tr>" for name, text in figures.items()]
     title = f"LoadGen, {scenario['scenario']}: {Path(scenario['artifact']).name}"
-    return section(title, table_of(head_of("figure", "value"), rows), scenario["note"])
-
-
-def _notes(notes: list[str]) -> str:
-    items = "".join(f"<li>{escaped(note)}</li>" for note in notes)
-    return (
-        f"<section>\n<h2>What to know of these figures</h2>\n<ul class=notes>{items}</ul>\n</section>" if notes else ""
-    )
+    return section(title, table_of(_head_of("figure", "value"), rows), scenario["note"])
 
 
 def _environment(report: dict[str, Any]) -> str:
@@ -274,8 +254,8 @@ def _environment(report: dict[str, Any]) -> str:
     facts += [
         (Path(run["artifact"]).name, f"SHA-256 {run['sha256']}, {run['size_bytes']} bytes") for run in report["runs"]
     ]
-    rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts)
-    return f'<section>\n<h2>Environment</h2>\n<div class="card"><dl>{rows}</dl></div>\n</section>'
+    listed = page.facts((escaped(name), escaped(value)) for name, value in facts)
+    return f'<section>\n<h2>Environment</h2>\n<div class="card">{listed}</div>\n</section>'
 
 
 def _label(run: dict[str, Any]) -> str:
@@ -293,6 +273,10 @@ def _all_of(value: Any) -> str:
 _WORDS = ("peer", "why")  # columns of text
 
 
+def _head_of(*names: str) -> str:
+    return page.head_of(*names, words=_WORDS)
+
+
 def section(title: str, content: str, hint: str) -> str:
     """A titled part of the page, with a hint below it."""
     return f'<section>\n<h2>{escaped(title)}</h2>\n{content}\n<p class="hint">{escaped(hint)}</p>\n</section>'
@@ -303,30 +287,12 @@ def chart_card(svg: str) -> str:
     return f'<div class="chart">{svg}</div>'
 
 
-def table_of(head: str, rows: Iterable[str]) -> str:
-    """A table that scrolls within its frame."""
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def head_of(*names: str) -> str:
-    """The head row of a table."""
-    cells = (f"<th scope=col{' class=words' if name in _WORDS else ''}>{escaped(name)}</th>" for name in names)
-    return f"<tr>{''.join(cells)}</tr>"
-
-
 def number(value: float | None, digits: int = 2) -> str:
     """A number with so many digits, "?" for none."""
     return "?" if value is None else f"{value:.{digits}f}"
 
 
-def escaped(value: str) -> str:
-    """Escaped for text and attributes; bytes of a file name that are no UTF-8 become question marks."""
-    return html.escape(value.encode("utf-8", "replace").decode("utf-8"), quote=True)
-
-
-STYLE = (
-    PAGE_STYLE
-    + """
+STYLE = """
 :root { --s0: #2563c9; --s1: #c2570c; --s2: #1b7f4b; --s3: #8b3fb5; --s4: #b3261e;
     --s5: #0f7f8f; --s6: #5c6570; --on: #ffffff; }
 @media (prefers-color-scheme: dark) {
@@ -356,4 +322,3 @@ td.words, thead th.words { white-space: normal; text-align: left; min-width: 220
 @media (max-width: 720px) { .charts { grid-template-columns: 1fr; } .chart { padding: 10px; } }
 @media print { .chart { break-inside: avoid; } }
 """
-)

@@ -1,14 +1,9 @@
-"""A comparison as one HTML file: no scripts, no network, images inside; it can be mailed and opened in ten years.
-
-Written with `html.escape` alone: the page is a handful of tables, and a template engine would be one more dependency of
-everyone who compares.
-"""
+"""A comparison as one HTML file: no scripts, no network, images inside; it can be mailed and opened in ten years."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,10 +14,9 @@ import numpy as np
 from exporters.comparison.report import Agreement, ApComparison, ArtifactInfo, CompareReport, Example, OutputDifference
 from yolact_deploy.arrays import Image, IntArray
 from yolact_deploy.errors import OutputError
-from yolact_deploy.files import write_text
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.postprocess import assemble_masks
-from yolact_deploy.reports.page import PAGE_STYLE
+from yolact_deploy.reports import page
 from yolact_deploy.spec import ResizeMode
 
 _PANEL_SIDE_PX = 640  # the longer side of a drawn image
@@ -62,15 +56,7 @@ def render_html(report: CompareReport) -> str:
         _examples(report),
         _remarks(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
-        f"<title>{_text(names)} compared</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page.document(f"{names} compared", STYLE, body, images=True)
 
 
 def _header(report: CompareReport) -> str:
@@ -79,8 +65,8 @@ def _header(report: CompareReport) -> str:
     if a == b:
         a, b = f"{report.a.kind} {a}", f"{report.b.kind} {b}"
     return (
-        f'<header>\n<p class="eyebrow">yolact-deploy compare</p>\n<h1>{_text(a)} against {_text(b)}</h1>\n'
-        f'<p class="lead">{_text(report.a.model)} at {report.input_size} &times; {report.input_size}, on {count} '
+        f'<header>\n<p class="eyebrow">yolact-deploy compare</p>\n<h1>{page.escaped(a)} against {page.escaped(b)}</h1>\n'
+        f'<p class="lead">{page.escaped(report.a.model)} at {report.input_size} &times; {report.input_size}, on {count} '
         f"image{'s' if count != 1 else ''}. A is the reference.</p>\n"
         f'<div class="pair">\n{_artifact("A", report.a)}\n{_artifact("B", report.b)}\n</div>\n</header>'
     )
@@ -88,16 +74,15 @@ def _header(report: CompareReport) -> str:
 
 def _artifact(letter: str, info: ArtifactInfo) -> str:
     facts = [
-        ("kind", _text(info.kind)),
+        ("kind", page.escaped(info.kind)),
         ("size", f"{info.size_bytes / _MIB:.1f} MiB"),
-        ("ran in", _text(info.backend)),
-        ("SHA-256", f'<code title="{_text(info.sha256)}">{_text(info.sha256[:16])}&hellip;</code>'),
+        ("ran in", page.escaped(info.backend)),
+        ("SHA-256", f'<code title="{page.escaped(info.sha256)}">{page.escaped(info.sha256[:16])}&hellip;</code>'),
     ]
-    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
     return (
         f'<section class="card side-{letter.lower()}">\n<h2><span class="letter">{letter}</span>'
-        f'<span class="file" title="{_text(info.path)}">{_text(Path(info.path).name)}</span>'
-        f'<span class="chip">{_text(info.precision)}</span></h2>\n<dl>{rows}</dl>\n</section>'
+        f'<span class="file" title="{page.escaped(info.path)}">{page.escaped(Path(info.path).name)}</span>'
+        f'<span class="chip">{page.escaped(info.precision)}</span></h2>\n{page.facts(facts)}\n</section>'
     )
 
 
@@ -117,11 +102,7 @@ def _figures(report: CompareReport) -> str:
         for kind, label in _AP_KINDS:
             ends = f"{_points(report.ap.a[kind]['AP'])} &rarr; {_points(report.ap.b[kind]['AP'])}"
             figures.append((f"{label} AP, B &minus; A", _change(difference[kind]["AP"]), f"points: {ends}"))
-    cells = "".join(
-        f'<div class="figure"><p class="name">{name}</p><p class="value">{value}</p><p class="hint">{hint}</p></div>'
-        for name, value, hint in figures
-    )
-    return f'<section class="figures">{cells}</section>'
+    return page.figures(figures)
 
 
 def _outputs(outputs: Iterable[OutputDifference]) -> str:
@@ -130,17 +111,17 @@ def _outputs(outputs: Iterable[OutputDifference]) -> str:
         broken = output.non_finite_a + output.non_finite_b
         mark = f'<span class="bad">{output.non_finite_a} in A, {output.non_finite_b} in B</span>' if broken else "none"
         cells = [
-            f"<th scope=row><code>{_text(output.name)}</code></th>",
+            f"<th scope=row><code>{page.escaped(output.name)}</code></th>",
             f'<td class="soft">{" &times; ".join(map(str, output.shape))}</td>',
             f"<td>{_small(output.max_abs_error)}</td>",
             f"<td>{_small(output.relative_l2)}</td>",
             f"<td>{output.cosine:.7f}</td>",
             f"<td>{mark}</td>",
-            f'<td class="path" title="{_text(output.worst_image)}">{_text(Path(output.worst_image).name)}</td>',
+            f'<td class="path" title="{page.escaped(output.worst_image)}">{page.escaped(Path(output.worst_image).name)}</td>',
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = _head("output", "shape", "max abs error", "relative L2", "cosine", "NaN or infinite", "worst on")
-    return f"<section>\n<h2>Head tensors</h2>\n{_table(head, rows)}\n</section>"
+    head = page.head_of("output", "shape", "max abs error", "relative L2", "cosine", "NaN or infinite", "worst on")
+    return f"<section>\n<h2>Head tensors</h2>\n{page.table_of(head, rows)}\n</section>"
 
 
 def _average_precision(ap: ApComparison | None) -> str:
@@ -153,11 +134,11 @@ def _average_precision(ap: ApComparison | None) -> str:
             rows.append(f"<tr><th scope=row>{label} <span class=soft>{name}</span></th>{values}</tr>")
         values = "".join(f"<td>{_change(ap.difference[kind][column])}</td>" for column in _SHOWN_AP)
         rows.append(f'<tr class="total"><th scope=row>{label} <span class=soft>B &minus; A</span></th>{values}</tr>')
-    head = _head("COCO, 0 to 100", *(column.replace("_", " ") for column in _SHOWN_AP))
+    head = page.head_of("COCO, 0 to 100", *(column.replace("_", " ") for column in _SHOWN_AP))
     hint = f'<p class="hint">On {ap.images} annotated images, every score counted.'
     if ap.images < 1000:
         hint += " On so few, changes of a few tenths of a point are chance."
-    return f"<section>\n<h2>Average precision</h2>\n{_table(head, rows)}\n{hint}</p>\n</section>"
+    return f"<section>\n<h2>Average precision</h2>\n{page.table_of(head, rows)}\n{hint}</p>\n</section>"
 
 
 def _distribution(report: CompareReport) -> str:
@@ -198,9 +179,9 @@ def _example(example: Example, report: CompareReport) -> str:
             f'width="{picture.shape[1]}" height="{picture.shape[0]}" loading="lazy">'
             f'<p><span class="letter">{letter}</span> {found} {alone}</p></div>'
         )
-    name = _text(Path(comparison.image).name)
+    name = page.escaped(Path(comparison.image).name)
     return (
-        f'<figure class="example">\n<figcaption><span class="path" title="{_text(comparison.image)}">{name}</span>'
+        f'<figure class="example">\n<figcaption><span class="path" title="{page.escaped(comparison.image)}">{name}</span>'
         f'<span class="soft">{_agreement_line(comparison.agreement)}</span></figcaption>\n'
         f'<div class="pair">{"".join(panels)}</div>\n</figure>'
     )
@@ -214,13 +195,7 @@ def _agreement_line(agreement: Agreement) -> str:
 
 
 def _remarks(report: CompareReport) -> str:
-    items = [_text(note) for note in report.notes]
-    items += [f"skipped: {_text(reason)}" for _, reason in report.skipped]
-    if not items:
-        return ""
-    return (
-        f"<section>\n<h2>Notes</h2>\n<ul class=notes>{''.join(f'<li>{item}</li>' for item in items)}</ul>\n</section>"
-    )
+    return page.notes_of("Notes", [*report.notes, *(f"skipped: {reason}" for _, reason in report.skipped)])
 
 
 def _named(raw: RawDetections, picture: Image, class_names: tuple[str, ...], resize: ResizeMode) -> Detections:
@@ -243,7 +218,7 @@ def _outlined(drawn: Image, lone: Detections) -> Image:
 def _listed(detections: Detections, rows: IntArray) -> str:
     lone = detections.take(rows)
     return ", ".join(
-        f"{_text(name)} {score:.2f}" for name, score in zip(lone.class_names, lone.scores.tolist(), strict=True)
+        f"{page.escaped(name)} {score:.2f}" for name, score in zip(lone.class_names, lone.scores.tolist(), strict=True)
     )
 
 
@@ -264,19 +239,6 @@ def _data_uri(image: Image) -> str:
     if not done:
         raise OutputError(f"OpenCV could not encode {image.shape[1]}x{image.shape[0]} as JPEG.")
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
-
-
-def _table(head: str, rows: Iterable[str]) -> str:
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def _head(*names: str) -> str:
-    return f"<tr>{''.join(f'<th scope=col>{name}</th>' for name in names)}</tr>"
-
-
-def _text(value: str) -> str:
-    """Escaped for text and attributes; bytes of a file name that are no UTF-8 become question marks."""
-    return html.escape(value.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
 def _small(value: float) -> str:
@@ -303,9 +265,7 @@ def _change(value: float | None) -> str:
     )
 
 
-STYLE = (
-    PAGE_STYLE
-    + """
+STYLE = """
 .pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
 header .pair { margin-top: 24px; }
 .letter {
@@ -335,4 +295,3 @@ figcaption .path { font-weight: 600; }
 }
 @media print { .example { break-inside: avoid; } }
 """
-)

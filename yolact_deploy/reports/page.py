@@ -1,6 +1,65 @@
-"""The look of the HTML pages that commands write: light or dark as the reader's system is, from phone to desk."""
+"""What the HTML pages that commands write are made of: no scripts, no network; light or dark as the reader's system is, from
+phone to desk.
+
+Written with `html.escape` alone: a page is a handful of tables, and a template engine would be one more dependency of everyone.
+Parts are HTML already; what comes from elsewhere goes through `escaped` first.
+"""
 
 from __future__ import annotations
+
+import html
+from collections.abc import Collection, Iterable
+
+
+def document(title: str, style: str, parts: Iterable[str], *, images: bool = False) -> str:
+    """A whole page, in one string that needs nothing from elsewhere; empty parts are left out. `style` follows PAGE_STYLE;
+    with `images`, they may be inside as data."""
+    allowed = "default-src 'none'; img-src data:; style-src" if images else "default-src 'none'; style-src"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{allowed} \'unsafe-inline\'">\n'
+        f"<title>{escaped(title)}</title>\n<style>{PAGE_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def figures(cells: Iterable[tuple[str, str, str]]) -> str:
+    """Large numbers side by side: name, value, and a hint below it."""
+    drawn = "".join(
+        f'<div class="figure"><p class="name">{name}</p><p class="value">{value}</p><p class="hint">{hint}</p></div>'
+        for name, value, hint in cells
+    )
+    return f'<section class="figures">{drawn}</section>'
+
+
+def table_of(head: str, rows: Iterable[str]) -> str:
+    """A table that scrolls within its frame."""
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def head_of(*names: str, words: Collection[str] = ()) -> str:
+    """The head row of a table; columns of `words` hold text."""
+    cells = (f"<th scope=col{' class=words' if name in words else ''}>{escaped(name)}</th>" for name in names)
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and what they are."""
+    return f"<dl>{''.join(f'<dt>{name}</dt><dd>{value}</dd>' for name, value in rows)}</dl>"
+
+
+def notes_of(title: str, notes: Collection[str]) -> str:
+    """A titled list of remarks; nothing where there are none."""
+    items = "".join(f"<li>{escaped(note)}</li>" for note in notes)
+    return f"<section>\n<h2>{escaped(title)}</h2>\n<ul class=notes>{items}</ul>\n</section>" if notes else ""
+
+
+def escaped(value: str) -> str:
+    """Escaped for text and attributes; bytes of a file name that are no UTF-8 become question marks."""
+    return html.escape(value.encode("utf-8", "replace").decode("utf-8"), quote=True)
+
 
 PAGE_STYLE = """
 :root {
