@@ -1,19 +1,24 @@
-"""What `exporters.precision.run` did, for people and machines."""
+"""What lowering a model's precision did to it, whole and module by module, for people and machines."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
+
+from exporters.onnx_edit import is_inside
 from exporters.precision.calibration import Calibration
 from exporters.precision.fp16 import IoPrecision, KeptFloat32
 from exporters.precision.gate import Accuracy, Verdict
-from exporters.precision.sensitivity import AutoChoice, ModuleSensitivity
+from exporters.precision.sensitivity import AutoChoice, ModuleSensitivity, module_groups
+from yolact_deploy.artifacts.names import module_of
 
 LowPrecision = Literal["fp16", "int8"]
+_NAMED = 3  # modules, in the error of a missed gate
 
 
 @dataclass(frozen=True)
@@ -97,3 +102,54 @@ def _gate_to_dict(gate: GateReport) -> dict[str, Any]:
         "fp16": gate.fp16.to_dict(),
         "int8": None if gate.int8 is None else gate.int8.to_dict(),
     }
+
+
+def report_modules(
+    model: onnx.ModelProto,  # float32
+    int8_convs: Sequence[str],  # nodes
+    kept_float32: Sequence[KeptFloat32],
+    sqnr_db: Mapping[str, float],  # by module; empty where nothing was measured
+    sensitivities: Sequence[ModuleSensitivity],
+) -> tuple[ModuleReport, ...]:
+    """Each group of modules, in the graph's order."""
+    int8, float32 = set(int8_convs), {kept.node for kept in kept_float32}
+    measured = {module.module: module for module in sensitivities}
+    reports: list[ModuleReport] = []
+    for group in module_groups(model):
+        nodes = [node for node in model.graph.node if is_inside(module_of(node.name), [group])]
+        convs = {node.name for node in nodes if node.op_type == "Conv"}
+        precisions = [
+            *(["int8"] if convs & int8 else []),
+            *(["fp16"] if convs - int8 - float32 else []),
+            *(["fp32"] if any(node.name in float32 for node in nodes) else []),
+        ]
+        reports.append(
+            ModuleReport(
+                module=group,
+                precision="+".join(precisions),
+                convs=len(convs),
+                int8_convs=len(convs & int8),
+                sqnr_db=sqnr_db.get(group),
+                sensitivity=measured.get(group),
+            )
+        )
+    return tuple(reports)
+
+
+def name_furthest(sqnr_db: Mapping[str, float]) -> str:
+    """The modules whose outputs are furthest from float32, as the end of an error; "" where nothing was measured."""
+    worst = sorted(sqnr_db, key=sqnr_db.__getitem__)[:_NAMED]
+    listed = ", ".join(f"{name} ({sqnr_db[name]:.1f} dB)" for name in worst)
+    return f" Furthest from float32 are {listed}." if worst else ""
+
+
+def name_costliest(ranked: Sequence[ModuleSensitivity], kept: Sequence[str]) -> str:
+    """The modules to keep in FP16 next, as the end of an error; "" where none is known."""
+    free = [module for module in ranked if not is_inside(module.module, kept)][:_NAMED]
+    if not free:
+        return ""
+    listed = ", ".join(f"{module.module} ({module.output_sqnr_db:.1f} dB)" for module in free)
+    return (
+        f" By the error they bring into the outputs, these modules cost most: {listed}. "
+        f"Keep them in FP16 (`--keep-fp16 {free[0].module}`), let `--auto` choose, or give more calibration images."
+    )

@@ -266,7 +266,7 @@ def test_bad_input_is_told_and_nothing_overwritten(
 
 def test_the_float32_model_is_never_overwritten(tiny_onnx: Path) -> None:
     before = tiny_onnx.read_bytes()
-    with pytest.raises(OutputError, match="is the float32 ONNX itself"):
+    with pytest.raises(OutputError, match="is the input itself"):
         apply_precision(tiny_onnx, tiny_onnx, precision="fp16")
     assert tiny_onnx.read_bytes() == before
 
