@@ -14,6 +14,7 @@ import numpy as np
 from exporters.comparison.report import Agreement, ApComparison, ArtifactInfo, CompareReport, Example, OutputDifference
 from yolact_deploy.arrays import Image, IntArray
 from yolact_deploy.errors import OutputError
+from yolact_deploy.files import write_text
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.postprocess import assemble_masks
 from yolact_deploy.reports import page
