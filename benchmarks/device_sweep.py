@@ -13,8 +13,7 @@ from benchmarks.subjects import planted_scores
 from yolact_deploy import Detector
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.reference.postprocess import make_priors
+from yolact_deploy.reference.postprocess import MaskIouModel, make_priors
 from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork
 from yolact_deploy.spec import ModelSpec
 

@@ -17,7 +17,7 @@ from benchmarks.machine import BUSY_SHARE, TOO_BUSY_SHARE, disturbed_share
 from benchmarks.statistics import bootstrap_quantiles, order_interval
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.files import sha256_file
-from yolact_deploy.json_files import JsonError, read_json
+from yolact_deploy.spec_json import JsonError, read_json
 
 Verdict = Literal["passed", "regressed", "inconclusive"]
 ATTEMPTS = 3  # a regression is still there when measured again; a busy neighbour seldom is

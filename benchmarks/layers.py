@@ -18,7 +18,7 @@ from yolact_deploy.artifacts.names import INPUT, is_plan, module_of
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.images import preprocess
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
 
 _RUNS = 20

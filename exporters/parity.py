@@ -20,9 +20,8 @@ from torch import nn
 from exporters.matching import capped_size, detect_heads, detection_keys, mask_ious, paired_rows
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.reference.postprocess import assemble_masks
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.images import preprocess
+from yolact_deploy.reference.postprocess import MaskIouModel, assemble_masks
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec

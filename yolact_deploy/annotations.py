@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.errors import AnnotationError
-from yolact_deploy.json_files import JsonError, read_json
 from yolact_deploy.spec import ModelSpec
+from yolact_deploy.spec_json import JsonError, read_json
 from yolact_deploy.text import shorten
 
 # What pycocotools reads of every entry, without checking that it is there.

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from yolact_deploy.errors import SpecError
-from yolact_deploy.json_files import JsonError, parse_json, read_json
-from yolact_deploy.spec_json import SINCE, decode, encode, lowest_schema_version
+from yolact_deploy.spec_json import SINCE, JsonError, decode, encode, lowest_schema_version, parse_json, read_json
 from yolact_deploy.text import is_printable, shorten
 
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it

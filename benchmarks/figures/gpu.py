@@ -40,8 +40,8 @@ from yolact_deploy.cuda.drivers.opening import open_driver
 from yolact_deploy.cuda.specialization import specialize
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.files import check_writable, write_json
+from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.postprocess import make_priors
-from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.protocols import DeviceNetwork, HeadTensors
 
 IMAGE_SIZES_HW = ((550, 550), (720, 1280), (1080, 1920))

@@ -35,7 +35,7 @@ from yolact_deploy.cuda.drivers.interface import Argument, Driver, GpuDevice
 from yolact_deploy.cuda.launches import Launch, mask_pitch_words, result_buffers
 from yolact_deploy.cuda.program import place
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 from yolact_deploy.spec import ModelSpec

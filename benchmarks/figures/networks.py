@@ -21,7 +21,7 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, INPUT, OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
-from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.spec import ModelSpec
 
 CONFIG = "yolact_resnet50"

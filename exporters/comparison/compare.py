@@ -34,8 +34,7 @@ from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.errors import AnnotationError, ImageError
 from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import list_images, read_image
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.images import list_images, preprocess, read_image
 
 PathLike = str | os.PathLike[str]
 

@@ -17,8 +17,7 @@ from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_iou import rescore_masks
-from yolact_deploy.reference.postprocess import assemble_masks, softmax
+from yolact_deploy.reference.postprocess import assemble_masks, rescore_masks, softmax
 from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, ResizeMode

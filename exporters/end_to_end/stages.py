@@ -1,4 +1,4 @@
-"""What an end-to-end graph does around the network, as ONNX nodes: `yolact_deploy.reference.preprocess` before it,
+"""What an end-to-end graph does around the network, as ONNX nodes: `yolact_deploy.reference.images` before it,
 `yolact_deploy.reference.postprocess`, `nms` and `masks` after it, in their order of float32 operations.
 
 Only operators that onnxruntime and TensorRT have, and no shape that depends on data: instead of dropping a candidate, its

@@ -17,8 +17,8 @@ from exporters.precision.ranges import CALIBRATORS, Calibrator, Progress, choose
 from yolact_deploy import __version__
 from yolact_deploy.errors import CalibrationError
 from yolact_deploy.files import check_writable, sha256_file, write_json
-from yolact_deploy.json_files import JsonError, read_json
 from yolact_deploy.spec import ModelSpec
+from yolact_deploy.spec_json import JsonError, read_json
 
 # On the trained example it loses the least box AP (0.04 point; max 0.07, mse 0.18, percentile 0.26), at an error of the
 # outputs within 0.7 dB of the best (mse).

@@ -20,8 +20,7 @@ from onnx import helper
 from exporters.onnx_edit import float_tensors, open_session, with_outputs
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import CalibrationError, ExportError, ImageError
-from yolact_deploy.reference.images import read_image
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.images import preprocess, read_image
 from yolact_deploy.spec import ModelSpec
 
 Calibrator = Literal["max", "entropy", "percentile", "mse"]

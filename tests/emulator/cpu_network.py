@@ -14,7 +14,7 @@ from tests.emulator.driver import EmulatedDriver
 from yolact_deploy.arrays import AnyArray
 from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec

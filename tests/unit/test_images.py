@@ -12,8 +12,7 @@ import pytest
 from exporters.checkpoints.configs import PUBLISHED
 from tests.goldens import GOLDEN, SHAPES
 from yolact_deploy.errors import ImageError, InputWarning
-from yolact_deploy.reference.images import check_image, list_images, read_image
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.images import check_image, list_images, preprocess, read_image
 from yolact_deploy.spec import ModelSpec
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"

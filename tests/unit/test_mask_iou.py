@@ -11,9 +11,8 @@ from tests.goldens import f32
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_iou import MaskIouReference, rescore_masks
 from yolact_deploy.reference.masks import prototype_masks
-from yolact_deploy.reference.postprocess import assemble_masks
+from yolact_deploy.reference.postprocess import MaskIouReference, assemble_masks, rescore_masks
 
 
 def _raw(scores: list[float], class_ids: list[int]) -> RawDetections:

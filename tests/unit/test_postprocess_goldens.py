@@ -11,8 +11,7 @@ import pytest
 
 from tests.goldens import GOLDEN, golden_fill, mask_iou_shapes, postgen
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_iou import MaskIouReference, rescore_masks
-from yolact_deploy.reference.postprocess import assemble_masks, detect
+from yolact_deploy.reference.postprocess import MaskIouReference, assemble_masks, detect, rescore_masks
 from yolact_deploy.spec import NmsMode
 
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "post/cases.json").read_text())

@@ -21,9 +21,8 @@ from yolact_deploy.artifacts.contract import IoTensor, describe, form_of
 from yolact_deploy.artifacts.names import Form, Precision, RuntimeName
 from yolact_deploy.errors import PlanMismatchError, SpecError
 from yolact_deploy.files import write_json, write_text
-from yolact_deploy.json_files import JsonError, read_json
 from yolact_deploy.spec import ModelSpec
-from yolact_deploy.spec_json import decode, encode
+from yolact_deploy.spec_json import JsonError, decode, encode, read_json
 
 SIDECAR_SCHEMA_VERSION = 1
 LAYERS_SCHEMA_VERSION = 1

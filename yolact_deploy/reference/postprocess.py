@@ -7,15 +7,18 @@ layers/output_utils.py); where that leaves the order of equal scores to torch's 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import sqrt
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from yolact_deploy.arrays import FloatArray, IntArray, exp
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.masks import ordered_limits
+from yolact_deploy.reference.masks import ordered_limits, prototype_masks
 from yolact_deploy.reference.nms import Kept, cross_class_fast_nms, fast_nms, traditional_nms
 from yolact_deploy.spec import ModelSpec, NmsMode, ResizeMode
 
@@ -245,3 +248,51 @@ def _extent_wh(scale: float, ratio: float, size: int, spec: ModelSpec) -> tuple[
     unit = spec.input_size if spec.priors.use_pixel_scales else size
     width, height = scale * root / unit, scale / root / unit
     return (width, width) if spec.priors.use_square_anchors else (width, height)
+
+
+MaskIouModel: TypeAlias = Callable[[FloatArray], FloatArray]  # soft masks [n, Hp, Wp] -> [n, C]
+
+_STRIDE = 2  # of all layers but the last, which is 1x1
+
+
+def rescore_masks(detections: Detections, model: MaskIouModel) -> Detections:
+    """The same detections in the same order, with what `model` says of each mask for the class of its detection."""
+    count = len(detections)
+    if not count:
+        return dataclasses.replace(detections, mask_ious=np.zeros(0, np.float32))
+    raw = detections.raw
+    judged = model(prototype_masks(raw.proto, raw.mask_coeff, raw.boxes_xyxy, crop=detections.crop))
+    return dataclasses.replace(detections, mask_ious=judged[np.arange(count), detections.class_ids])
+
+
+class MaskIouReference:
+    """The mask-IoU network in NumPy: convolutions without padding, ReLU after each, the maximum over what is left.
+
+    `layers` are its (weight [out, in, k, k], bias [out]) pairs in float32, the last one giving the classes.
+    """
+
+    def __init__(self, layers: Sequence[tuple[FloatArray, FloatArray]]) -> None:
+        self._layers = tuple(layers)
+
+    def __call__(
+        self,
+        masks: FloatArray,  # [n, Hp, Wp], 0..1
+    ) -> FloatArray:  # [n, C], 0 or more; values above 1 occur
+        x = masks[:, None]
+        for number, (weight, bias) in enumerate(self._layers, start=1):
+            x = _conv_relu(x, weight, bias, stride=_STRIDE if number < len(self._layers) else 1)
+        best: FloatArray = x.max(axis=(2, 3))
+        return best
+
+
+def _conv_relu(
+    x: FloatArray,  # [n, in, H, W]
+    weight: FloatArray,  # [out, in, k, k]
+    bias: FloatArray,  # [out]
+    *,
+    stride: int,
+) -> FloatArray:  # [n, out, h, w]
+    windows = sliding_window_view(x, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
+    summed = np.tensordot(windows, weight, axes=((1, 4, 5), (1, 2, 3))) + bias  # [n, h, w, out]
+    result: FloatArray = np.maximum(summed, np.float32(0)).transpose(0, 3, 1, 2)
+    return result

@@ -10,11 +10,9 @@ from typing import Any
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
 from yolact_deploy.errors import DeviceError, EngineError
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import ChannelOrder, check_image, read_image
-from yolact_deploy.reference.mask_iou import rescore_masks
+from yolact_deploy.reference.images import ChannelOrder, check_image, preprocess, read_image
 from yolact_deploy.reference.mask_sources import MaskForm
-from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors, softmax
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors, rescore_masks, softmax
 from yolact_deploy.runtime.protocols import HeadTensors, Network
 from yolact_deploy.spec import ModelSpec, NmsMode
 

@@ -10,8 +10,8 @@ import numpy as np
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import ChannelOrder
-from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.reference.mask_sources import MaskForm
+from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.spec import ModelSpec
 
 Stage: TypeAlias = Literal["host_to_device", "preprocess", "network", "detect", "masks", "device_to_host"]

@@ -21,8 +21,8 @@ from yolact_deploy.cuda.launches import (
 )
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source, specialize
 from yolact_deploy.errors import SpecError
+from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.mask_sources import unpack_mask_words
-from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.spec import ModelSpec
 
 COCO = Specialization(num_classes=80, num_coeff=32)

@@ -23,9 +23,8 @@ from tests.goldens import f32
 from tests.unit.exporters.plus_models import SMALL_PLUS
 from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.names import END_TO_END, OUTPUTS
-from yolact_deploy.reference.images import ChannelOrder
+from yolact_deploy.reference.images import ChannelOrder, preprocess
 from yolact_deploy.reference.postprocess import assemble_masks, detect
-from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, PostprocessSpec

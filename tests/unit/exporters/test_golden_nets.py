@@ -25,8 +25,7 @@ from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
 from tests import goldens
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_iou import rescore_masks
-from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors
+from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors, rescore_masks
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, NmsMode

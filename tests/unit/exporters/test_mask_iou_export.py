@@ -25,7 +25,7 @@ from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
 from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
 from yolact_deploy.errors import SpecError
 from yolact_deploy.file_detection import FileResult, detect_files
-from yolact_deploy.reference.mask_iou import MaskIouReference, rescore_masks
+from yolact_deploy.reference.postprocess import MaskIouReference, rescore_masks
 from yolact_deploy.runtime.detector import Detector
 
 

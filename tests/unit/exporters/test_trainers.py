@@ -20,8 +20,8 @@ from exporters.onnx_export import export_onnx
 from tests.unit.exporters import trainer_models as theirs
 from yolact_deploy import Detector
 from yolact_deploy.reference.detections import Detections
+from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors
-from yolact_deploy.reference.preprocess import preprocess
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import BackboneSpec, HeadSpec, ModelSpec, PriorsSpec
 

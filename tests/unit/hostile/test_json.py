@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.hostile.json_readers import KINDS, SPEC, JsonReader, comparable, json_readers
 from yolact_deploy.errors import SpecError
-from yolact_deploy.json_files import MAX_DEPTH, JsonError, parse_json
 from yolact_deploy.spec import ModelSpec
+from yolact_deploy.spec_json import MAX_DEPTH, JsonError, parse_json
 
 
 @pytest.fixture(params=KINDS)

@@ -11,7 +11,8 @@ import pytest
 from tests.goldens import SHAPES_SPEC
 from tests.unit.hostile.image_files import noise
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.reference import masks, preprocess
+from yolact_deploy.reference import images as preprocess
+from yolact_deploy.reference import masks
 from yolact_deploy.reference.mask_sources import DenseMasks, PrototypeMasks
 from yolact_deploy.spec import ModelSpec, PreprocessSpec
 

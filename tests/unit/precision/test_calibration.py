@@ -18,8 +18,7 @@ from exporters.precision.ranges import CALIBRATORS, Histogram, observe
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from tests.unit.precision.graph_index import GraphIndex
 from yolact_deploy.errors import CalibrationError
-from yolact_deploy.reference.images import read_image
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.images import preprocess, read_image
 from yolact_deploy.spec import ModelSpec
 
 

@@ -16,8 +16,7 @@ from tests import goldens
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from tests.unit.precision.graph_index import GraphIndex
 from yolact_deploy.errors import ArtifactError
-from yolact_deploy.reference.images import read_image
-from yolact_deploy.reference.preprocess import preprocess
+from yolact_deploy.reference.images import preprocess, read_image
 from yolact_deploy.spec import ModelSpec
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT

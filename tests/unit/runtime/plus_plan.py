@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY
-from yolact_deploy.reference.mask_iou import MaskIouReference
+from yolact_deploy.reference.postprocess import MaskIouReference
 
 PLUS_SPEC = dataclasses.replace(TINY_SPEC, name="tiny_plus", mask_iou_layers=((4, 3),))
 

@@ -23,9 +23,8 @@ from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import ChannelOrder, check_channel_order, check_image, read_image
-from yolact_deploy.reference.mask_iou import MaskIouModel
 from yolact_deploy.reference.mask_sources import MaskForm
-from yolact_deploy.reference.postprocess import make_priors
+from yolact_deploy.reference.postprocess import MaskIouModel, make_priors
 from yolact_deploy.runtime.gpu.lane import Lane, LoadedImage, PendingBatch
 from yolact_deploy.runtime.host import HostPipeline
 from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, HeadTensors

@@ -13,7 +13,7 @@ from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError
 from yolact_deploy.optional import require
-from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.onnxruntime.network import (
     CPU_PROVIDER,
     CUDA_PROVIDER,

@@ -18,7 +18,7 @@ from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError, pip_install
 from yolact_deploy.optional import require
-from yolact_deploy.reference.mask_iou import MaskIouModel
+from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 

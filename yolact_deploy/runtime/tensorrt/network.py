@@ -22,15 +22,18 @@ from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, PlanMismatchError
 from yolact_deploy.files import cache_folder
 from yolact_deploy.optional import require
-from yolact_deploy.reference.mask_iou import MaskIouModel
-from yolact_deploy.runtime.tensorrt.checks import (
+from yolact_deploy.reference.postprocess import MaskIouModel
+from yolact_deploy.runtime.tensorrt.library import (
+    LogMessage,
+    RtxKernels,
     check_form,
     check_gpu,
     check_io,
     check_version,
     import_runtime,
+    quote_errors,
+    runtime_log,
 )
-from yolact_deploy.runtime.tensorrt.library import LogMessage, RtxKernels, quote_errors, runtime_log
 from yolact_deploy.spec import ModelSpec
 
 
