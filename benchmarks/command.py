@@ -32,6 +32,7 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_plan
 from yolact_deploy.errors import BenchmarkError, EngineError
 from yolact_deploy.files import check_writable
+from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]  # what is done, step, of how many
@@ -60,14 +61,16 @@ def bench(
     device: str = "auto",
     threads: int | None = None,
     cuda_graph: bool = True,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure the latency of exported ONNX files or plans, end to end and per stage; `yolact-deploy bench` is this function.
 
     `artifacts` (one, or several that take turns) are opened on `device` with `threads` and `cuda_graph`, as a Detector is.
     One iteration takes `batch` images, uint8 BGR in host memory, to detections above `score_threshold` with full-size masks
-    in host memory. Images are read from the file or folder `images` and rotate; None makes up one of 480x640. Untimed
-    iterations come first (`warmup`; None: until times settle), then `iterations` (None: 50, or as many as fit in `seconds`).
+    in host memory. Images are read from the file or folder `images`, none of more than `max_pixels`, and rotate; None makes
+    up one of 480x640. Untimed iterations come first (`warmup`; None: until times settle), then `iterations` (None: 50, or as
+    many as fit in `seconds`).
 
     More is measured where it is asked for: `streams`, images per second through so many Detectors at once; `sweep`, how cost
     grows with batch, detections and image size; `layers`, the network module by module; `peers`, PyTorch (with the
@@ -109,6 +112,7 @@ def bench(
         device=device,
         threads=threads,
         cuda_graph=cuda_graph,
+        max_pixels=max_pixels,
     )
     if report is not None:
         check_writable(Path(report))
@@ -148,6 +152,7 @@ class _Options:
     device: str
     threads: int | None
     cuda_graph: bool
+    max_pixels: int
 
     def __post_init__(self) -> None:
         if not self.artifacts:
@@ -195,7 +200,7 @@ def _measure(options: _Options, progress: Progress) -> dict[str, Any]:
     if baseline is not None:
         notes = check_same_machine(baseline, environment(), allow_other=options.allow_other_machine)
         matched = match_runs(baseline, options.artifacts)
-    images = bench_images(options.images)
+    images = bench_images(options.images, options.max_pixels)
     with ExitStack() as stack:
         detectors = [options.open(path, stack) for path in options.artifacts]
         if baseline is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.reference.images import list_images, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, list_images, read_image
 from yolact_deploy.runtime.protocols import HeadTensors
 
 _DEFAULT_HW = (480, 640)
@@ -20,10 +20,10 @@ _MOST_OVERLAP = 0.3  # IoU, below what suppresses
 _MAX_IMAGES = 64  # held in memory; enough that no cache holds them
 
 
-def bench_images(source: Path | None) -> list[Image]:
+def bench_images(source: Path | None, max_pixels: int = MAX_PIXELS) -> list[Image]:
     """The first images of a file or folder; without one, a made-up 480x640 image. Raises ImageError."""
     if source is not None:
-        return [read_image(path) for path in list_images([source])[:_MAX_IMAGES]]
+        return [read_image(path, max_pixels=max_pixels) for path in list_images([source])[:_MAX_IMAGES]]
     return [made_up_image(_DEFAULT_HW)]
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from yolact_deploy.errors import CalibrationError, ExportError, SpecError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.optional import require_export
-from yolact_deploy.reference.images import ChannelOrder, list_images, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, ChannelOrder, list_images, read_image
 from yolact_deploy.spec import ConfActivation, NmsMode
 
 if TYPE_CHECKING:
@@ -247,6 +247,7 @@ def compare(
     score_threshold: float = 0.15,
     html: PathLike | None = None,
     device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> CompareReport:
     """Two artifacts on the same images (files and folders): their tensors, their detections, their masks, their AP.
@@ -254,7 +255,7 @@ def compare(
     Each is a checkpoint, an exported ONNX of any precision, or a plan where plans can be run; `a` is the reference. `spec`
     and `config` say what a checkpoint is. Detections above `score_threshold` are matched; with COCO `annotations` there is
     the AP of both on the images that they name. `html` is a page to write, with the worst images side by side. Images that
-    can't be read are skipped and named. `progress(done, total)` counts images.
+    can't be read, or have more than `max_pixels`, are skipped and named. `progress(done, total)` counts images.
 
     Raises SpecError naming the first contradiction between the two, ImageError when no image can be read, AnnotationError,
     OutputError, MissingDependencyError, and what opening an artifact raises.
@@ -278,6 +279,7 @@ def compare(
         score_threshold=score_threshold,
         examples=0 if html is None else DEFAULT_EXAMPLES,
         device=device,
+        max_pixels=max_pixels,
         progress=progress,
     )
     if html is not None:

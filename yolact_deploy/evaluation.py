@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.annotations import category_doubts, check_categories, image_paths, load_annotations
+from yolact_deploy.reference.images import MAX_PIXELS
 from yolact_deploy.runtime.detector import Detector, opened_for_many
 from yolact_deploy.spec import NmsMode
 
@@ -25,6 +26,7 @@ def evaluate(
     nms: NmsMode | None = None,
     device: str = "auto",
     threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
     on_doubt: Callable[[str], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -33,10 +35,10 @@ def evaluate(
     it, "fallback": why the CPU was taken where device "auto" took it, else None}.
 
     `images` is the folder of the annotation file's file names; `limit` takes the first images by id. Detections of every
-    score count, 100 per image, as in the original's evaluation. `nms`, `device` and `threads` are those of `Detector`, and those
-    of a Detector that is given instead of a file. `progress(done, total)` counts images. `on_doubt` is told where the model's
-    classes and the file's categories hardly mean the same, of images that have another size than the file says, and where
-    nothing is annotated (AP is -1 then); `on_note` what `Detector.notes` say.
+    score count, 100 per image, as in the original's evaluation. `nms`, `device`, `threads` and `max_pixels` are those of
+    `Detector`, and those of a Detector that is given instead of a file. `progress(done, total)` counts images. `on_doubt` is
+    told where the model's classes and the file's categories hardly mean the same, of images that have another size than the
+    file says, and where nothing is annotated (AP is -1 then); `on_note` what `Detector.notes` say.
 
     Raises AnnotationError when the file is no COCO instance file, names an image that `images` lacks, or has none of the
     model's category ids; ImageError for an unreadable image; and what `Detector` raises.
@@ -45,7 +47,10 @@ def evaluate(
     >>> report["images"], sorted(report["segm"])
     (1, ['AP', 'AP50', 'AP75', 'AP_large', 'AP_medium', 'AP_small'])
     """
-    with opened_for_many(artifact, device=device, threads=threads, nms=nms) as (detector, batch_size):
+    with opened_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels) as (
+        detector,
+        batch_size,
+    ):
         coco = load_annotations(annotations)
         check_categories(coco, detector.spec.category_ids, annotations)
         image_ids = sorted(coco.getImgIds())[:limit]

@@ -18,7 +18,7 @@ from yolact_deploy.errors import ImageError, OutputError
 from yolact_deploy.files import JsonArray, atomic_path, check_writable
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.drawing import video_writer, write_image
-from yolact_deploy.reference.images import is_video, list_images, open_video, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, is_video, list_images, open_video, read_image
 from yolact_deploy.runtime.detector import Detector, opened_for_many
 from yolact_deploy.spec import NmsMode
 
@@ -102,6 +102,7 @@ def detect_files(
     nms: NmsMode | None = None,
     device: str = "auto",
     threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     on_result: Callable[[FileResult], None] | None = None,
     on_failure: Callable[[int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -111,7 +112,8 @@ def detect_files(
     `overlays` is a folder for the drawn images and videos; `coco` a file for the detections as a COCO results list, whose
     image_id is the number in the file's name (000000000139.jpg) where every file is an image with a number of its own; else
     images and frames are counted from 1. Of each image the best `top_k` detections above `score_threshold` count. `nms`,
-    `device` and `threads` are those of `Detector`, and those of a Detector that is given instead of a file.
+    `device` and `threads` are those of `Detector`, and those of a Detector that is given instead of a file. Images and frames
+    of more than `max_pixels` are not read.
 
     Images are read ahead in a thread and go through `Detector.stream`; nothing is kept of one when its turn is over.
     `on_result` is given each, in order; masks and run lengths that nobody asks for are not made. A file that can't be read is
@@ -125,11 +127,14 @@ def detect_files(
     >>> [summary.file for summary in report.files], list(report.failures)
     (['image.jpg'], ['annotations.json'])
     """
+    check_max_pixels(max_pixels)
     files = list_images(inputs, videos=True)
     if coco is not None:
         check_writable(coco)
     with contextlib.ExitStack() as stack:
-        detector, batch_size = stack.enter_context(opened_for_many(artifact, device=device, threads=threads, nms=nms))
+        detector, batch_size = stack.enter_context(
+            opened_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels)
+        )
         targets = _overlay_paths(files, None if overlays is None else Path(overlays))
         listed = None if coco is None else stack.enter_context(_json_file(coco))
 
@@ -142,7 +147,7 @@ def detect_files(
 
         read: deque[_Frame | _End] = deque()
         found = detector.stream(
-            _images(files, read),
+            _images(files, read, max_pixels),
             prefetch=max(2, batch_size or 1),
             batch_size=batch_size,
             score_threshold=score_threshold,
@@ -196,18 +201,18 @@ class _End:
     error: ImageError | None
 
 
-def _images(files: Sequence[Path], read: deque[_Frame | _End]) -> Iterator[Image]:
+def _images(files: Sequence[Path], read: deque[_Frame | _End], max_pixels: int) -> Iterator[Image]:
     """The images of all files, for a thread that reads ahead; `read` tells of each, and where a file ends."""
     for file in files:
         error: ImageError | None = None
         try:
             if is_video(file):
-                with open_video(file) as video:
+                with open_video(file, max_pixels=max_pixels) as video:
                     for image in video.frames:
                         read.append(_Frame(image, video.fps))
                         yield image
             else:
-                image = read_image(file)
+                image = read_image(file, max_pixels=max_pixels)
                 read.append(_Frame(image, None))
                 yield image
         except ImageError as exc:

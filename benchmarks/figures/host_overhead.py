@@ -111,7 +111,7 @@ def _frames(driver: Any, config: str, folder: str, image: Any, detections: int) 
         gpu_backend.BACKEND = backend
     results = place(result_buffers(specialize(spec), 1))
     detector(image)
-    write_block(driver.pinned["results"], results.offsets["count"], np.array([detections], np.int32))
+    write_block(driver.results, results.offsets["count"], np.array([detections], np.int32))
     for _ in range(_WARMUP):
         if len(detector(image)) != detections:
             raise SystemExit("the detections put in place were not read.")
@@ -142,7 +142,7 @@ _PAGE = 4096
 class NullDriver:
     """A `Driver`: page-locked memory is the host's, addresses on the device are numbers, and whatever is enqueued is done.
 
-    `pinned` has the page-locked blocks by the last word of their purpose.
+    `results` is the page-locked block that the first copy from the device goes to: of a frame, its results.
     """
 
     name = "null driver"
@@ -150,7 +150,8 @@ class NullDriver:
 
     def __init__(self) -> None:
         self.device = GpuDevice(0, "null GPU", (9, 0), (13, 0), 1 << 40, 1)
-        self.pinned: dict[str, Image] = {}
+        self.results: Image | None = None
+        self._pinned: dict[int, Image] = {}  # by their addresses
         self._context: AbstractContextManager[None] = contextlib.nullcontext()
         self._addresses = itertools.count(1 << 40, 1 << 32)
         self._handles = itertools.count(1)
@@ -167,14 +168,12 @@ class NullDriver:
     def allocate_pinned(self, nbytes: int, purpose: str) -> int:
         block: Image = np.zeros(nbytes + _PAGE, np.uint8)
         first = -block.ctypes.data % _PAGE  # as the driver's is
-        self.pinned[purpose.split()[-1].strip("'")] = block[first : first + nbytes]
-        return block.ctypes.data + first
+        address: int = block.ctypes.data + first
+        self._pinned[address] = block[first : first + nbytes]
+        return address
 
     def free_pinned(self, address: int) -> None:
-        for name, block in self.pinned.items():
-            if block.ctypes.data == address:
-                del self.pinned[name]
-                return
+        del self._pinned[address]
 
     def lock_pages(self, address: int, nbytes: int) -> None:
         pass
@@ -192,7 +191,8 @@ class NullDriver:
         pass
 
     def copy_to_host(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        pass
+        if self.results is None:
+            self.results = self._pinned[target]
 
     def copy_on_device(self, target: int, source: int, nbytes: int, stream: int) -> None:
         pass

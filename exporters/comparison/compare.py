@@ -34,7 +34,7 @@ from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.errors import AnnotationError, ImageError
 from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import list_images, preprocess, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, list_images, preprocess, read_image
 
 PathLike = str | os.PathLike[str]
 
@@ -54,6 +54,7 @@ def compare(
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     examples: int = DEFAULT_EXAMPLES,
     device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> CompareReport:
     """Run `a` (taken as the reference) and `b` on the same images and measure how they differ.
@@ -83,7 +84,7 @@ def compare(
         if progress is not None:
             progress(done, len(paths))
         try:
-            image = read_image(path)
+            image = read_image(path, max_pixels=max_pixels)
         except ImageError as exc:
             skipped.append((str(path), str(exc)))
             continue

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from yolact_deploy.cli.console import INTERRUPTED, print_json, print_table, progress_bar, reports_errors, say
-from yolact_deploy.cli.options import DebugOption, DeviceOption, JsonOption, Scenario, ThreadsOption
+from yolact_deploy.cli.options import DebugOption, DeviceOption, JsonOption, MaxPixelsOption, Scenario, ThreadsOption
+from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 
 @reports_errors
@@ -36,6 +37,7 @@ def bench(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Replay frames on a GPU.")] = True,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -66,6 +68,7 @@ def bench(
             device=device,
             threads=threads,
             cuda_graph=cuda_graph,
+            max_pixels=max_pixels,
             progress=progress,
         )
     if json_output:

@@ -14,8 +14,10 @@ from yolact_deploy.cli.options import (
     DebugOption,
     DeviceOption,
     JsonOption,
+    MaxPixelsOption,
     SpecOption,
 )
+from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 
 @reports_errors
@@ -29,6 +31,7 @@ def compare(
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections count above it.")] = 0.15,
     html: Annotated[Path | None, typer.Option(help="Write a page with the worst images side by side.")] = None,
     device: DeviceOption = "auto",
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -47,6 +50,7 @@ def compare(
             score_threshold=score_threshold,
             html=html,
             device=device,
+            max_pixels=max_pixels,
             progress=lambda done, total: progress("compare", done, total),
         )
     report = result.to_dict()

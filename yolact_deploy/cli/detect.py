@@ -21,9 +21,11 @@ from yolact_deploy.cli.options import (
     DebugOption,
     DeviceOption,
     JsonOption,
+    MaxPixelsOption,
     NmsOption,
     ThreadsOption,
 )
+from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 
 @reports_errors
@@ -38,6 +40,7 @@ def detect(
     nms: NmsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -59,6 +62,7 @@ def detect(
                 nms=nms,
                 device=device,
                 threads=threads,
+                max_pixels=max_pixels,
                 on_result=(lambda result: found.add(result.to_dict(), result.number)) if json_output else None,
                 on_failure=lambda number, _: found.take_back(number),
                 progress=lambda done, total: progress("detect", done, total),

@@ -13,9 +13,11 @@ from yolact_deploy.cli.options import (
     DebugOption,
     DeviceOption,
     JsonOption,
+    MaxPixelsOption,
     NmsOption,
     ThreadsOption,
 )
+from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 
 @reports_errors
@@ -27,6 +29,7 @@ def evaluate(
     nms: NmsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -44,6 +47,7 @@ def evaluate(
             nms=nms,
             device=device,
             threads=threads,
+            max_pixels=max_pixels,
             progress=lambda done, total: progress("eval", done, total),
             on_doubt=lambda doubt: say(f"warning: {doubt}"),
             on_note=notes.append,

@@ -38,4 +38,7 @@ AnnotationsOption = Annotated[Path | None, typer.Option(help="COCO annotations t
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of the annotated images.")]
 AutoOption = Annotated[bool, typer.Option("--auto", help="Keep the fewest modules in FP16 that pass the gate.")]
 SensitivityOption = Annotated[bool, typer.Option("--sensitivity", help="Measure what each module costs in INT8.")]
+MaxPixelsOption = Annotated[
+    int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first images, by id.")]

@@ -40,7 +40,7 @@ def decode_file(data: bytes, max_pixels: int, on_remark: Callable[[str], None]) 
     header = read_header(data)
     image: Image | None = None
     if header is not None:
-        _check_pixels(header.width, header.height, max_pixels)
+        check_pixels(header.width, header.height, max_pixels)
         said: list[str] = []
         if layout is None or layout.is_ended:
             image = _decode(data, said.append)
@@ -53,11 +53,12 @@ def decode_file(data: bytes, max_pixels: int, on_remark: Callable[[str], None]) 
         raise UndecodableError(
             f"it is damaged, or no image that OpenCV knows ({len(data)} bytes, beginning with {data[:8]!r})."
         )
-    _check_pixels(image.shape[1], image.shape[0], max_pixels)  # headers can lie
+    check_pixels(image.shape[1], image.shape[0], max_pixels)  # headers can lie
     return image
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise UndecodableError for more than `max_pixels`."""
     if width * height > max_pixels:
         raise UndecodableError(
             f"it has {width}x{height} = {width * height / 1e6:.1f} megapixels, and at most {max_pixels / 1e6:g} are read. "

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from yolact_deploy.reference.jpeg import JpegLayout
 
+MAX_PIXELS = 100_000_000  # of an image, unless more is asked for
 HEAD_BYTES = 64  # of a file, that tell its kind
 
 

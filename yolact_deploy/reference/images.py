@@ -14,13 +14,13 @@ import numpy as np
 from yolact_deploy.arrays import FloatArray, Image, IntArray, is_device_array
 from yolact_deploy.errors import ImageError, InputWarning
 from yolact_deploy.files import read_bytes
-from yolact_deploy.reference.decoding import UndecodableError, decode_file
+from yolact_deploy.reference.decoding import UndecodableError, check_pixels, decode_file
 from yolact_deploy.reference.image_headers import HEAD_BYTES, image_kind
+from yolact_deploy.reference.image_headers import MAX_PIXELS as MAX_PIXELS
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.text import printable
 
 ChannelOrder = Literal["bgr", "rgb"]
-MAX_PIXELS = 100_000_000  # of an image, unless more is asked for
 IMAGE_SUFFIXES = frozenset(
     {
         *(
@@ -223,15 +223,20 @@ def is_video(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_video(path: Path) -> Iterator[Video]:
-    """A video file, one frame at a time. Raises ImageError when it can't be opened; its frames do at their end, when there
-    was none, or fewer than the file says it holds."""
+def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Video]:
+    """A video file, one frame at a time. Raises ImageError when it can't be opened, or has frames of more than `max_pixels`;
+    its frames do at their end, when there was none, or fewer than the file says it holds."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
             raise ImageError(f"can't read the video {path}: no decoder knows it, or it is damaged.")
+        width, height = (int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        try:
+            check_pixels(width, height, max_pixels)
+        except UndecodableError as exc:
+            raise ImageError(f"can't read the video {path}: {exc}") from exc
         yield Video(capture.get(cv2.CAP_PROP_FPS) or _FALLBACK_FPS, _frames(capture, path))
     finally:
         capture.release()

@@ -16,7 +16,14 @@ from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import ChannelOrder, as_array, is_pil_image
+from yolact_deploy.reference.images import (
+    MAX_PIXELS,
+    ChannelOrder,
+    as_array,
+    check_max_pixels,
+    is_pil_image,
+    read_image,
+)
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.opening import open_pipeline, open_runnable
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
@@ -56,13 +63,12 @@ ImageList = list[Image] | list[str] | list[Path] | list[ImageInput]
 class Detector:
     """An exported YOLACT, ready to run.
 
-    `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar; one that `open_artifact` has read is not read
-    again. `device` is "cpu", "cuda:N", or "auto": a
-    GPU where all that the model needs there is installed, else the CPU, and `fallback` says why. `threads` bounds the
-    CPU threads of the network; `nms` overrides the spec's; `batch_size` is the most images in one run of the network;
-    `cuda_graph` allows whole frames to be replayed as CUDA graphs. Not safe to share between threads; pickles as its
-    arguments, so that every process opens the model itself. Memory of a GPU is given back by `close`, at the end of a
-    `with` block, or with the last reference.
+    `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar; one that `open_artifact` has read is not
+    read again. `device` is "cpu", "cuda:N", or "auto": a GPU where all that the model needs there is installed, else the CPU,
+    and `fallback` says why. `threads` bounds the CPU threads of the network; `nms` overrides the spec's; `batch_size` is the
+    most images in one run of the network; `cuda_graph` allows whole frames to be replayed as CUDA graphs; image files of more
+    than `max_pixels` are refused. Not safe to share between threads; pickles as its arguments, so that every process opens
+    the model itself. Memory of a GPU is given back by `close`, at the end of a `with` block, or with the last reference.
 
     Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used here; "auto" takes
     no CPU for a GPU whose memory is full (DeviceMemoryError).
@@ -86,18 +92,22 @@ class Detector:
         nms: NmsMode | None = None,
         batch_size: int = 1,
         cuda_graph: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         _check_count("batch_size", batch_size)
         if nms is not None and nms not in get_args(NmsMode):
             raise ValueError(f"nms must be one of {', '.join(get_args(NmsMode))}, found {nms!r}.")
         if threads is not None:
             _check_count("threads", threads)
+        check_max_pixels(max_pixels)
+        self._max_pixels = max_pixels
         self._arguments = {
             "device": device,
             "threads": threads,
             "nms": nms,
             "batch_size": batch_size,
             "cuda_graph": cuda_graph,
+            "max_pixels": max_pixels,
         }
         file = open_runnable(artifact)
         self.artifact = file.path
@@ -297,6 +307,8 @@ class Detector:
         return batch_size if limit is None else min(batch_size, limit)
 
     def _load(self, item: Any, channel_order: ChannelOrder) -> Any:
+        if isinstance(item, (str, os.PathLike)):
+            item, channel_order = read_image(item, max_pixels=self._max_pixels), "bgr"
         return self._pipeline.load(*as_array(item, channel_order))
 
     def _detect(
@@ -312,7 +324,12 @@ _GPU_BATCH = 4  # images of a run where there are many: each takes buffers for i
 
 @contextlib.contextmanager
 def opened_for_many(
-    artifact: str | os.PathLike[str] | Detector, *, device: str, threads: int | None, nms: NmsMode | None
+    artifact: str | os.PathLike[str] | Detector,
+    *,
+    device: str,
+    threads: int | None,
+    nms: NmsMode | None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[Detector, int | None]]:
     """A Detector for as long as the block lasts, and the `batch_size` of its `stream`; one that is given keeps its own.
 
@@ -321,7 +338,7 @@ def opened_for_many(
     if isinstance(artifact, Detector):
         yield artifact, None
         return
-    with Detector(artifact, device=device, threads=threads, nms=nms) as detector:
+    with Detector(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels) as detector:
         yield detector, _GPU_BATCH if detector.on_gpu else 1
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from tests.unit.hostile.image_files import HEIGHT, KINDS, WIDTH, chunk, encoded, noise, png_of_one_color
+from yolact_deploy import Detector, detect_files
 from yolact_deploy.errors import ImageError, InputWarning
 from yolact_deploy.files import read_bytes
 from yolact_deploy.reference.image_headers import image_kind, read_header
-from yolact_deploy.reference.images import MAX_PIXELS, list_images, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, list_images, open_video, read_image
 from yolact_deploy.reference.jpeg import JpegLayout
 
 PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
@@ -116,6 +117,34 @@ def test_a_limit_is_a_positive_whole_number(tmp_path: Path, limit: object) -> No
     with pytest.raises(ValueError, match="max_pixels must be a positive whole number"):
         read_image(_file(tmp_path, encoded(".png")), max_pixels=limit)  # type: ignore[arg-type]
     assert MAX_PIXELS == 100_000_000
+
+
+def test_a_detector_and_its_command_keep_the_limit(shapes_onnx: Path, tmp_path: Path) -> None:
+    file = _file(tmp_path, encoded(".png"), "photo.png")
+    pixels = WIDTH * HEIGHT
+    for limit, allowed in ((pixels, True), (pixels - 1, False)):
+        report = detect_files(shapes_onnx, [file], device="cpu", max_pixels=limit)
+        assert [summary.image_hw for summary in report.files] == [(HEIGHT, WIDTH)] * allowed
+        assert len(report.failures) == 1 - allowed
+    detector = Detector(shapes_onnx, device="cpu", max_pixels=pixels - 1)
+    with pytest.raises(ImageError, match="it has 53x37"):
+        detector(file)
+    with pytest.raises(ImageError, match="it has 53x37"):
+        list(detector.stream([file]))
+    assert detector(noise()).image_hw == (HEIGHT, WIDTH)  # an array takes no more memory than it has
+    with pytest.raises(ValueError, match="max_pixels must be"):
+        Detector(shapes_onnx, device="cpu", max_pixels=0)
+
+
+def test_frames_of_a_video_have_the_limit_of_images(tmp_path: Path) -> None:
+    video = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    writer.write(noise(48, 64))
+    writer.release()
+    with open_video(video, max_pixels=48 * 64) as opened:
+        assert len(list(opened.frames)) == 1
+    with pytest.raises(ImageError, match="it has 64x48"), open_video(video, max_pixels=48 * 64 - 1):
+        pass
 
 
 def test_a_jpeg_of_very_many_scans_is_refused(tmp_path: Path) -> None:
