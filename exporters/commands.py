@@ -130,7 +130,7 @@ def export(
     _check_precision(precision, opset, calib, calib_cache, max_ap_drop, annotations)
     _check_end_to_end(end_to_end, nms, channel_order, io_precision)
     shown = _read_images(parity_images)
-    tell = progress or _nobody
+    tell = progress or (lambda what, step, total: None)
     with tempfile.TemporaryDirectory() as folder:
         heads = Path(folder) / f"{output.stem}.heads.onnx" if end_to_end else output
         fp32 = heads if precision == "fp32" else Path(folder) / f"{output.stem}.fp32.onnx"
@@ -396,7 +396,3 @@ def _read_images(given: PathLike | Sequence[PathLike] | None) -> list[tuple[str,
 
 def _listed(given: PathLike | Sequence[PathLike]) -> list[Path]:
     return list_images([given] if isinstance(given, (str, os.PathLike)) else given)
-
-
-def _nobody(what: str, step: int, total: int) -> None:
-    pass

@@ -10,14 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from yolact_deploy.errors import SpecError
-from yolact_deploy.spec_json import SINCE, JsonError, decode, encode, lowest_schema_version, parse_json, read_json
-from yolact_deploy.text import is_printable, shorten
+from yolact_deploy.spec_json import (
+    SINCE,
+    JsonError,
+    decode,
+    encode,
+    lowest_schema_version,
+    parse_json,
+    read_spec_file,
+)
+from yolact_deploy.text import require_showable_name
 
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
 _OLDEST_SCHEMA_VERSION = 1
 _MIN_INPUT_SIZE, _MAX_INPUT_SIZE = 32, 8192  # beyond, priors alone would fill the memory
-_MAX_NAME_CHARS = 200  # names are printed, drawn and put into tables
-
 # The network's tensors.
 INPUT = "image"  # [B, 3, S, S], preprocessed
 OUTPUTS = ("loc", "conf", "mask_coeff", "proto")
@@ -281,10 +287,10 @@ class ModelSpec:
     def _check_names(self) -> None:
         if not self.class_names:
             raise SpecError("class_names is empty; give one name per foreground class.")
-        _require_name("name", self.name)
+        require_showable_name("name", self.name)
         first: dict[str, int] = {}  # where each name stands
         for number, name in enumerate(self.class_names):
-            _require_name(f"class_names[{number}]", name)
+            require_showable_name(f"class_names[{number}]", name)
             if first.setdefault(name, number) != number:
                 raise SpecError(
                     f"class_names[{first[name]}] and class_names[{number}] are both {name!r}; results could not tell them "
@@ -375,33 +381,6 @@ class ModelSpec:
     def from_file(cls, path: str | os.PathLike[str]) -> ModelSpec:
         """Read a spec file. Raises SpecError when it can't be read, and as `from_dict` does."""
         return cls.from_dict(read_spec_file(path))
-
-
-def read_spec_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON object of a spec file, not yet checked. Raises SpecError when it can't be read or is no object."""
-    try:
-        value = read_json(path)
-    except OSError as exc:
-        raise SpecError(f"can't read the spec file {path}: {exc.strerror or exc}.") from exc
-    except JsonError as exc:
-        raise SpecError(f"{path} is not valid JSON: {exc}.") from exc
-    if not isinstance(value, dict):
-        raise SpecError(f"{path} must hold a JSON object, found {type(value).__name__}.")
-    return value
-
-
-def _require_name(field: str, name: str) -> None:
-    problem = (
-        "is empty"
-        if not name.strip()
-        else f"has {len(name)} characters, {_MAX_NAME_CHARS} are allowed"
-        if len(name) > _MAX_NAME_CHARS
-        else "holds control characters"
-        if not is_printable(name)
-        else None
-    )
-    if problem:
-        raise SpecError(f"{field} {problem}: '{shorten(name)}'. Give a name that can be shown.")
 
 
 def _require_positive(name: str, values: Iterable[float]) -> None:

@@ -182,3 +182,16 @@ def _describe(value: Any) -> str:
 def _show(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
+
+
+def read_spec_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object of a spec file, not yet checked. Raises SpecError when it can't be read or is no object."""
+    try:
+        value = read_json(path)
+    except OSError as exc:
+        raise SpecError(f"can't read the spec file {path}: {exc.strerror or exc}.") from exc
+    except JsonError as exc:
+        raise SpecError(f"{path} is not valid JSON: {exc}.") from exc
+    if not isinstance(value, dict):
+        raise SpecError(f"{path} must hold a JSON object, found {type(value).__name__}.")
+    return value

@@ -18,8 +18,8 @@ from yolact_deploy.spec import (
     PreprocessSpec,
     PriorsSpec,
     ProtonetSpec,
-    read_spec_file,
 )
+from yolact_deploy.spec_json import read_spec_file
 
 EXTENDS = "extends"  # the field of a spec file that names a published configuration
 
