@@ -13,7 +13,8 @@ from torch import Tensor
 
 from exporters.checkpoints.inference import Architecture, infer_architecture
 from exporters.checkpoints.spec_choice import choose_spec
-from exporters.checkpoints.trainers import mmdetection, yolact_edge, yolact_minimal
+from exporters.checkpoints.trainers import mmdetection
+from exporters.checkpoints.trainers.kindred import YOLACT_EDGE, YOLACT_MINIMAL
 from exporters.checkpoints.trainers.mapping import ORIGINAL, Weights, examples, first_match
 from exporters.checkpoints.weights_file import read_weights
 from exporters.network.yolact import Yolact
@@ -21,7 +22,7 @@ from yolact_deploy.errors import CheckpointError
 from yolact_deploy.files import sha256_file
 from yolact_deploy.spec import ModelSpec
 
-_OTHER_TRAINERS = (mmdetection.TRAINER, yolact_edge.TRAINER, yolact_minimal.TRAINER)
+_OTHER_TRAINERS = (mmdetection.TRAINER, YOLACT_EDGE, YOLACT_MINIMAL)
 _NEVER_RUN = ("semantic_seg_conv.weight", "semantic_seg_conv.bias")
 _COUNTER = ".num_batches_tracked"
 _CONVERTED = (torch.float16, torch.bfloat16, torch.float64)

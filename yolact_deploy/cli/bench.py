@@ -7,8 +7,20 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import INTERRUPTED, print_json, print_table, progress_bar, reports_errors, say
-from yolact_deploy.cli.options import DebugOption, DeviceOption, JsonOption, MaxPixelsOption, Scenario, ThreadsOption
+from yolact_deploy.cli.console import (
+    INTERRUPTED,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    MaxPixelsOption,
+    Scenario,
+    ThreadsOption,
+    print_json,
+    print_table,
+    progress_bar,
+    reports_errors,
+    say,
+)
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 

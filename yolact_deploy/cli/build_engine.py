@@ -8,8 +8,17 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say
-from yolact_deploy.cli.options import DebugOption, JsonOption, Precision, Runtime
+from yolact_deploy.cli.console import (
+    DebugOption,
+    JsonOption,
+    Precision,
+    Runtime,
+    print_json,
+    print_table,
+    progress_bar,
+    reports_errors,
+    say,
+)
 
 
 @reports_errors

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors
-from yolact_deploy.cli.options import (
+from yolact_deploy.cli.console import (
     AnnotationsOption,
     ConfigOption,
     DebugOption,
@@ -16,6 +15,10 @@ from yolact_deploy.cli.options import (
     JsonOption,
     MaxPixelsOption,
     SpecOption,
+    print_json,
+    print_table,
+    progress_bar,
+    reports_errors,
 )
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 

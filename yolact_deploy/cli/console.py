@@ -1,4 +1,4 @@
-"""How the command line talks: results on stdout, everything else on stderr, errors in words."""
+"""How the command line talks: results on stdout, everything else on stderr, errors in words; and options that commands share."""
 
 from __future__ import annotations
 
@@ -10,18 +10,55 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, ParamSpec, TextIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn, ParamSpec, TextIO, TypeVar
 
 import typer
 import typer.core
 
 from yolact_deploy.errors import InputWarning, YolactDeployError, one_line
-from yolact_deploy.reference.decoder_talk import hear_decoders
 from yolact_deploy.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+
+# As the packages that take them define them, which are too heavy for `--help`.
+Runtime = Literal["auto", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "int8"]
+LowPrecision = Literal["fp16", "int8"]
+IoPrecision = Literal["fp32", "fp16"]
+Calibrator = Literal["max", "entropy", "percentile", "mse"]
+Nms = Literal["fast", "cross_class", "traditional"]
+ConfActivation = Literal["softmax", "logits"]
+ChannelOrder = Literal["bgr", "rgb"]
+Dcn = Literal["auto", "native", "gridsample"]
+Scenario = Literal["single-stream", "offline", "server"]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON; stdout then holds nothing else.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network. Default: all cores.")]
+NmsOption = Annotated[Nms | None, typer.Option(help="Default: the model's own, FastNMS per class.")]
+ArtifactArgument = Annotated[Path, typer.Argument(help="An exported .onnx, or a plan (.engine) with its sidecar.")]
+ConfigOption = Annotated[str | None, typer.Option(help="A published configuration, such as yolact_base.")]
+SpecOption = Annotated[Path | None, typer.Option(help='A spec file (JSON), whole or with "extends".')]
+
+CalibOption = Annotated[Path | None, typer.Option(help="Folder of images like those the model will see, 128 or more.")]
+CalibratorOption = Annotated[Calibrator, typer.Option(help="How ranges are chosen from what was seen.")]
+CalibCacheOption = Annotated[Path | None, typer.Option(help="Ranges (JSON): reused if they fit, else written.")]
+KeepFp16Option = Annotated[list[str] | None, typer.Option(help="A module to keep out of INT8; may be repeated.")]
+IoPrecisionOption = Annotated[IoPrecision, typer.Option(help="Of the model's inputs and outputs.")]
+MaxApDropOption = Annotated[float | None, typer.Option(min=0, help="Fail when more points (of 100) are lost.")]
+AnnotationsOption = Annotated[Path | None, typer.Option(help="COCO annotations to measure AP with.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="Folder of the annotated images.")]
+AutoOption = Annotated[bool, typer.Option("--auto", help="Keep the fewest modules in FP16 that pass the gate.")]
+SensitivityOption = Annotated[bool, typer.Option("--sensitivity", help="Measure what each module costs in INT8.")]
+MaxPixelsOption = Annotated[
+    int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first images, by id.")]
 
 
 P = ParamSpec("P")
@@ -44,6 +81,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         signal.signal(signal.SIGTERM, _on_terminate)
         try:
+            from yolact_deploy.reference.decoding import hear_decoders  # NumPy, which --help does without
+
             with warnings_as_notes(), hear_decoders():
                 return command(*args, **kwargs)
         except YolactDeployError as exc:

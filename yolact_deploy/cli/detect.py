@@ -9,14 +9,6 @@ from typing import Annotated
 import typer
 
 from yolact_deploy.cli.console import (
-    print_json_with,
-    print_table,
-    progress_bar,
-    reports_errors,
-    say,
-    say_notes,
-)
-from yolact_deploy.cli.options import (
     ArtifactArgument,
     DebugOption,
     DeviceOption,
@@ -24,6 +16,12 @@ from yolact_deploy.cli.options import (
     MaxPixelsOption,
     NmsOption,
     ThreadsOption,
+    print_json_with,
+    print_table,
+    progress_bar,
+    reports_errors,
+    say,
+    say_notes,
 )
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say, say_notes
-from yolact_deploy.cli.options import (
+from yolact_deploy.cli.console import (
     ArtifactArgument,
     DebugOption,
     DeviceOption,
@@ -16,6 +15,12 @@ from yolact_deploy.cli.options import (
     MaxPixelsOption,
     NmsOption,
     ThreadsOption,
+    print_json,
+    print_table,
+    progress_bar,
+    reports_errors,
+    say,
+    say_notes,
 )
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 

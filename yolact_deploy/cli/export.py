@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say
-from yolact_deploy.cli.options import (
+from yolact_deploy.cli.console import (
     AnnotationsOption,
     CalibCacheOption,
     CalibOption,
@@ -25,6 +24,11 @@ from yolact_deploy.cli.options import (
     Nms,
     Precision,
     SpecOption,
+    print_json,
+    print_table,
+    progress_bar,
+    reports_errors,
+    say,
 )
 
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import print_json, print_table, reports_errors, say
-from yolact_deploy.cli.options import DebugOption, JsonOption
+from yolact_deploy.cli.console import DebugOption, JsonOption, print_json, print_table, reports_errors, say
 
 
 @reports_errors

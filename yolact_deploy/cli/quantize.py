@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import print_json, print_table, progress_bar, reports_errors, say
-from yolact_deploy.cli.options import (
+from yolact_deploy.cli.console import (
     AnnotationsOption,
     AutoOption,
     CalibCacheOption,
@@ -23,6 +22,11 @@ from yolact_deploy.cli.options import (
     LowPrecision,
     MaxApDropOption,
     SensitivityOption,
+    print_json,
+    print_table,
+    progress_bar,
+    reports_errors,
+    say,
 )
 
 

@@ -173,8 +173,8 @@ def test_images_on_a_gpu_are_refused_by_a_detector_on_the_cpu(gpu: EmulatedGpu, 
         on_cpu(ArrayInterface(place()))
 
 
-def test_tensors_of_the_host_are_no_device_images(gpu: EmulatedGpu, shapes_onnx: Path) -> None:
+def test_tensors_of_the_host_are_images_of_the_host(gpu: EmulatedGpu, shapes_onnx: Path) -> None:
     torch = pytest.importorskip("torch")
     detector = Detector(shapes_onnx, device="cuda:0")
-    with pytest.raises(ImageError, match="NumPy array or a path, or a list of them, found Tensor"):
-        detector(torch.zeros((4, 4, 3), dtype=torch.uint8))
+    pixels = np.full((40, 60, 3), 90, np.uint8)
+    np.testing.assert_array_equal(detector(torch.from_numpy(pixels)).scores, detector(pixels).scores)

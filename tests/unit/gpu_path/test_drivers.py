@@ -128,7 +128,7 @@ def test_no_driver_library_is_said_and_shows_no_gpus(monkeypatch: pytest.MonkeyP
 def test_no_package_names_the_extra(wanted: str | None, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drivers, "_is_installed", lambda package: False)
     monkeypatch.delenv(drivers.DRIVER_VARIABLE, raising=False)
-    with pytest.raises(MissingDependencyError, match=rf"yolact-deploy\[{extra}\]"):
+    with pytest.raises(MissingDependencyError, match=rf"pip install .*\[{extra}\]"):
         drivers.open_driver(prefer=wanted)
 
 

@@ -36,7 +36,7 @@ def test_a_gpu_that_no_nvrtc_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_no_nvrtc_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "installed", lambda: ())
-    with pytest.raises(MissingDependencyError, match=r"yolact-deploy\[gpu\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .*\[gpu\]"):
         choose_nvrtc("sm_90")
 
 

@@ -19,9 +19,8 @@ from tests.unit.hostile.image_files import HEIGHT, KINDS, WIDTH, chunk, encoded,
 from yolact_deploy import Detector, detect_files
 from yolact_deploy.errors import ImageError, InputWarning
 from yolact_deploy.files import read_bytes
-from yolact_deploy.reference.image_headers import image_kind, read_header
+from yolact_deploy.reference.image_headers import JpegLayout, image_kind, read_header
 from yolact_deploy.reference.images import MAX_PIXELS, list_images, open_video, read_image
-from yolact_deploy.reference.jpeg import JpegLayout
 
 PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
 RESTARTS = (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)

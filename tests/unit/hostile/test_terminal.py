@@ -85,8 +85,8 @@ def test_a_library_leaves_the_stderr_of_its_program_alone(tmp_path: Path) -> Non
     (tmp_path / "a.png").write_bytes(encoded(".png"))
     code = (
         "import os, sys\n"
-        "from yolact_deploy.reference import decoding, decoder_talk\n"
-        "decoder_talk.os.dup2 = lambda *_: sys.exit('stderr was turned away')\n"
+        "from yolact_deploy.reference import decoding\n"
+        "decoding.os.dup2 = lambda *_: sys.exit('stderr was turned away')\n"
         "from yolact_deploy.reference.images import read_image\n"
         "print(read_image(sys.argv[1]).shape)\n"
     )
@@ -97,7 +97,7 @@ def test_a_library_leaves_the_stderr_of_its_program_alone(tmp_path: Path) -> Non
 def test_other_lines_of_the_moment_are_handed_on(tmp_path: Path) -> None:
     code = (
         "import os\n"
-        "from yolact_deploy.reference.decoder_talk import hear_decoders, heard\n"
+        "from yolact_deploy.reference.decoding import hear_decoders, heard\n"
         "remarks = []\n"
         "with hear_decoders(), heard(remarks.append):\n"
         "    os.write(2, b'of another thread\\nlibpng warning: iCCP\\nCorrupt JPEG data: bad Huffman code\\n')\n"

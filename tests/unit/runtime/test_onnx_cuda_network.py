@@ -227,7 +227,7 @@ def test_cuda_libraries_are_loaded_once_and_without_a_word(capsys: pytest.Captur
 def test_without_the_cuda_provider_the_way_to_install_it_is_told(tiny_onnx: Path, driver: EmulatedDriver) -> None:
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has it")
-    with pytest.raises(DeviceError, match=r"(?s)takes onnxruntime's CUDA provider, which .*yolact-deploy\[gpu\]"):
+    with pytest.raises(DeviceError, match=r"(?s)takes onnxruntime's CUDA provider, which .*pip install .*\[gpu\]"):
         OnnxCudaNetwork(tiny_onnx, driver)
 
 
