@@ -146,6 +146,17 @@ def _fitted(content: CheckpointContent, spec: ModelSpec, notes: list[str]) -> di
             f"{path} does not fit {spec.name}: {len(mismatched)} tensors have another shape, the first is {in_file(name)}, "
             f"found {list(tensors[name].shape)}, expected {list(wanted[name].shape)}."
         )
+    strange = [
+        name
+        for name, like in wanted.items()
+        if name in tensors and like.is_floating_point() and tensors[name].dtype not in (torch.float32, *_CONVERTED)
+    ]
+    if strange:
+        stored_as = str(tensors[strange[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{path} holds {len(strange)} weights that are no floating point numbers, the first is {in_file(strange[0])} in "
+            f"{stored_as}: they were quantized or converted, and their scales are not here. Give the checkpoint before that."
+        )
     if any(name in _NEVER_RUN for name in missing):
         notes.append("it has no semantic_seg_conv, a training loss that is never run: set to zero.")
     if any(name.endswith(_COUNTER) for name in missing):

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from yolact_deploy.errors import CheckpointError
+from yolact_deploy.text import printable
 
 # Where training scripts put the weights inside a larger dictionary, and what they put before every name.
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _NAME_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _MAX_WRAPPERS = 3
 _SNIFF_BYTES = 512
+_CHUNK_BYTES = 1 << 20
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"  # torch.save before version 1.6
 _KNOWN_CONTENT = (
@@ -78,6 +80,31 @@ def _check_zip(path: Path, size_bytes: int) -> None:
         raise CheckpointError(
             f"{path} is a zip archive of {len(names)} files, none of them PyTorch's data.pkl. "
             "If the checkpoint was zipped, unpack it first."
+        )
+    _check_entries(path)
+
+
+def _check_entries(path: Path) -> None:
+    """Raise CheckpointError where an entry's bytes are not those of its CRC-32, which torch.load does not look at.
+
+    A file whose every entry disagrees was saved without checksums (`torch.serialization.set_crc32_options(False)`).
+    """
+    damaged = []
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        for entry in entries:
+            try:
+                with archive.open(entry) as stream:
+                    while stream.read(_CHUNK_BYTES):
+                        pass
+            except (
+                Exception
+            ):  # what a damaged header raises is not BadZipFile alone: UnicodeDecodeError, zlib.error, ...
+                damaged.append(entry.filename)
+    if damaged and len(damaged) < len(entries):
+        raise CheckpointError(
+            f"{path} is damaged: the bytes of {len(damaged)} of its {len(entries)} entries are not those that were saved, "
+            f"first of {printable(damaged[0])} (its checksum differs). Get the file again."
         )
 
 

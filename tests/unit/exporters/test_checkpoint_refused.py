@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint
+from exporters.checkpoints.weights_file import read_weights
 from tests import goldens
 from yolact_deploy.errors import CheckpointError
 
@@ -222,3 +225,49 @@ def test_any_damage_is_our_error_or_none(tmp_path: Path, zipped: bool) -> None:
             load_checkpoint(path)
         causes.add(str(caught.value).removeprefix(str(path))[:20])
     assert len(causes) > 1
+
+
+def _flip_bytes_of_one_tensor(path: Path) -> str:
+    """Change a few bytes within the largest entry's data, as a bad disk would; the entry's name."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content = bytearray(path.read_bytes())
+    name_bytes, extra_bytes = struct.unpack_from("<HH", content, largest.header_offset + 26)
+    middle = largest.header_offset + 30 + name_bytes + extra_bytes + largest.file_size // 2
+    for place in range(middle, middle + 64, 4):
+        content[place] ^= 0x11  # the lowest bits: every weight stays a plausible number
+    path.write_bytes(content)
+    return largest.filename
+
+
+def test_flipped_bytes_in_one_tensor_are_named_by_the_files_own_checksums(
+    tmp_path: Path, shapes: LoadedCheckpoint
+) -> None:
+    path = tmp_path / "flipped.pth"
+    torch.save(shapes.state_dict, path)
+    entry = _flip_bytes_of_one_tensor(path)
+    with pytest.raises(CheckpointError, match=rf"is damaged: the bytes of 1 of its \d+ entries .*{re.escape(entry)}"):
+        load_checkpoint(path)
+
+
+def test_a_file_saved_without_checksums_is_read(tmp_path: Path, shapes: LoadedCheckpoint) -> None:
+    path = tmp_path / "yolact_resnet14_shapes_4_4909.pth"
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(shapes.state_dict, path)
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    weights, _ = read_weights(path)
+    assert weights.keys() == shapes.state_dict.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.complex64, torch.bool], ids=str)
+def test_weights_that_are_no_floating_point_numbers(
+    tmp_path: Path, shapes: LoadedCheckpoint, dtype: torch.dtype
+) -> None:
+    name = "proto_net.0.weight"
+    path = tmp_path / "quantized.pth"
+    torch.save({**shapes.state_dict, name: shapes.state_dict[name].to(dtype)}, path)
+    with pytest.raises(CheckpointError, match=rf"holds 1 weights that are no floating point numbers.*{name}"):
+        load_checkpoint(path, spec_file=goldens.SHAPES_SPEC)
