@@ -36,11 +36,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """And test files that import it are skipped: the runtime and its own tests do without."""
+    """And test files that import what the extra `export` brings are skipped: the runtime and its own tests do without."""
     report = yield
-    if report.failed and "No module named 'torch'" in str(report.longrepr):
+    missing = (
+        re.search(r"No module named '(torch|onnx_ir|onnxscript)'", str(report.longrepr)) if report.failed else None
+    )
+    if missing:
         report.outcome = "skipped"
-        report.longrepr = (str(collector.path), 0, "Skipped: needs PyTorch")
+        report.longrepr = (str(collector.path), 0, f"Skipped: needs {missing[1]}")
     return report
 
 
