@@ -23,6 +23,9 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+pytestmark = pytest.mark.needs("torch")
+
+
 @pytest.fixture(scope="module")
 def calib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calib")
@@ -138,7 +141,6 @@ def test_bad_requests_are_named_and_write_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.needs("torch")
 def test_export_in_fp16_and_compare_it_with_its_checkpoint(tmp_path: Path) -> None:
     half = tmp_path / "half.onnx"
     options = ("--spec", SHAPES_SPEC, "--no-parity", "--precision", "fp16", "--calib", PHOTO)
@@ -166,7 +168,6 @@ def test_build_engine_makes_the_fp16_model_it_is_asked_for(tiny_onnx: Path, tmp_
     assert (tmp_path / "m.fp16.onnx").is_file()
 
 
-@pytest.mark.needs("torch")
 def test_export_never_replaces_its_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "best.pth"
     shutil.copy(SHAPES_CHECKPOINT, checkpoint)
@@ -178,7 +179,6 @@ def test_export_never_replaces_its_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.read_bytes() == before
 
 
-@pytest.mark.needs("torch")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -62,6 +62,7 @@ def test_every_function_is_documented_with_what_it_raises() -> None:
         assert "Raises " in function.__doc__
 
 
+@pytest.mark.needs("torch")
 def test_a_whole_export_is_one_call(tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
     told: list[str] = []
@@ -88,6 +89,7 @@ def test_a_whole_export_is_one_call(tmp_path: Path) -> None:
     assert "making" in told
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
