@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.goldens import SHAPES
+from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 REPORT = """
@@ -41,3 +41,16 @@ def test_detect_on_a_cpu_loads_nothing_of_a_gpus_path(shapes_onnx: Path, tmp_pat
     code = "import sys; from yolact_deploy.cli import app; app(['detect', *sys.argv[1:]], standalone_mode=False)"
     options = ("-o", tmp_path, "--coco", tmp_path / "found.json", "--device", "cpu")
     assert gpu_modules_after(code, shapes_onnx, PHOTO, *options) == []
+
+
+@pytest.mark.needs("torch")
+def test_an_export_loads_neither_the_detector_nor_the_gpus_modules(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from exporters import export\n"
+        f"export({str(SHAPES_CHECKPOINT)!r}, {str(tmp_path / 'model.onnx')!r}, spec={str(SHAPES_SPEC)!r})\n"
+        "heavy = ('yolact_deploy.runtime.detector', 'yolact_deploy.cuda', 'yolact_deploy.runtime.gpu')\n"
+        "print([name for name in sys.modules if name.startswith(heavy)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stderr
