@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
+PYTHONS ?=
 
 .PHONY: demo test test-all lint types tests tests-all hooks test-kernels pycuda test-install test-pythons figures readme clean
 .DEFAULT_GOAL := test
@@ -53,7 +54,7 @@ test-install: $(VENV)/installed
 
 # The fast tests on every other Python that is supported and at hand.
 test-pythons: $(VENV)/installed
-	$(BIN)/python tests/install/check_pythons.py
+	$(BIN)/python tests/install/check_pythons.py $(PYTHONS)
 
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed
