@@ -186,10 +186,6 @@ def print_summary(report: dict[str, Any]) -> None:
     Console().print(Markdown(gpu_section("this run", report)))
 
 
-if __name__ == "__main__":
-    main()
-
-
 def heads_of(model: Yolact, image: Image, device: str) -> HeadTensors:
     """Heads of one image, on the host."""
     with torch.inference_mode():
@@ -215,3 +211,7 @@ def measure_torch(
         timer = GraphTimer(driver, stream.cuda_stream, repeats, capture=False)  # its shapes depend on the data
         us = timer.each([work])
     return {"detect_and_masks_us": us, "peak_bytes": float(torch.cuda.max_memory_allocated(device) - before)}
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,9 @@ _GRAPH_WARMUP = 3
 
 Work: TypeAlias = Callable[[int], None]  # enqueues on a stream
 LoadSpecialized: TypeAlias = Callable[[Driver, Specialization], Kernels]
+_WARMUP = 10
+_TIMED_STAGES = 20
+_COPIES = ("host_to_device", "device_to_host")
 
 
 class BatchOfOne:
@@ -185,11 +188,6 @@ def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections
         "assemble_masks": program.workspace["proto"].nbytes + program.mask_bytes[0] * detections,
     }
     return moved[kernel]
-
-
-_WARMUP = 10
-_TIMED_STAGES = 20
-_COPIES = ("host_to_device", "device_to_host")
 
 
 def measure_frames(

@@ -43,6 +43,7 @@ from yolact_deploy.spec import ModelSpec
 IMAGE_SIZES_HW = ((550, 550), (1080, 1920))
 DETECTIONS = (0, 10, 100)
 _WARMUP = 20
+_PAGE = 4096
 
 
 def main() -> None:
@@ -130,13 +131,6 @@ def _median_us(work: Callable[[], object], repeats: int) -> float:
     finally:
         gc.enable()
     return percentiles(times_ns)["p50"] * 1e3
-
-
-if __name__ == "__main__":
-    main()
-
-
-_PAGE = 4096
 
 
 class NullDriver:
@@ -305,3 +299,7 @@ def null_backend(driver: Any, network: NullNetwork) -> GpuBackend:
 def write_block(block: Image, offset: int, values: AnyArray) -> None:
     """An array of any shape into a block of bytes."""
     block[offset : offset + values.nbytes] = values.reshape(-1).view(np.uint8)
+
+
+if __name__ == "__main__":
+    main()

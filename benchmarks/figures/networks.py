@@ -1,5 +1,5 @@
 """The networks of the figures: YOLACT-550 on ResNet50 with the recorded goldens' weights, which give 100 detections, and
-PyTorch's YOLACT as the network of the GPU path.
+PyTorch's YOLACT as the network of the GPU path, for machines that have neither TensorRT nor onnxruntime's CUDA provider.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from yolact_deploy.spec import ModelSpec
 
 CONFIG = "yolact_resnet50"
 _GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
+_WARMUP = 3
 
 
 def golden_model() -> tuple[Yolact, Image]:
@@ -52,13 +53,6 @@ def _generator() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-if __name__ == "__main__":
-    export_golden(golden_model()[0], Path(sys.argv[1]))
-
-
-_WARMUP = 3
 
 
 class TorchNetwork:
@@ -157,3 +151,7 @@ class _DeviceArray:
             "data": (address, False),
             "version": 3,
         }
+
+
+if __name__ == "__main__":
+    export_golden(golden_model()[0], Path(sys.argv[1]))
