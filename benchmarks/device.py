@@ -23,6 +23,15 @@ from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
 from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceContext, DeviceNetwork
 
 NewContext = Callable[[int], DeviceContext]  # on a stream
+HOST = "host"  # what no stage of the device accounts for: launching, waiting, unpacking masks
+TIMED_STAGES = (*DEVICE_STAGES, HOST)
+_EMPTY_STAGES = 200
+_NS_PER_MS = 1e6
+_CALLS = 3  # step by step, recorded, replayed: none of its buffers shrinks in between
+_METHOD = (
+    "free memory of the GPU before another Detector like it is opened, less after 3 calls: its weights, activations, buffers "
+    "and CUDA graphs; not the CUDA context, nor libraries that are loaded already"
+)
 
 
 def open_driver(detector: Detector) -> Driver:
@@ -141,12 +150,6 @@ def open_pipeline(detector: Detector, driver: Driver, network: DeviceNetwork) ->
         pipeline.close()
 
 
-HOST = "host"  # what no stage of the device accounts for: launching, waiting, unpacking masks
-TIMED_STAGES = (*DEVICE_STAGES, HOST)
-_EMPTY_STAGES = 200
-_NS_PER_MS = 1e6
-
-
 class Calls(Protocol):
     """A Detector on a GPU, or what is called like one."""
 
@@ -240,13 +243,6 @@ def empty_stage_ms(driver: Driver) -> float:
             driver.synchronize(stream)
             times.append(driver.elapsed_ms(*events))
     return statistics.median(times)
-
-
-_CALLS = 3  # step by step, recorded, replayed: none of its buffers shrinks in between
-_METHOD = (
-    "free memory of the GPU before another Detector like it is opened, less after 3 calls: its weights, activations, buffers "
-    "and CUDA graphs; not the CUDA context, nor libraries that are loaded already"
-)
 
 
 def device_memory(detector: Detector, images: list[Image], score_threshold: float) -> dict[str, Any]:

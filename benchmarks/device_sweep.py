@@ -19,6 +19,7 @@ from yolact_deploy.spec import ModelSpec
 
 _LEAST_SCORE = 0.25  # below all that is planted, above all that is not
 _NETWORK = "network"
+_LEAST = 1e-6  # a probability whose logarithm half precision holds
 
 
 class DevicePoints:
@@ -57,9 +58,6 @@ class DevicePoints:
                 return {"detections": len(found), **times}
 
             yield time_work
-
-
-_LEAST = 1e-6  # a probability whose logarithm half precision holds
 
 
 class PlantedNetwork:

@@ -24,6 +24,8 @@ ATTEMPTS = 3  # a regression is still there when measured again; a busy neighbou
 _LEVEL = 0.99
 _MIN_SAMPLES = 20
 _FAST, _MEDIAN = 0.1, 0.5  # quantiles: noise only ever adds time, so the fast tenth moves when the code does
+_MACHINE = ("cpu", "cores", "gpus")
+_OPTIONS = ("batch", "threads", "score_threshold", "image_sizes_hw")
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,6 @@ def _cleared(judgement: Judgement) -> Judgement:
 
 def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):.1f}%"
-
-
-_MACHINE = ("cpu", "cores", "gpus")
-_OPTIONS = ("batch", "threads", "score_threshold", "image_sizes_hw")
 
 
 def read_baseline(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -26,6 +26,10 @@ _UNNAMED = "(added by the engine)"
 _BACKBONE = "backbone"  # told apart by stage, "backbone.layers.3"
 _STAGE_PARTS = 3
 _STEM = "backbone (stem)"
+WARMUP = 5
+_SUFFIX = "_kernel_time"  # of a node in onnxruntime's profile
+_ENDS = re.compile(r"\.{3}")  # between the first and the last node of a "ForeignNode"
+_NODE = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")  # "fpn.lat_layers.0/Conv", "/fpn/lat_layers.0/Conv"
 
 
 def layer_times(
@@ -87,12 +91,6 @@ def _group(module: str) -> str:
     if parts[0] == _BACKBONE:
         return ".".join(parts[:_STAGE_PARTS]) if len(parts) >= _STAGE_PARTS else _STEM
     return parts[0] or _UNNAMED
-
-
-WARMUP = 5
-_SUFFIX = "_kernel_time"  # of a node in onnxruntime's profile
-_ENDS = re.compile(r"\.{3}")  # between the first and the last node of a "ForeignNode"
-_NODE = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")  # "fpn.lat_layers.0/Conv", "/fpn/lat_layers.0/Conv"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ TOO_BUSY_SHARE = 0.15  # and from here on nothing does but pairs
 _CPU = Path("/sys/devices/system/cpu")
 _KIB = 1024
 _RESET_PEAK = "5"  # clear_refs, proc(5)
+# nvmlClocksEventReason* bits of nvml.h that cost speed
+_REASONS = {0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
+_SM_CLOCK = 1  # NVML_CLOCK_SM
+_GPU_TEMPERATURE = 0  # NVML_TEMPERATURE_GPU
 
 
 def environment() -> dict[str, Any]:
@@ -163,12 +167,6 @@ class GpuReading:
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         return {**dataclasses.asdict(self), "slowed_by": list(self.slowed_by)}
-
-
-# nvmlClocksEventReason* bits of nvml.h that cost speed
-_REASONS = {0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
-_SM_CLOCK = 1  # NVML_CLOCK_SM
-_GPU_TEMPERATURE = 0  # NVML_TEMPERATURE_GPU
 
 
 def read_gpus() -> list[GpuReading]:

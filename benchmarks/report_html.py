@@ -25,6 +25,7 @@ _OPTIONS = {
 _MARKS = ("p50", "p90", "p99")
 _MIB = 2**20
 _TONES = {"passed": "better", "faster": "better", "regressed": "worse", "slower": "worse", "inconclusive": "soft"}
+_WORDS = ("peer", "why")  # columns of text
 
 
 def write_report(report: dict[str, Any], target: str | os.PathLike[str]) -> None:
@@ -268,9 +269,6 @@ def _all_of(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_all_of, value))
     return {True: "on", False: "off", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
-
-
-_WORDS = ("peer", "why")  # columns of text
 
 
 def _head_of(*names: str) -> str:

@@ -31,6 +31,9 @@ _PROBES = 5
 _SERVER_LOAD = 0.6  # of the rate of one image after another: queues form, and drain
 _SERVER_LATENCIES = 10  # a server's answer may take so many times one image's latency
 _NOTE = "LoadGen's load and statistics over a short run; not an MLPerf submission."
+DEFAULT_SECONDS = 5.0
+_WARMUP_BATCHES = 4  # of each stream: the first batch of a size runs step by step, the second is recorded
+_POLL_SECONDS = 0.05
 
 
 def run_scenario(
@@ -201,11 +204,6 @@ def _probe(detector: Detector, images: Sequence[Image]) -> float:
 
 def _nothing(_indices: list[int]) -> None:
     """Loads and unloads samples: they are in memory throughout."""
-
-
-DEFAULT_SECONDS = 5.0
-_WARMUP_BATCHES = 4  # of each stream: the first batch of a size runs step by step, the second is recorded
-_POLL_SECONDS = 0.05
 
 
 def stream_throughput(

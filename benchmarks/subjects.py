@@ -18,6 +18,23 @@ _BLOCK_PX = 40
 _SCORE = 0.9  # of the surest object that is planted; the least sure has half
 _MOST_OVERLAP = 0.3  # IoU, below what suppresses
 _MAX_IMAGES = 64  # held in memory; enough that no cache holds them
+_ON_HOST: dict[str, Any] = {
+    "clock": "host",
+    "transfers": "none: host memory only",
+    "cuda_graph": None,
+    "graph_stages": [],
+    "wait": "the network's threads spin while it runs, and rest after it",
+}
+_ON_GPU: dict[str, Any] = {
+    "clock": "host; stages: device (CUDA events)",
+    "transfers": "counted: images to the device, detections and bit-packed masks to the host",
+    "wait": "as CUDA chooses (it spins, unless it has more contexts than the host has cores)",
+}
+_NETWORK_ON_GPU: dict[str, Any] = {
+    **_ON_HOST,
+    "transfers": "counted, within the network: its input to the device, its heads to the host",
+    "wait": _ON_GPU["wait"],
+}
 
 
 def bench_images(source: Path | None, max_pixels: int = MAX_PIXELS) -> list[Image]:
@@ -98,27 +115,6 @@ def describe(detector: Detector) -> dict[str, Any]:
         "backend": detector.description,
         **{key: described[key] for key in ("sha256", "size_bytes", "precision")},
     }
-
-
-_ON_HOST: dict[str, Any] = {
-    "clock": "host",
-    "transfers": "none: host memory only",
-    "cuda_graph": None,
-    "graph_stages": [],
-    "wait": "the network's threads spin while it runs, and rest after it",
-}
-_ON_GPU: dict[str, Any] = {
-    "clock": "host; stages: device (CUDA events)",
-    "transfers": "counted: images to the device, detections and bit-packed masks to the host",
-    "wait": "as CUDA chooses (it spins, unless it has more contexts than the host has cores)",
-}
-
-
-_NETWORK_ON_GPU: dict[str, Any] = {
-    **_ON_HOST,
-    "transfers": "counted, within the network: its input to the device, its heads to the host",
-    "wait": _ON_GPU["wait"],
-}
 
 
 def conditions(detector: Detector) -> dict[str, Any]:

@@ -18,6 +18,48 @@ _KEPT_SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING")
 # A second builder in the process; and probes of a driver that is not there (cudaError 35), which an ahead-of-time build
 # survives.
 _NOISE = re.compile(r"logger passed into|(catchCudaError|ScopedCudaStream).*cudaError 35")
+_MESSAGE_CHARS = 400
+# (pattern in the operator, pattern in the message, what to do); the first that fits is shown
+_HINTS = (
+    (
+        "NonMaxSuppression",
+        "",
+        "TensorRT has no implementation for NonMaxSuppression. Leave detection outside the network, as "
+        "`yolact-deploy export` does.",
+    ),
+    (
+        "DeformConv",
+        "",
+        "TensorRT has no DeformConv. Express it with GridSample, as `yolact-deploy export` does.",
+    ),
+    (
+        "DequantizeLinear",
+        "Int32",
+        "An INT32 bias behind DequantizeLinear is refused. Keep biases in floating point (onnxruntime's quantizer: "
+        "QuantizeBias=False), or use `yolact-deploy export --precision int8`.",
+    ),
+    (
+        "QuantizeLinear|DequantizeLinear",
+        "(?i)zero.?point|uint8",
+        "Only symmetric INT8 with zero point 0 is accepted: quantize activations and weights as symmetric QInt8, or "
+        "use `yolact-deploy export --precision int8`.",
+    ),
+    (
+        "",
+        "must (be of|have) (the )?same type",
+        "FP32 and FP16 tensors meet at this node; in a strongly typed network both must have one type. Insert a Cast, "
+        "or use `yolact-deploy export --precision fp16`.",
+    ),
+    ("", "Plugin not found", "TensorRT does not know this operator: express it with standard ONNX operators."),
+    ("", "within workspace limit", "The workspace is too small: allow more bytes, or leave the limit out."),
+    (
+        "",
+        "driver version is insufficient|no CUDA-capable device",
+        "This step needs an NVIDIA GPU with a working driver.",
+    ),
+)
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -95,54 +137,6 @@ def _hint_lines(operator: str, text: str) -> list[str]:
         if re.search(operator_pattern, operator) and re.search(text_pattern, text):
             return [f"    {hint}"]
     return []
-
-
-_MESSAGE_CHARS = 400
-
-# (pattern in the operator, pattern in the message, what to do); the first that fits is shown
-_HINTS = (
-    (
-        "NonMaxSuppression",
-        "",
-        "TensorRT has no implementation for NonMaxSuppression. Leave detection outside the network, as "
-        "`yolact-deploy export` does.",
-    ),
-    (
-        "DeformConv",
-        "",
-        "TensorRT has no DeformConv. Express it with GridSample, as `yolact-deploy export` does.",
-    ),
-    (
-        "DequantizeLinear",
-        "Int32",
-        "An INT32 bias behind DequantizeLinear is refused. Keep biases in floating point (onnxruntime's quantizer: "
-        "QuantizeBias=False), or use `yolact-deploy export --precision int8`.",
-    ),
-    (
-        "QuantizeLinear|DequantizeLinear",
-        "(?i)zero.?point|uint8",
-        "Only symmetric INT8 with zero point 0 is accepted: quantize activations and weights as symmetric QInt8, or "
-        "use `yolact-deploy export --precision int8`.",
-    ),
-    (
-        "",
-        "must (be of|have) (the )?same type",
-        "FP32 and FP16 tensors meet at this node; in a strongly typed network both must have one type. Insert a Cast, "
-        "or use `yolact-deploy export --precision fp16`.",
-    ),
-    ("", "Plugin not found", "TensorRT does not know this operator: express it with standard ONNX operators."),
-    ("", "within workspace limit", "The workspace is too small: allow more bytes, or leave the limit out."),
-    (
-        "",
-        "driver version is insufficient|no CUDA-capable device",
-        "This step needs an NVIDIA GPU with a working driver.",
-    ),
-)
-
-
-Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
-
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class BuildControl:

@@ -1,8 +1,9 @@
-"""Temporary files beside a target, of which nothing stays: what a killed writer left is told by its lock, which died with it.
+"""Files that appear whole or not at all, and their digests.
 
-The names of a target's temporaries are known, `.model.tmp.onnx`, `.model.tmp1.onnx` and so on, so that the next writer meets
-what the last one left without reading the folder. A file that nobody has locked has no writer any more, in this process, another
-one or another container, and whatever the number of the process was.
+What is written lies beside its target under a known name, `.model.tmp.onnx`, `.model.tmp1.onnx` and so on, so that the next
+writer meets what the last one left without reading the folder. Of what a killed writer left nothing stays: it is told by its
+lock, which died with the writer. A file that nobody has locked has no writer any more, in this process, another one or another
+container, and whatever the number of the process was.
 """
 
 from __future__ import annotations
@@ -23,6 +24,61 @@ from typing import Any, BinaryIO
 from yolact_deploy.errors import OutputError, YolactDeployError
 
 _MAX_WRITERS = 1000  # of one target, at once
+CACHE_VARIABLE = "YOLACT_DEPLOY_CACHE"
+_CHUNK_BYTES = 1 << 20
+_unfinished: dict[Path, Path] = {}  # of this process: temporary file -> the target that it will be
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it is renamed onto `target`, on any error it is removed.
+
+    The temporary name keeps the target's suffix, as some writers choose the format by it. What writers of `target` left that
+    were killed is removed as well. Errors name `target`, never the temporary file. Raises OutputError when the folder is
+    missing or not writable, or `target` is a folder.
+
+    >>> with atomic_path("boxes.txt") as temporary:
+    ...     _ = temporary.write_text("1 2 3 4")
+    ...     Path("boxes.txt").exists()
+    False
+    >>> Path("boxes.txt").read_text()
+    '1 2 3 4'
+    """
+    path = Path(target)
+    if path in _unfinished:  # within another one: whole or not at all already
+        with _errors_name(_unfinished[path], path):
+            yield path
+        return
+    if path.is_dir():
+        raise OutputError(f"can't write {path}: it is a folder. Give a file name.")
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(temporary_beside(path))
+        except OSError as exc:
+            raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
+        stack.callback(_unfinished.pop, temporary, None)
+        _unfinished[temporary] = path
+        with _errors_name(path, temporary):
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
+    """Errors of writing become OutputErrors of `target`; other errors of ours that name `temporary` name `target` instead."""
+    try:
+        yield
+    except OSError as exc:
+        raise OutputError(f"can't write {target}: {_reason(exc, target.parent, temporary)}") from exc
+    except YolactDeployError as exc:
+        exc.args = tuple(
+            part.replace(str(temporary), str(target)).replace(temporary.name, target.name)
+            if isinstance(part, str)
+            else part
+            for part in exc.args
+        )
+        raise
 
 
 @contextlib.contextmanager
@@ -99,65 +155,6 @@ def _is_open_file(name: Path, descriptor: int) -> bool:
 
 def _name(target: Path, number: int) -> Path:
     return target.with_name(f".{target.stem}.tmp{number or ''}{target.suffix}")
-
-
-CACHE_VARIABLE = "YOLACT_DEPLOY_CACHE"
-
-_CHUNK_BYTES = 1 << 20
-
-_unfinished: dict[Path, Path] = {}  # of this process: temporary file -> the target that it will be
-
-
-@contextlib.contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it is renamed onto `target`, on any error it is removed.
-
-    The temporary name keeps the target's suffix, as some writers choose the format by it. What writers of `target` left that
-    were killed is removed as well. Errors name `target`, never the temporary file. Raises OutputError when the folder is
-    missing or not writable, or `target` is a folder.
-
-    >>> with atomic_path("boxes.txt") as temporary:
-    ...     _ = temporary.write_text("1 2 3 4")
-    ...     Path("boxes.txt").exists()
-    False
-    >>> Path("boxes.txt").read_text()
-    '1 2 3 4'
-    """
-    path = Path(target)
-    if path in _unfinished:  # within another one: whole or not at all already
-        with _errors_name(_unfinished[path], path):
-            yield path
-        return
-    if path.is_dir():
-        raise OutputError(f"can't write {path}: it is a folder. Give a file name.")
-    with contextlib.ExitStack() as stack:
-        try:
-            temporary = stack.enter_context(temporary_beside(path))
-        except OSError as exc:
-            raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
-        stack.callback(_unfinished.pop, temporary, None)
-        _unfinished[temporary] = path
-        with _errors_name(path, temporary):
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
-    """Errors of writing become OutputErrors of `target`; other errors of ours that name `temporary` name `target` instead."""
-    try:
-        yield
-    except OSError as exc:
-        raise OutputError(f"can't write {target}: {_reason(exc, target.parent, temporary)}") from exc
-    except YolactDeployError as exc:
-        exc.args = tuple(
-            part.replace(str(temporary), str(target)).replace(temporary.name, target.name)
-            if isinstance(part, str)
-            else part
-            for part in exc.args
-        )
-        raise
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:

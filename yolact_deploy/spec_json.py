@@ -26,6 +26,9 @@ _HALF_CHARACTER = re.compile(
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F])"
 )
 _NOT_STRUCTURE = bytes(sorted(set(range(256)) - set(b'"[]{}')))
+T = TypeVar("T")
+_SHOWN_CHARS = 60
+SINCE = "since"  # in a field's metadata: the schema version that brought it; without it, 1
 
 
 class JsonError(ValueError):
@@ -88,11 +91,6 @@ def _integer(digits: str) -> int:
     if len(digits) > _MAX_INTEGER_CHARS:
         raise JsonError(f"the integer {digits[:_MAX_INTEGER_CHARS]}… has {len(digits)} digits")
     return int(digits)
-
-
-T = TypeVar("T")
-_SHOWN_CHARS = 60
-SINCE = "since"  # in a field's metadata: the schema version that brought it; without it, 1
 
 
 def encode(value: Any, schema_version: int | None = None) -> Any:

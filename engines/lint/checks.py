@@ -29,6 +29,14 @@ _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 _HARDWARE_TYPES = ("FLOAT8", "FLOAT4", "INT4", "UINT4")
 
 Located = tuple["onnx.NodeProto", Finding]
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip", "HardSwish", "Elu")
+_PASS_THROUGH = ("MaxPool", "Resize")
+_FLOAT_ONLY = ("Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Exp")
+_INT8_KERNELS = (*_WEIGHTED, *_PASS_THROUGH, "Add", "AveragePool", "GlobalAveragePool")
+_SHAPE_ONLY = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad")
+_JUDGED_ELSEWHERE = (*_FLOAT_ONLY, *_ACTIVATIONS, "Concat")
 
 
 def parameter_findings(graph: QdqGraph) -> Iterator[Located]:
@@ -175,16 +183,6 @@ def _type_name(elem_type: int) -> str:
 
 def _count(values: np.ndarray, what: str) -> str:
     return f"{len(values)} {what}{'s' if len(values) != 1 else ''}"
-
-
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip", "HardSwish", "Elu")
-_PASS_THROUGH = ("MaxPool", "Resize")
-_FLOAT_ONLY = ("Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Exp")
-_INT8_KERNELS = (*_WEIGHTED, *_PASS_THROUGH, "Add", "AveragePool", "GlobalAveragePool")
-_SHAPE_ONLY = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad")
-_JUDGED_ELSEWHERE = (*_FLOAT_ONLY, *_ACTIVATIONS, "Concat")
 
 
 def placement_findings(graph: QdqGraph) -> Iterator[Located]:

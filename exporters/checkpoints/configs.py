@@ -1,4 +1,6 @@
-"""Specs by name and by file: the published YOLACT configurations, those of other trainers, and files that extend them."""
+"""Specs by name and by file: the published YOLACT configurations and those of other trainers; a spec file holds a whole
+`ModelSpec` as JSON, or the fields in which a model differs from a published configuration.
+"""
 
 from __future__ import annotations
 

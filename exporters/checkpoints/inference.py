@@ -1,4 +1,6 @@
-"""What a checkpoint's tensors tell about the network they belong to."""
+"""What a checkpoint's tensors tell about the network they belong to, deformable blocks and the mask-IoU network of a YOLACT++
+included.
+"""
 
 from __future__ import annotations
 

@@ -55,6 +55,9 @@ HEIGHT_DIM, WIDTH_DIM = "height", "width"
 _MASK_IOU_PREFIX = "mask_iou."  # keeps its names apart from the network's
 _MAX_LISTED_FAILURES = 3
 _ONNX_TYPES = {"uint8": TensorProto.UINT8, "int32": TensorProto.INT32, "float32": FLOAT, "bool": TensorProto.BOOL}
+# Of a prepared pixel or a score. OpenCV before version 5 rounds the source coordinates of its resize to float32, which in
+# images of 640 pixels moves a pixel by up to 1.4e-4 and a score by nearly as much.
+MAX_ERROR = 5e-4
 
 
 @dataclass(frozen=True)
@@ -205,11 +208,6 @@ def _declare_io(graph: onnx.GraphProto, spec: ModelSpec) -> None:
     del graph.input[:], graph.output[:]
     graph.input.extend(values[:1])
     graph.output.extend(values[1:])
-
-
-# Of a prepared pixel or a score. OpenCV before version 5 rounds the source coordinates of its resize to float32, which in
-# images of 640 pixels moves a pixel by up to 1.4e-4 and a score by nearly as much.
-MAX_ERROR = 5e-4
 
 
 def check_end_to_end(

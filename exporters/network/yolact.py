@@ -1,4 +1,7 @@
-"""The PyTorch YOLACT of a `ModelSpec`, with the original's parameter names in their order (dbolya/yolact, yolact.py)."""
+"""The PyTorch YOLACT of a `ModelSpec`, its backbones, and YOLACT++'s mask-IoU network, which says how well a mask fits as seen
+by each class; with the parameter names of the original in their order (dbolya/yolact, yolact.py with FastMaskIoUNet, and
+backbone.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from torch import Tensor, nn
 from exporters.network.deformable import DeformConv2d
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import BackboneSpec, FpnSpec, HeadSpec, ModelSpec, ProtonetSpec
+
+_RESNET_STEM_CHANNELS = 64
+_BOTTLENECK_EXPANSION = 4
+_DARKNET_STEM_CHANNELS = 32
+_LEAKY_SLOPE = 0.1
 
 
 class Heads(NamedTuple):
@@ -192,12 +200,6 @@ class MaskIouNet(nn.Module):
     ) -> Tensor:  # float32 [n, C], not clamped
         """IoUs [n, C] of soft masks [n, Hp, Wp], for every class."""
         return torch.amax(self.maskiou_net(masks[:, None]), dim=(2, 3))
-
-
-_RESNET_STEM_CHANNELS = 64
-_BOTTLENECK_EXPANSION = 4
-_DARKNET_STEM_CHANNELS = 32
-_LEAKY_SLOPE = 0.1
 
 
 def build_backbone(spec: BackboneSpec) -> ResNetBackbone | DarkNetBackbone:

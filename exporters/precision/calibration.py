@@ -25,6 +25,7 @@ from yolact_deploy.spec_json import JsonError, read_json
 DEFAULT_CALIBRATOR: Calibrator = "entropy"
 FEW_IMAGES = 8
 ADVISED_IMAGES = 128
+CACHE_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,6 @@ def _calibration(
     if found.skipped:
         warnings.append(f"{len(found.skipped)} calibration images were skipped: {' '.join(found.skipped)}")
     return Calibration(calibrator, found.ranges, found.absmax, found.images, found.skipped, tuple(warnings), cache)
-
-
-CACHE_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)

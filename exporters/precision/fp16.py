@@ -1,7 +1,11 @@
-"""A float32 ONNX as a typed half-precision one: every tensor's type is in the graph, as strongly typed TensorRT wants it.
+"""A float32 ONNX as a typed half-precision one, and half precision as a GPU computes it, for onnxruntime on the CPU.
 
-onnxruntime's converter (transformers.float16) was looked at and is not used: it clamps weights that don't fit in half, knows
-nothing of activations, leaves casts out of topological order, and blocks operators by type instead of by node.
+Every tensor's type is in the graph, as strongly typed TensorRT wants it. onnxruntime's converter (transformers.float16) was
+looked at and is not used: it clamps weights that don't fit in half, knows nothing of activations, leaves casts out of
+topological order, and blocks operators by type instead of by node.
+
+On the CPU onnxruntime has no half kernels: it computes in float32 and drops the conversions in between, so that activations
+are never rounded and never overflow. What it says of a half graph is too good, hence `emulate_half`.
 """
 
 from __future__ import annotations
@@ -46,6 +50,10 @@ FLOAT32_OPERATORS = frozenset({"Softmax"})
 _READS_SHAPES_ONLY = frozenset({"Shape", "Size"})
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _HALF_SUFFIX = ":half"
+# These give halves from halves without computing any.
+_EXACT = frozenset(
+    {"Relu", "MaxPool", "Transpose", "Reshape", "Concat", "Identity", "QuantizeLinear", "DequantizeLinear", "Cast"}
+)
 
 
 @dataclass(frozen=True)
@@ -249,12 +257,6 @@ def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
     if node.domain or not onnx.defs.has(node.op_type, opset, ""):
         return None
     return onnx.defs.get_schema(node.op_type, opset, "")
-
-
-# These give halves from halves without computing any.
-_EXACT = frozenset(
-    {"Relu", "MaxPool", "Transpose", "Reshape", "Concat", "Identity", "QuantizeLinear", "DequantizeLinear", "Cast"}
-)
 
 
 def emulate_half(

@@ -1,4 +1,5 @@
-"""Histograms of magnitudes that grow with what they see, and the four ways to choose a symmetric INT8 range from one.
+"""INT8 ranges out of what inner tensors are on real images: histograms of magnitudes that grow with what they see, and the four
+ways to choose a symmetric range from one. One image at a time, so that memory does not grow with their number.
 
 onnxruntime's calibrators are not used: they keep every activation of every image (9.9 GB for 128 images of
 256x256), and their entropy counts the zeros that ReLU makes.
@@ -38,6 +39,11 @@ _BLOCK = 1 << 17  # values that fit in a core's cache with their indices
 _MIN_EXPONENT = -64
 
 Values = npt.NDArray[Any]
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+# Of tensors fetched in one run. All that INT8 needs of a ResNet50 at 550 fit; larger networks are run more than once.
+MAX_FETCHED_BYTES = 512 << 20
+_FLOAT_BYTES = 4
+_LARGEST, _SMALLEST = ":largest", ":smallest"
 
 
 class NotFiniteError(ValueError):
@@ -168,14 +174,6 @@ def _divergence(counts: npt.NDArray[np.float64], limit: int) -> float:
     compared = p > 0
     with np.errstate(divide="ignore"):
         return float(np.sum(p[compared] * np.log(p[compared] / q[compared])))
-
-
-Progress = Callable[[str, int, int], None]  # what, done, of how many
-
-# Of tensors fetched in one run. All that INT8 needs of a ResNet50 at 550 fit; larger networks are run more than once.
-MAX_FETCHED_BYTES = 512 << 20
-_FLOAT_BYTES = 4
-_LARGEST, _SMALLEST = ":largest", ":smallest"
 
 
 @dataclass(frozen=True, eq=False)

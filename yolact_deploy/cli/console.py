@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-
 # As the packages that take them define them, which are too heavy for `--help`.
 Runtime = Literal["auto", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -59,7 +58,6 @@ MaxPixelsOption = Annotated[
     int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first images, by id.")]
-
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,4 +1,10 @@
-"""Memory of a GPU and page-locked memory of its host: buffers that grow and never shrink, and blocks that are lent to results."""
+"""Memory of a GPU and page-locked memory of its host: buffers that grow and never shrink, and blocks that are lent to results.
+
+Results cross into lent memory, and whoever has them keeps it for as long as they like. It is ordinary memory of the process,
+whose pages are locked while the lender is open: what was lent outlives the lender, and a context that another library resets.
+It is shared with forked processes, as copy-on-write could take the locked pages away from the process that they were locked
+for; what was lent when one was forked is not written again.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +22,10 @@ import numpy as np
 from yolact_deploy.arrays import Image
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import DeviceError
+
+MAX_BLOCKS = 4  # results that are kept beyond so many have to be copied
+MAX_BYTES = 256 << 20
+_LEAST_BYTES = 1 << 20
 
 
 @dataclass
@@ -94,11 +104,6 @@ class Buffers:
         address, block.address, block.nbytes = block.address, 0, 0
         if address:
             (self._driver.free if blocks is self._device else self._driver.free_pinned)(address)
-
-
-MAX_BLOCKS = 4  # results that are kept beyond so many have to be copied
-MAX_BYTES = 256 << 20
-_LEAST_BYTES = 1 << 20
 
 
 @dataclass

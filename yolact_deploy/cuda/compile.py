@@ -1,6 +1,8 @@
 """The kernels as a cubin, from the cache or by NVRTC, and loaded on a GPU.
 
-NVRTC is NVIDIA's compiler as a library, here by ctypes: it needs neither a driver nor a GPU.
+NVRTC is NVIDIA's compiler as a library, here by ctypes: it needs neither a driver nor a GPU, nor one package of Python more.
+It is found in NVIDIA's wheels (nvidia-cuda-nvrtc for CUDA 13, nvidia-cuda-nvrtc-cu12 for CUDA 12), in a CUDA toolkit, or
+where the system looks for libraries.
 """
 
 from __future__ import annotations

@@ -26,6 +26,11 @@ _decoding = 0  # threads that do
 _log_level = 0  # to go back to
 _is_hearing = False
 _turn = threading.Lock()  # to turn stderr away
+_PNG_CHUNKS = 8  # where they begin
+_ANCILLARY = 0x20  # in a chunk's first letter: decoders may do without it
+# Of a JPEG that ends too early, decoders read on into what follows: pixels that were not there come out of one as other than
+# out of another.
+_JPEG_ENDINGS = tuple(bytes([filler]) * 64 + END_MARKER for filler in (0x00, 0x55, 0xAA, 0x7E))
 
 
 @contextlib.contextmanager
@@ -86,13 +91,6 @@ def heard(on_remark: Callable[[str], None] | None) -> Iterator[None]:
                     os.write(_STDERR, line)
                 elif on_remark is not None and not _HARMLESS.match(line):
                     on_remark(line.decode("ascii", "backslashreplace").strip())
-
-
-_PNG_CHUNKS = 8  # where they begin
-_ANCILLARY = 0x20  # in a chunk's first letter: decoders may do without it
-# Of a JPEG that ends too early, decoders read on into what follows: pixels that were not there come out of one as other than
-# out of another.
-_JPEG_ENDINGS = tuple(bytes([filler]) * 64 + END_MARKER for filler in (0x00, 0x55, 0xAA, 0x7E))
 
 
 class UndecodableError(ValueError):

@@ -23,6 +23,13 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15, but for DHT, JPG and DAC among them
 _SOI, _EOI, _SOS, _DRI = 0xD8, 0xD9, 0xDA, 0xDD
 _COEFFICIENTS = 64
+MAX_PIXELS = 100_000_000  # of an image, unless more is asked for
+HEAD_BYTES = 64  # of a file, that tell its kind
+Size = tuple[int, int]  # width, height
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_MAX_TIFF_FIELDS = 4096
+_TEXT_HEADER_BYTES = 4096
 
 
 class _Component(NamedTuple):
@@ -123,10 +130,6 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-MAX_PIXELS = 100_000_000  # of an image, unless more is asked for
-HEAD_BYTES = 64  # of a file, that tell its kind
-
-
 class ImageHeader(NamedTuple):
     """Of an image as it is stored; EXIF may turn it."""
 
@@ -138,9 +141,6 @@ class ImageHeader(NamedTuple):
     def pixels(self) -> int:
         """Of the whole image."""
         return self.width * self.height
-
-
-Size = tuple[int, int]  # width, height
 
 
 def image_kind(head: bytes) -> str | None:
@@ -258,11 +258,6 @@ def _unpack(form: str, data: bytes, offset: int) -> Size:
 def _area(size: Size) -> int:
     return size[0] * size[1]
 
-
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_MAX_TIFF_FIELDS = 4096
-_TEXT_HEADER_BYTES = 4096
 
 _KINDS: dict[str, tuple[re.Pattern[bytes], Callable[[bytes], Size]]] = {
     kind: (re.compile(signature, re.DOTALL), size)

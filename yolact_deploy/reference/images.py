@@ -53,6 +53,8 @@ _MAX_BYTES_PER_PIXEL, _MAX_METADATA_BYTES = (
     1 << 26,
 )  # of a file: four channels of 32 bits; EXIF, colour profiles, previews
 _SHOWN = 3  # names in a message
+_WHOLE_PIXELS = 4_000_000  # up to here, one pass is the faster one
+_STRIP_PIXELS = 1 << 18  # of 12 bytes
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image:
@@ -260,10 +262,6 @@ def _frames(capture: Any, path: Path) -> Iterator[Image]:
             f"can't read the video {path} to its end: {count} of its {promised} frames could be decoded. "
             "If it was copied or downloaded, get it again."
         )
-
-
-_WHOLE_PIXELS = 4_000_000  # up to here, one pass is the faster one
-_STRIP_PIXELS = 1 << 18  # of 12 bytes
 
 
 def preprocess(

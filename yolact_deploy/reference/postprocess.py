@@ -1,8 +1,12 @@
-"""Head tensors to detections, and the priors that they are relative to: the NumPy reference, the oracle for every other
-implementation.
+"""Head tensors to detections, with the priors that they are relative to and a YOLACT++'s rescoring of masks: the NumPy
+reference, the oracle for every other implementation.
 
 The semantics are those of Detect and postprocess in dbolya/yolact (layers/functions/detection.py,
 layers/output_utils.py); where that leaves the order of equal scores to torch's sort, see `yolact_deploy.reference.nms`.
+
+A YOLACT++ rescores: a small network looks at the soft masks, at the size of the prototypes and cropped as the detections are,
+and says per class how well each fits; what it says of the detection's own class, times the box's score, is the mask's score.
+The network is exported beside the main one and run by `yolact_deploy.runtime`; `MaskIouReference` is the same in NumPy.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ from yolact_deploy.spec import ModelSpec, NmsMode, ResizeMode
 
 CENTRE_VARIANCE = np.float32(0.1)
 SIZE_VARIANCE = np.float32(0.2)
+MaskIouModel: TypeAlias = Callable[[FloatArray], FloatArray]  # soft masks [n, Hp, Wp] -> [n, C]
+_STRIDE = 2  # of all layers but the last, which is 1x1
 
 
 def detect(
@@ -248,11 +254,6 @@ def _extent_wh(scale: float, ratio: float, size: int, spec: ModelSpec) -> tuple[
     unit = spec.input_size if spec.priors.use_pixel_scales else size
     width, height = scale * root / unit, scale / root / unit
     return (width, width) if spec.priors.use_square_anchors else (width, height)
-
-
-MaskIouModel: TypeAlias = Callable[[FloatArray], FloatArray]  # soft masks [n, Hp, Wp] -> [n, C]
-
-_STRIDE = 2  # of all layers but the last, which is 1x1
 
 
 def rescore_masks(detections: Detections, model: MaskIouModel) -> Detections:

@@ -31,6 +31,7 @@ from yolact_deploy.runtime.streaming import stream_detections
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 BATCH_DIMENSIONS = 4  # [B, H, W, 3]
+_GPU_BATCH = 4  # images of a run where there are many: each takes buffers for its masks at full size
 
 
 class CudaArray(Protocol):
@@ -317,9 +318,6 @@ class Detector:
         pipeline = self._pipeline
         images = [self._load(item, channel_order) for item in inputs]
         return pipeline.submit(images, score_threshold, masks).result()
-
-
-_GPU_BATCH = 4  # images of a run where there are many: each takes buffers for its masks at full size
 
 
 @contextlib.contextmanager

@@ -33,6 +33,8 @@ from exporters.checkpoints.trainers.mapping import Conventions, Rule, Trainer, c
 
 EDGE = "YolactEdge"
 _VIDEO = r"(flow_net|flow_net_pre_convs|spa|partial_backbone)\..+"
+MINIMAL = "Yolact_minimal"
+_INDICES_PER_ENTRY = 2  # of the original's proto_net: every entry is followed by its ReLU
 
 
 def _convert_edge(
@@ -79,10 +81,6 @@ YOLACT_EDGE = Trainer(
     conventions=Conventions(),
     convert=_convert_edge,
 )
-
-
-MINIMAL = "Yolact_minimal"
-_INDICES_PER_ENTRY = 2  # of the original's proto_net: every entry is followed by its ReLU
 
 
 def _convert_minimal(

@@ -1,4 +1,4 @@
-"""Stream capture through cuda-bindings, on the handles of whichever package made the stream."""
+"""The CUDA driver through cuda-bindings, and stream capture through it on the handles of whichever package made the stream."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ from yolact_deploy.cuda.drivers.libcuda import (
 )
 from yolact_deploy.cuda.launches import Launch
 from yolact_deploy.errors import DeviceError, DeviceMemoryError
+
+C_TYPES: dict[str, Any] = {
+    "pointer": ctypes.c_void_p,
+    "int32": ctypes.c_int32,
+    "uint32": ctypes.c_uint32,
+    "int64": ctypes.c_int64,
+    "float32": ctypes.c_float,
+}
 
 
 class GraphCapture:
@@ -60,15 +68,6 @@ class GraphCapture:
         from cuda.bindings import driver as cuda
 
         self._call("freeing a CUDA graph", cuda.cuGraphExecDestroy, graph)
-
-
-C_TYPES: dict[str, Any] = {
-    "pointer": ctypes.c_void_p,
-    "int32": ctypes.c_int32,
-    "uint32": ctypes.c_uint32,
-    "int64": ctypes.c_int64,
-    "float32": ctypes.c_float,
-}
 
 
 class BindingsDriver:

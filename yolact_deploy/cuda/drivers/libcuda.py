@@ -1,5 +1,8 @@
-"""The driver's own library by ctypes: what there is to know before any CUDA package is chosen, what pycuda leaves out,
-what the driver refuses in words, and whether what it made still is.
+"""The driver's own library by ctypes: what there is to know before any CUDA package is chosen, and what pycuda leaves out;
+what the driver refuses, in words: its own name for it, what it means here, and what to do; and whether what it made still is.
+
+All that a driver made goes with the primary context, when another library resets that. An address or a handle of a context
+that is gone may be another's in the one that follows, so that nothing may be freed then.
 """
 
 from __future__ import annotations
@@ -23,6 +26,50 @@ _POINTER_DEVICE_ORDINAL = 9
 _HOST_MEMORY = 1  # of CUmemorytype
 _NAME_BYTES = 256
 _HIGHEST_ERROR = 1000
+_INIT_HINT = (
+    "See whether nvidia-smi works and CUDA_VISIBLE_DEVICES names a GPU of this machine; a driver that was updated under a "
+    "running system wants a restart."
+)
+OUT_OF_MEMORY = 2
+INVALID_CONTEXT = 201
+CONTEXT_LOST = frozenset({4, INVALID_CONTEXT, 709})  # 4 is deinitialized, 709 a destroyed context
+_LOST = (
+    "the CUDA context that this detector worked in is gone: another library in this process destroyed it (cudaDeviceReset, "
+    "or a library's own shutdown). What the detector held on the GPU went with it; open a new Detector."
+)
+_STICKY = (
+    "No CUDA work is possible any more in this process, by any library: restart it. "
+    "compute-sanitizer shows which kernel it was; another library's kernel may be the cause."
+)
+_NO_IMAGE = "The kernels were compiled for another GPU or for a newer driver; update the NVIDIA driver."
+_HINTS: dict[int, str] = {
+    3: (  # not initialized: what the driver says in the child of a fork
+        "CUDA does not survive a fork: open the Detector in the process that uses it, started by multiprocessing's "
+        '"spawn" or "forkserver".'
+    ),
+    4: _LOST,
+    201: _LOST,
+    709: _LOST,
+    200: _NO_IMAGE,  # invalid image
+    209: _NO_IMAGE,  # no binary for this GPU
+    218: _NO_IMAGE,  # invalid PTX
+    222: _NO_IMAGE,  # unsupported PTX version
+    214: _STICKY,  # uncorrectable ECC error
+    700: _STICKY,  # illegal address
+    702: _STICKY,  # a kernel ran too long for a GPU with a display
+    710: _STICKY,  # assert
+    714: _STICKY,  # hardware stack error
+    715: _STICKY,  # illegal instruction
+    716: _STICKY,  # misaligned address
+    717: _STICKY,  # invalid address space
+    718: _STICKY,  # invalid program counter
+    719: _STICKY,  # launch failed
+    701: "The kernel wants more registers or shared memory than this GPU gives a block.",
+    801: "This GPU or this driver does not support it.",
+    900: "Work that can't be recorded was enqueued while a CUDA graph was captured; try cuda_graph=False.",
+    901: "The capture of a CUDA graph was broken by other work; try cuda_graph=False.",
+    906: "Work on the default stream broke the capture of a CUDA graph; try cuda_graph=False.",
+}
 
 
 @functools.cache
@@ -44,12 +91,6 @@ def initialize() -> Any:
     if code != 0:
         raise DeviceError(f"the NVIDIA driver does not start: {error_name(code)} ({error_text(code)}). {_INIT_HINT}")
     return library
-
-
-_INIT_HINT = (
-    "See whether nvidia-smi works and CUDA_VISIBLE_DEVICES names a GPU of this machine; a driver that was updated under a "
-    "running system wants a restart."
-)
 
 
 def devices() -> tuple[GpuDevice, ...]:
@@ -172,49 +213,6 @@ def _codes_by_text() -> dict[str, int]:
     """Of several codes with the same words the lowest."""
     texts = {code: _words("cuGetErrorString", code) for code in range(_HIGHEST_ERROR, -1, -1)}
     return {text: code for code, text in texts.items() if text is not None}
-
-
-OUT_OF_MEMORY = 2
-INVALID_CONTEXT = 201
-CONTEXT_LOST = frozenset({4, INVALID_CONTEXT, 709})  # 4 is deinitialized, 709 a destroyed context
-
-_LOST = (
-    "the CUDA context that this detector worked in is gone: another library in this process destroyed it (cudaDeviceReset, "
-    "or a library's own shutdown). What the detector held on the GPU went with it; open a new Detector."
-)
-_STICKY = (
-    "No CUDA work is possible any more in this process, by any library: restart it. "
-    "compute-sanitizer shows which kernel it was; another library's kernel may be the cause."
-)
-_NO_IMAGE = "The kernels were compiled for another GPU or for a newer driver; update the NVIDIA driver."
-_HINTS: dict[int, str] = {
-    3: (  # not initialized: what the driver says in the child of a fork
-        "CUDA does not survive a fork: open the Detector in the process that uses it, started by multiprocessing's "
-        '"spawn" or "forkserver".'
-    ),
-    4: _LOST,
-    201: _LOST,
-    709: _LOST,
-    200: _NO_IMAGE,  # invalid image
-    209: _NO_IMAGE,  # no binary for this GPU
-    218: _NO_IMAGE,  # invalid PTX
-    222: _NO_IMAGE,  # unsupported PTX version
-    214: _STICKY,  # uncorrectable ECC error
-    700: _STICKY,  # illegal address
-    702: _STICKY,  # a kernel ran too long for a GPU with a display
-    710: _STICKY,  # assert
-    714: _STICKY,  # hardware stack error
-    715: _STICKY,  # illegal instruction
-    716: _STICKY,  # misaligned address
-    717: _STICKY,  # invalid address space
-    718: _STICKY,  # invalid program counter
-    719: _STICKY,  # launch failed
-    701: "The kernel wants more registers or shared memory than this GPU gives a block.",
-    801: "This GPU or this driver does not support it.",
-    900: "Work that can't be recorded was enqueued while a CUDA graph was captured; try cuda_graph=False.",
-    901: "The capture of a CUDA graph was broken by other work; try cuda_graph=False.",
-    906: "Work on the default stream broke the capture of a CUDA graph; try cuda_graph=False.",
-}
 
 
 def driver_error(device: GpuDevice, action: str, code: int, name: str) -> DeviceError:

@@ -26,6 +26,7 @@ CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 _ERRORS_ONLY = 3
 _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate memory", re.IGNORECASE)  # as CUDA and its arena say it
+_EXPORT_AGAIN = "Export it again with `yolact-deploy export`."
 
 
 class OnnxNetwork:
@@ -186,9 +187,6 @@ def describe(ort: Any, session: Any) -> str:
 def first_line(exc: Exception) -> str:
     """What an exception of a backend says, short enough to quote."""
     return str(exc).strip().partition("\n")[0].rstrip(".")[:300]
-
-
-_EXPORT_AGAIN = "Export it again with `yolact-deploy export`."
 
 
 def open_mask_iou(

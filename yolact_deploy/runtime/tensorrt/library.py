@@ -1,8 +1,8 @@
-"""TensorRT's library as a plan uses it: whether it can run the plan here, what it says, and the kernels that TensorRT-RTX
-compiles when a plan runs.
+"""TensorRT's library as a plan uses it: whether it can run the plan here, each doubt an error in words; what it says, kept for
+whoever made the call; and the kernels that TensorRT-RTX compiles when a plan runs, kept for the next process.
 
-A plan of TensorRT-RTX holds no kernels for a GPU: these are compiled when a context first runs, and kept for the next
-process.
+A plan of TensorRT-RTX holds no kernels for a GPU: these are compiled when a context is made and, where the batch is dynamic,
+again at the first run of each batch (its documentation, "Working with Runtime Cache" and "Working with Dynamic Shapes").
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _LOG.addHandler(logging.NullHandler())  # else Python itself prints warnings of 
 
 _KEPT_SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING")
 _MAX_QUOTED, _MESSAGE_CHARS = 5, 400
+_RELEASE_NUMBERS = 3  # of 10.13.3.9: the fourth counts builds of one release
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-_RELEASE_NUMBERS = 3  # of 10.13.3.9: the fourth counts builds of one release
 
 
 def check_form(plan: PlanFile) -> None:

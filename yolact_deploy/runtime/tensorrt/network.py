@@ -36,6 +36,8 @@ from yolact_deploy.runtime.tensorrt.library import (
 )
 from yolact_deploy.spec import ModelSpec
 
+_OUT_OF_MEMORY = re.compile(r"(?i)out ?of ?memory")
+
 
 class PlanNetwork:
     """A plan, deserialized once: all contexts share its weights.
@@ -164,9 +166,6 @@ class PlanNetwork:
         has_cuda = CUDA_PROVIDER in ort.get_available_providers()
         providers = choose_providers(ort, f"cuda:{self._driver.device.index}" if has_cuda else "cpu")
         return mask_iou_model(ort, content, self.spec, str(self._path), providers, threads)
-
-
-_OUT_OF_MEMORY = re.compile(r"(?i)out ?of ?memory")
 
 
 @dataclass(frozen=True)
