@@ -20,9 +20,9 @@ from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
-from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceContext, DeviceNetwork
+from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, ExecutionContext
 
-NewContext = Callable[[int], DeviceContext]  # on a stream
+NewExecutionContext = Callable[[int], ExecutionContext]  # on a stream
 HOST = "host"  # what no stage of the device accounts for: launching, waiting, unpacking masks
 TIMED_STAGES = (*DEVICE_STAGES, HOST)
 _EMPTY_STAGES = 200
@@ -82,7 +82,7 @@ class Memory(ExitStack):
 class BareNetwork:
     """A network between buffers of its own, on a stream of its own; what they hold does not matter to its speed."""
 
-    context: DeviceContext
+    context: ExecutionContext
     addresses: Mapping[str, int]
     stream: int
     batch: int
@@ -94,11 +94,11 @@ class BareNetwork:
 
 @contextmanager
 def bare_network(
-    driver: Driver, network: DeviceNetwork, batch: int = 1, new_context: NewContext | None = None
+    driver: Driver, network: DeviceNetwork, batch: int = 1, new_execution_context: NewExecutionContext | None = None
 ) -> Iterator[BareNetwork]:
     """A network by itself, which has run once; the driver's context is current. The network is closed at the end.
 
-    `new_context` gives another context for the same inputs and outputs than the network's own.
+    `new_execution_context` gives another context for the same inputs and outputs than the network's own.
     """
     shapes = network.spec.io_shapes()
     with driver.current(), Memory(driver) as memory:
@@ -110,7 +110,7 @@ def bare_network(
             for length in shapes[name]:
                 nbytes *= length
             addresses[name] = memory.device(nbytes, name)
-        context = (new_context or network.new_context)(stream)
+        context = (new_execution_context or network.new_execution_context)(stream)
         memory.callback(context.close)
         bare = BareNetwork(context, addresses, stream, batch)
         bare.enqueue()
@@ -125,12 +125,12 @@ class PipelineCalls:
         self._pipeline = pipeline
 
     def __call__(self, images: list[Image], *, score_threshold: float) -> list[Detections]:
-        frames = [self._pipeline.load(image, "bgr") for image in images]
-        return self._pipeline.submit(frames, score_threshold, "bits").result()
+        loaded = [self._pipeline.load(image, "bgr") for image in images]
+        return self._pipeline.submit(loaded, score_threshold, "bits").result()
 
     def timed(self, images: Sequence[Image], *, score_threshold: float) -> tuple[list[Detections], dict[str, float]]:
-        frames = [self._pipeline.load(image, "bgr") for image in images]
-        return self._pipeline.timed(frames, score_threshold, "bits")
+        loaded = [self._pipeline.load(image, "bgr") for image in images]
+        return self._pipeline.timed(loaded, score_threshold, "bits")
 
 
 @contextmanager

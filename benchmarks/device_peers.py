@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contest import AFTER, NETWORK, WHOLE, Contest, Peer, Timer, Work, on_host_clock, with_masks
-from benchmarks.device import BareNetwork, NewContext, bare_network, open_driver, open_network
+from benchmarks.device import BareNetwork, NewExecutionContext, bare_network, open_driver, open_network
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_onnx
@@ -17,9 +17,9 @@ from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import EngineError, MissingDependencyError
 from yolact_deploy.optional import require
-from yolact_deploy.runtime.onnxruntime.cuda import BoundContext
+from yolact_deploy.runtime.onnxruntime.cuda import OnnxCudaContext
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, CUDA_PROVIDER, choose_providers
-from yolact_deploy.runtime.protocols import DeviceContext
+from yolact_deploy.runtime.protocols import ExecutionContext
 
 if TYPE_CHECKING:
     from benchmarks.torch_peer import TorchSide
@@ -70,7 +70,7 @@ def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: 
     peers = [
         Peer(NETWORK, f"execute alone, {network.engine}", on_device_clock(stack, driver, bare.stream, bare.enqueue))
     ]
-    if bare.context.capturable and driver.captures_graphs:
+    if bare.context.capturable and driver.captures_cuda_graphs:
         replay = _captured(stack, driver, bare)
         peers.append(
             Peer(
@@ -82,7 +82,9 @@ def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: 
     if is_onnx(detector.artifact):
         try:
             other = stack.enter_context(
-                bare_network(driver, open_network(detector, driver), new_context=_default_session(detector, driver))
+                bare_network(
+                    driver, open_network(detector, driver), new_execution_context=_default_session(detector, driver)
+                )
             )
         except Exception as exc:  # onnxruntime's exception classes share no public base
             notes.append(f"no onnxruntime session of its own defaults: {str(exc).strip().partition(chr(10))[0][:200]}")
@@ -92,18 +94,18 @@ def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: 
     return peers
 
 
-def _default_session(detector: Detector, driver: Driver) -> NewContext:
+def _default_session(detector: Detector, driver: Driver) -> NewExecutionContext:
     """onnxruntime's own defaults, but for the stream, on which the device's clock can be read."""
     ort = require("onnxruntime", extra="gpu", purpose="the onnxruntime peer")
 
-    def new_context(stream: int) -> DeviceContext:
+    def new_execution_context(stream: int) -> ExecutionContext:
         index = driver.device.index
         choose_providers(ort, f"cuda:{index}")  # loads CUDA's libraries
         provider = CUDA_PROVIDER, {"device_id": str(index), "user_compute_stream": str(stream)}
         session = ort.InferenceSession(os.fspath(detector.artifact), providers=[provider, CPU_PROVIDER])
-        return BoundContext(ort, session, open_onnx(detector.artifact), ("cuda", index))
+        return OnnxCudaContext(ort, session, open_onnx(detector.artifact), ("cuda", index))
 
-    return new_context
+    return new_execution_context
 
 
 def _captured(stack: ExitStack, driver: Driver, bare: BareNetwork) -> Callable[[], None]:
@@ -112,8 +114,8 @@ def _captured(stack: ExitStack, driver: Driver, bare: BareNetwork) -> Callable[[
         bare.enqueue()
     finally:
         graph = driver.end_capture(bare.stream)
-        stack.callback(driver.destroy_graph, graph)
-    return lambda: driver.launch_graph(graph, bare.stream)
+        stack.callback(driver.destroy_cuda_graph, graph)
+    return lambda: driver.launch_cuda_graph(graph, bare.stream)
 
 
 def on_device_clock(stack: ExitStack, driver: Driver, stream: int, enqueue: Work) -> Timer:

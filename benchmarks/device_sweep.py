@@ -14,7 +14,7 @@ from yolact_deploy import Detector
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.reference.postprocess import MaskIouModel, make_priors
-from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork
+from yolact_deploy.runtime.protocols import DeviceNetwork, ExecutionContext
 from yolact_deploy.spec import ModelSpec
 
 _LEAST_SCORE = 0.25  # below all that is planted, above all that is not
@@ -117,8 +117,8 @@ class PlantedNetwork:
     def mask_iou(self) -> MaskIouModel | None:
         return self._network.mask_iou
 
-    def new_context(self, stream: int) -> PlantedContext:
-        return PlantedContext(self._network.new_context(stream), self._driver, self.sources, stream)
+    def new_execution_context(self, stream: int) -> PlantedContext:
+        return PlantedContext(self._network.new_execution_context(stream), self._driver, self.sources, stream)
 
     def close(self) -> None:
         with self._driver.current():
@@ -130,7 +130,7 @@ class PlantedContext:
     """A network's context whose heads are then replaced by planted ones."""
 
     def __init__(
-        self, context: DeviceContext, driver: Driver, sources: Mapping[str, tuple[int, int]], stream: int
+        self, context: ExecutionContext, driver: Driver, sources: Mapping[str, tuple[int, int]], stream: int
     ) -> None:
         self._context, self._driver, self._sources, self._stream = context, driver, sources, stream
 

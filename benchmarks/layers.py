@@ -174,12 +174,12 @@ def plan_layer_times(detector: Detector, batch: int, runs: int) -> list[LayerTim
     def report(name: str, ms: float) -> None:
         measured[-1][name] = measured[-1].get(name, 0.0) + ms
 
-    def new_context(stream: int) -> Any:
-        context = network.new_context(stream)
+    def new_execution_context(stream: int) -> Any:
+        context = network.new_execution_context(stream)
         context.profile(report)
         return context
 
-    with bare_network(driver, network, batch, new_context) as bare:
+    with bare_network(driver, network, batch, new_execution_context) as bare:
         for _ in range(WARMUP + runs):
             measured.append({})
             bare.enqueue()

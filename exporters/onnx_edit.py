@@ -53,7 +53,7 @@ class Names:
                 return name
 
 
-def typed_graph(model: onnx.ModelProto) -> ir.Model:
+def typed_ir_model(model: onnx.ModelProto) -> ir.Model:
     """For editing: with the types of all tensors, and the weights of `model` itself. Raises ExportError."""
     inferred = _inferred(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
@@ -133,7 +133,7 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def graph_digest(model: onnx.ModelProto) -> str:
+def onnx_graph_digest(model: onnx.ModelProto) -> str:
     """Hex SHA-256 of what the graph computes with: nodes and weights, not the metadata."""
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import torch
 
 from benchmarks.figures.gpu_kernels import (
-    GraphTimer,
+    CudaGraphTimer,
     copy_bandwidth,
     measure_frames,
     measure_kernels,
@@ -208,7 +208,7 @@ def measure_torch(
     with torch.inference_mode(), torch.cuda.stream(stream), driver.current():
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        timer = GraphTimer(driver, stream.cuda_stream, repeats, capture=False)  # its shapes depend on the data
+        timer = CudaGraphTimer(driver, stream.cuda_stream, repeats, capture=False)  # its shapes depend on the data
         us = timer.each([work])
     return {"detect_and_masks_us": us, "peak_bytes": float(torch.cuda.max_memory_allocated(device) - before)}
 

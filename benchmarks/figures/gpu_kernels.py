@@ -22,7 +22,7 @@ from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.cuda.compile import Kernels, load_kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import Buffer
-from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Step, place
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, Step, pack
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.postprocess import make_priors
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline, LoadKernels
@@ -46,14 +46,14 @@ class BatchOfOne:
         self,
         memory: Memory,
         kernels: Kernels,
-        model: Model,
+        model: ModelConstants,
         uploads: Mapping[str, AnyArray],
         image_hw: tuple[int, int],
         stream: int,
     ) -> None:
         self._memory, self._kernels = memory, kernels
         self.program = BatchProgram(model, BatchLayout((ImageKind(image_hw, is_rgb=False, on_device=True),)))
-        results = place(self.program.results)
+        results = pack(self.program.results)
         self._result_bytes = results.nbytes
         self._results = memory.device(self._result_bytes, "results")
         self._pinned = memory.pinned(self._result_bytes, "results on the host")
@@ -106,7 +106,7 @@ def measure_kernels(
     "frame_us" is decode, FastNMS and masks, and the detections in pinned host memory, in a CUDA graph; "frame_call_us" the same
     as a host sees it, from the graph's launch to the end of waiting for it.
     """
-    model = Model.of(spec, specialize(spec))
+    model = ModelConstants.of(spec, specialize(spec))
     uploads = {**heads._asdict(), "priors": make_priors(spec), "image_hw": np.array([image_hw], np.int32)}
     with driver.current(), Memory(driver) as memory:
         kernels = load(driver, model.specialization)
@@ -119,7 +119,7 @@ def measure_kernels(
         one = batches[0]
         detections = int(one.read("count", one.program.results["count"], stream)[0])
         candidates = int(one.read("candidate_count", one.program.workspace["candidate_count"], stream)[0])
-        timer = GraphTimer(driver, stream, repeats)
+        timer = CudaGraphTimer(driver, stream, repeats)
         rows = []
         for number, (launch, _) in enumerate(one.steps):
             us = timer.each([partial(batch.launch, batch.steps[number]) for batch in batches])
@@ -150,7 +150,7 @@ def measure_preprocess(
     size = spec.input_size
     rng = np.random.default_rng(0)
     program = BatchProgram(
-        Model.of(spec, specialize(spec)), BatchLayout((ImageKind(image_hw, is_rgb=False, on_device=False),))
+        ModelConstants.of(spec, specialize(spec)), BatchLayout((ImageKind(image_hw, is_rgb=False, on_device=False),))
     )
     pixels = list(program.staging)[-1]
     with driver.current(), Memory(driver) as memory:
@@ -162,7 +162,7 @@ def measure_preprocess(
             image = rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8)
             at = {pixels: memory.upload(image, "image", stream), INPUT: memory.device(12 * size * size, "input")}
             steps += program.preprocess(at)
-        timer = GraphTimer(driver, stream, repeats)
+        timer = CudaGraphTimer(driver, stream, repeats)
         us = timer.each([partial(kernels.launch, launch, values) for launch, values in steps])
         moved = 3 * image_hw[0] * image_hw[1] + 12 * size * size
         return {"image_hw": list(image_hw), "input_size": size, "us": us, "bytes": moved, "gb_per_s": moved / us / 1e3}
@@ -239,7 +239,7 @@ def measure_frames(
         "network": description,
         "image_hw": list(image.shape[:2]),
         "detections": found,
-        "cuda_graph": cuda_graph and driver.captures_graphs,
+        "cuda_graph": cuda_graph and driver.captures_cuda_graphs,
         "bare_network_ms": bare_ms,
         "stages_ms": stages,
         "frame_ms": frame_ms,
@@ -255,7 +255,7 @@ def measure_frames(
 def _bare_network(driver: Driver, network: DeviceNetwork, repeats: int) -> float:
     """Median milliseconds of one execution, batch 1, by CUDA events; captured in a graph where it can be."""
     with bare_network(driver, network) as bare:
-        timer = GraphTimer(driver, bare.stream, repeats, capture=bare.context.capturable)
+        timer = CudaGraphTimer(driver, bare.stream, repeats, capture=bare.context.capturable)
         return timer.each([lambda _: bare.enqueue()]) / 1e3
 
 
@@ -277,17 +277,17 @@ def copy_bandwidth(driver: Driver, *, nbytes: int = COPY_BYTES, repeats: int = 2
     with driver.current(), Memory(driver) as memory:
         stream = memory.stream()
         source, target = memory.device(nbytes, "copy"), memory.device(nbytes, "copy")
-        timer = GraphTimer(driver, stream, repeats)
+        timer = CudaGraphTimer(driver, stream, repeats)
         us = timer.each([partial(driver.copy_on_device, target, source, nbytes)])
     return 2 * nbytes / us / 1e3
 
 
-class GraphTimer:
+class CudaGraphTimer:
     """Times work enqueued on a stream as a CUDA graph; where that can't be captured, as it is."""
 
     def __init__(self, driver: Driver, stream: int, repeats: int, *, capture: bool = True) -> None:
         self._driver, self._stream, self._repeats = driver, stream, repeats
-        self._capture = capture and driver.captures_graphs
+        self._capture = capture and driver.captures_cuda_graphs
 
     def each(self, works: Sequence[Work]) -> float:
         """Median microseconds of the device for one of `works`, which run one after the other."""
@@ -333,8 +333,8 @@ class GraphTimer:
             driver.begin_capture(stream)
             run()
             graph = driver.end_capture(stream)
-            stack.callback(driver.destroy_graph, graph)
-            replay = partial(driver.launch_graph, graph, stream)
+            stack.callback(driver.destroy_cuda_graph, graph)
+            replay = partial(driver.launch_cuda_graph, graph, stream)
         for _ in range(_GRAPH_WARMUP):
             replay()
         driver.synchronize(stream)

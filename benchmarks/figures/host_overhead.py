@@ -33,7 +33,7 @@ from yolact_deploy.cuda.buffers import MAX_BLOCKS
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Argument, Driver, GpuDevice
 from yolact_deploy.cuda.launches import Launch, mask_pitch_words, result_buffers
-from yolact_deploy.cuda.program import place
+from yolact_deploy.cuda.program import pack
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.gpu import pipeline as gpu_backend
@@ -110,7 +110,7 @@ def _frames(driver: Any, config: str, folder: str, image: Any, detections: int) 
         detector = Detector(artifact, device="cuda:0")
     finally:
         gpu_backend.BACKEND = backend
-    results = place(result_buffers(specialize(spec), 1))
+    results = pack(result_buffers(specialize(spec), 1))
     detector(image)
     write_block(driver.results, results.offsets["count"], np.array([detections], np.int32))
     for _ in range(_WARMUP):
@@ -140,7 +140,7 @@ class NullDriver:
     """
 
     name = "null driver"
-    captures_graphs = True
+    captures_cuda_graphs = True
 
     def __init__(self) -> None:
         self.device = GpuDevice(0, "null GPU", (9, 0), (13, 0), 1 << 40, 1)
@@ -236,10 +236,10 @@ class NullDriver:
     def end_capture(self, stream: int) -> int:
         return next(self._handles)
 
-    def launch_graph(self, graph: int, stream: int) -> None:
+    def launch_cuda_graph(self, graph: int, stream: int) -> None:
         pass
 
-    def destroy_graph(self, graph: int) -> None:
+    def destroy_cuda_graph(self, graph: int) -> None:
         pass
 
 
@@ -274,7 +274,7 @@ class NullNetwork:
         self.spec, self.capturable = spec, capturable
         self.dtypes: Mapping[str, np.dtype[np.generic]] = dict.fromkeys((INPUT, *OUTPUTS), np.dtype(np.float32))
 
-    def new_context(self, stream: int) -> NullNetwork:
+    def new_execution_context(self, stream: int) -> NullNetwork:
         return self
 
     def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:

@@ -90,7 +90,7 @@ class TorchNetwork:
     def mask_iou(self) -> MaskIouModel | None:
         return None
 
-    def new_context(self, stream: int) -> TorchContext:
+    def new_execution_context(self, stream: int) -> TorchContext:
         return TorchContext(self, stream)
 
     def close(self) -> None:

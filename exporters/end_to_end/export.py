@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from exporters.end_to_end import stages
-from exporters.end_to_end.stages import PREPARED, PRIOR_IDX, GraphWriter
+from exporters.end_to_end.stages import PREPARED, PRIOR_IDX, OnnxGraphWriter
 from exporters.matching import capped_size, detect_heads, paired_rows
 from exporters.onnx_edit import FLOAT, Names, check_types, load_onnx, metadata, open_session, with_outputs
 from exporters.parity import (
@@ -140,7 +140,7 @@ def make_end_to_end(
     judge = _mask_iou_model(file)
 
     graph, names = model.graph, Names.of(model.graph)
-    before, after = GraphWriter(names), GraphWriter(names)
+    before, after = OnnxGraphWriter(names), OnnxGraphWriter(names)
     prepared = stages.write_preprocess(before.inside("preprocess"), contract.IMAGE, spec, channel_order)
     for node in graph.node:
         node.input[:] = [prepared if name == INPUT else name for name in node.input]
@@ -186,7 +186,7 @@ def _mask_iou_model(file: OnnxFile) -> onnx.ModelProto | None:
         ) from exc
 
 
-def _inline(judge: onnx.ModelProto, masks: str, writer: GraphWriter) -> str:
+def _inline(judge: onnx.ModelProto, masks: str, writer: OnnxGraphWriter) -> str:
     """Put the nodes of the mask-IoU network into the graph, reading `masks`; the name of its output [n, C]."""
     graph = onnx.compose.add_prefix(judge, _MASK_IOU_PREFIX).graph
     for node in graph.node:

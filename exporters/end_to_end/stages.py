@@ -54,7 +54,7 @@ class Selected:
 
 
 def write_preprocess(
-    graph: GraphWriter,
+    graph: OnnxGraphWriter,
     image: str,  # uint8 [B, H, W, 3]
     spec: ModelSpec,
     channel_order: ChannelOrder,
@@ -75,7 +75,7 @@ def write_preprocess(
 
 
 def write_detect(
-    graph: GraphWriter,
+    graph: OnnxGraphWriter,
     heads: Heads,
     spec: ModelSpec,
     priors: FloatArray,  # [P, 4], cx cy w h
@@ -116,7 +116,7 @@ def write_detect(
     )
 
 
-def write_outputs(graph: GraphWriter, image: str, found: Selected) -> None:
+def write_outputs(graph: OnnxGraphWriter, image: str, found: Selected) -> None:
     """All outputs but the masks and their scores."""
     count = graph.op("ReduceSum", graph.op("Cast", found.valid, to=TensorProto.INT32), graph.ints([1]), keepdims=0)
     graph.op("Identity", count, gives=contract.NUM_DETECTIONS)
@@ -134,7 +134,7 @@ def write_outputs(graph: GraphWriter, image: str, found: Selected) -> None:
     graph.op("Where", graph.unsqueeze(found.valid, 2), truncated, zero, gives=contract.BOXES)
 
 
-def write_soft_masks(graph: GraphWriter, heads: Heads, found: Selected, spec: ModelSpec) -> str:
+def write_soft_masks(graph: OnnxGraphWriter, heads: Heads, found: Selected, spec: ModelSpec) -> str:
     """float32 [B, M, Hp, Wp]: sigmoid(proto · coefficients), cropped to the box; 0 for rows that are no detections."""
     size, rows = spec.proto_size, contract.output_rows(spec)
     coefficients = graph.op("GatherND", heads.mask_coeff, graph.unsqueeze(found.prior_idx, 2), batch_dims=1)
@@ -153,7 +153,7 @@ def write_soft_masks(graph: GraphWriter, heads: Heads, found: Selected, spec: Mo
     return graph.op("Where", window, soft, graph.floats(0.0))
 
 
-def write_masks(graph: GraphWriter, image: str, soft: str) -> None:
+def write_masks(graph: OnnxGraphWriter, image: str, soft: str) -> None:
     """The masks at the image's size."""
     sizes = graph.op("Concat", _dimensions(graph, soft, 0, 2), _dimensions(graph, image, 1, 3), axis=0)
     stretched = graph.op(
@@ -163,7 +163,7 @@ def write_masks(graph: GraphWriter, image: str, soft: str) -> None:
 
 
 def write_mask_scores(
-    graph: GraphWriter,
+    graph: OnnxGraphWriter,
     judged: str,  # [B * M, C], what the mask-IoU network says of each mask
     found: Selected,
     spec: ModelSpec,
@@ -175,7 +175,7 @@ def write_mask_scores(
     graph.op("Where", found.valid, product, graph.floats(0.0), gives=contract.MASK_SCORES)
 
 
-def _score(graph: GraphWriter, heads: Heads, spec: ModelSpec) -> tuple[str, str, str]:
+def _score(graph: OnnxGraphWriter, heads: Heads, spec: ModelSpec) -> tuple[str, str, str]:
     """Foreground scores [B, P, C], the best of each prior [B, P, 1], and whether it is a candidate, bool [B, P, 1]."""
     conf = heads.conf if spec.conf_activation == "softmax" else graph.op("Softmax", heads.conf, axis=-1)
     scores = graph.slice(conf, 1, 1 + spec.num_classes, 2)
@@ -187,7 +187,7 @@ def _score(graph: GraphWriter, heads: Heads, spec: ModelSpec) -> tuple[str, str,
     return scores, best, graph.op("And", above, is_number)
 
 
-def _decode(graph: GraphWriter, loc: str, spec: ModelSpec, priors: FloatArray) -> str:
+def _decode(graph: OnnxGraphWriter, loc: str, spec: ModelSpec, priors: FloatArray) -> str:
     """Boxes x1 y1 x2 y2 [B, P, 4], relative to the image."""
     prior_xy, prior_wh = graph.floats(priors[:, :2]), graph.floats(priors[:, 2:])
     shift = graph.op("Mul", graph.slice(loc, 0, 2, 2), graph.floats(CENTRE_VARIANCE))
@@ -202,7 +202,7 @@ def _decode(graph: GraphWriter, loc: str, spec: ModelSpec, priors: FloatArray) -
 
 
 def _not_overlapped(
-    graph: GraphWriter,
+    graph: OnnxGraphWriter,
     boxes_xyxy: str,  # [B, G, k, 4], in descending order of score
     count: int,
     iou_threshold: float,
@@ -224,7 +224,7 @@ def _not_overlapped(
 
 
 def _ordered_limits(
-    graph: GraphWriter,
+    graph: OnnxGraphWriter,
     boxes_xyxy: str,  # [B, M, 4], relative
     size: str,  # of the image or the prototypes
     padding: int,
@@ -240,7 +240,7 @@ def _ordered_limits(
 
 
 def _stretch_axis(
-    graph: GraphWriter,
+    graph: OnnxGraphWriter,
     pixels: str,  # [B, H, W, 3]
     axis: int,  # 1 or 2
     size: int,
@@ -264,11 +264,11 @@ def _stretch_axis(
     return graph.op("Add", near, graph.op("Mul", step, weight))
 
 
-def _dimensions(graph: GraphWriter, tensor: str, start: int, end: int) -> str:
+def _dimensions(graph: OnnxGraphWriter, tensor: str, start: int, end: int) -> str:
     return graph.op("Shape", tensor, start=start, end=end)
 
 
-class GraphWriter:
+class OnnxGraphWriter:
     """Collects nodes and constants for a graph that `names` belongs to; tensors are passed around by name."""
 
     def __init__(self, names: Names, module: str = "") -> None:
@@ -277,9 +277,9 @@ class GraphWriter:
         self.constants: list[TensorProto] = []
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def inside(self, module: str) -> GraphWriter:
+    def inside(self, module: str) -> OnnxGraphWriter:
         """A writer to the same graph, for nodes of the submodule `module`."""
-        writer = GraphWriter(self._names, f"{self._module}.{module}" if self._module else module)
+        writer = OnnxGraphWriter(self._names, f"{self._module}.{module}" if self._module else module)
         writer.nodes, writer.constants, writer._known = self.nodes, self.constants, self._known
         return writer
 

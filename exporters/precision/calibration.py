@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import onnx
 
-from exporters.onnx_edit import graph_digest
+from exporters.onnx_edit import onnx_graph_digest
 from exporters.precision.quantize import tensors_to_calibrate
 from exporters.precision.ranges import CALIBRATORS, Calibrator, Progress, choose_range, observe
 from yolact_deploy import __version__
@@ -74,7 +74,7 @@ def calibrate(
             "INT8 needs calibration images and none were given. Give a folder of "
             f"{ADVISED_IMAGES} or so images like those the model will see (--calib DIR)."
         )
-    key = CacheKey(graph_digest(model), spec_digest(spec), images_digest(images) if images else None, calibrator)
+    key = CacheKey(onnx_graph_digest(model), spec_digest(spec), images_digest(images) if images else None, calibrator)
     if cache is not None and reusable:
         return _calibration(read_cache(cache, key), calibrator, "reused")
     if cache is not None:
@@ -109,7 +109,7 @@ def _calibration(
 class CacheKey:
     """What a calibration depends on: two with equal keys give equal ranges."""
 
-    model_sha256: str  # of the float32 graph, see onnx_edit.graph_digest
+    model_sha256: str  # of the float32 graph, see onnx_edit.onnx_graph_digest
     spec_sha256: str
     images_sha256: str | None  # None = whatever images the cache was made from
     calibrator: Calibrator

@@ -28,7 +28,7 @@ from exporters.onnx_edit import (
     operation,
     opset_of,
     to_proto,
-    typed_graph,
+    typed_ir_model,
 )
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, module_of
@@ -138,7 +138,7 @@ def to_half(
     float32, or with `io_precision` "fp16" become half but for `loc` and `conf`. Raises ExportError when the result's
     types don't fit together.
     """
-    converted = typed_graph(model)
+    converted = typed_ir_model(model)
     _Conversion(converted.graph, opset_of(model), float32_nodes, io_precision).run()
     return check_types(to_proto(converted))
 

@@ -29,7 +29,7 @@ from tests.emulator.expectations import (
 )
 from tests.emulator.pipeline import At, Pipeline, aligned, garbage, run
 from yolact_deploy.cuda.launches import Buffer
-from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, place
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, pack
 from yolact_deploy.cuda.specialization import Geometry, Specialization
 
 
@@ -76,8 +76,8 @@ def _preprocessed(
     """Images of one size as the network's input: the last is on the device already, its rows further apart."""
     count, height, width = images.shape[:3]
     kinds = [ImageKind((height, width), is_rgb, on_device=number == count - 1) for number in range(count)]
-    program = BatchProgram(Model(spec, size, 1, (1, 1), colours), BatchLayout(tuple(kinds)))
-    block = place(program.staging)
+    program = BatchProgram(ModelConstants(spec, size, 1, (1, 1), colours), BatchLayout(tuple(kinds)))
+    block = pack(program.staging)
     staging = garbage({"staging": Buffer((block.nbytes,), np.dtype(np.uint8))})["staging"]
     _, *pixels = block.views(staging).values()
     for target, image in zip(pixels, images, strict=False):

@@ -64,7 +64,7 @@ class CpuNetwork:
     def engine(self) -> str:
         return self._network.description
 
-    def new_context(self, stream: int) -> CpuContext | InStreamContext:
+    def new_execution_context(self, stream: int) -> CpuContext | InStreamContext:
         if self._in_stream:
             assert isinstance(self._driver, EmulatedDriver)
             return InStreamContext(self._run, self.shapes, self.dtypes, self._driver, stream)

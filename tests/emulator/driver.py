@@ -53,11 +53,11 @@ class EmulatedDriver:
         self,
         *,
         memory_bytes: int = 1 << 40,
-        captures_graphs: bool = True,
+        captures_cuda_graphs: bool = True,
         index: int = 0,
     ) -> None:
         self.device = GpuDevice(index, "emulated GPU", (9, 0), (13, 0), memory_bytes, 1)
-        self.captures_graphs = captures_graphs
+        self.captures_cuda_graphs = captures_cuda_graphs
         self.locks_pages = True
         self.launches: Counter[str] = Counter()  # kernels, as they run
         self.graph_launches = 0
@@ -271,7 +271,7 @@ class EmulatedDriver:
 
     def begin_capture(self, stream: int) -> None:
         self._check("cuStreamBeginCapture")
-        if not self.captures_graphs:
+        if not self.captures_cuda_graphs:
             raise DeviceError("this driver captures no graphs")
         self._streams[stream].capture = []
 
@@ -284,7 +284,7 @@ class EmulatedDriver:
             raise DeviceError(self.fail_capture)
         return self._add(self._graphs, recorded)
 
-    def launch_graph(self, graph: int, stream: int) -> None:
+    def launch_cuda_graph(self, graph: int, stream: int) -> None:
         self._check("cuGraphLaunch")
         if graph not in self._graphs:
             raise EmulatorMisuseError("the graph is destroyed")
@@ -292,7 +292,7 @@ class EmulatedDriver:
         for work in self._graphs[graph]:
             self._enqueue(stream, work)
 
-    def destroy_graph(self, graph: int) -> None:
+    def destroy_cuda_graph(self, graph: int) -> None:
         self._check("cuGraphDestroy")
         del self._graphs[graph]
 

@@ -248,7 +248,7 @@ def images_of_a_default_stream_are_waited_for() -> None:
 
 def a_graph_replays_what_was_captured_on_two_streams() -> None:
     with gpu() as driver:
-        assert driver.captures_graphs
+        assert driver.captures_cuda_graphs
         main, side = driver.create_stream(), driver.create_stream()
         sent, received = driver.allocate_pinned(8, "sent"), driver.allocate_pinned(8, "received")
         device, copy = driver.allocate(8, "device"), driver.allocate(8, "copy")
@@ -264,11 +264,11 @@ def a_graph_replays_what_was_captured_on_two_streams() -> None:
         graph = driver.end_capture(main)
         for value in (1, 2):
             host_bytes(sent, 8)[:] = value
-            driver.launch_graph(graph, main)
+            driver.launch_cuda_graph(graph, main)
             assert (host_bytes(received, 8) == POISON).all()
             driver.synchronize(main)
             assert (host_bytes(received, 8) == value).all()
-        driver.destroy_graph(graph)
+        driver.destroy_cuda_graph(graph)
         for event in (fork, join):
             driver.destroy_event(event)
         for address in (device, copy):
@@ -405,7 +405,7 @@ def a_driver_whose_context_was_reset_does_not_touch_the_next_ones() -> None:
     old = open_driver()
     with old.current():
         address, pinned, stream = old.allocate(64, "a"), old.allocate_pinned(64, "b"), old.create_stream()
-    standin.reset_device()  # which the old driver does not hear of
+    standin.reset_device()  # which the old driver does not observe of
     new = open_driver()
     with new.current():
         taken = [new.allocate(64, "c") for _ in range(8)]  # the old address among them

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tests.emulator.emulator import FORWARD
 from yolact_deploy.cuda.launches import Buffer, Launch, mask_pitch_words
-from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Request, Step
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, Request, Step
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.mask_sources import MaskForm, unpack_mask_words
 
@@ -81,7 +81,7 @@ class Pipeline:
     ) -> list[Found]:
         thresholds = {"conf_threshold": conf_threshold, "iou_threshold": iou_threshold}
         self.proto_hw = (proto.shape[1], proto.shape[2])
-        model = Model(self.specialization, 1, loc.shape[1], self.proto_hw, thresholds, scores_masks=True)
+        model = ModelConstants(self.specialization, 1, loc.shape[1], self.proto_hw, thresholds, scores_masks=True)
         self.program = BatchProgram(model, layout(image_hws), Request(score_threshold))
         inputs = {"loc": loc, "conf": conf, "mask_coeff": mask_coeff, "proto": proto, "priors": priors}
         self.arrays: dict[str, Array] = {

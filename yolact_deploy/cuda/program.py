@@ -42,7 +42,7 @@ class ImageKind:
 
 
 @dataclass(frozen=True)
-class Group:
+class ImageGroup:
     """Images first .. first + count - 1 of a batch, all alike."""
 
     first: int
@@ -63,17 +63,17 @@ class BatchLayout:
         return len(self.kinds)
 
     @property
-    def sizes(self) -> tuple[Group, ...]:
+    def sizes(self) -> tuple[ImageGroup, ...]:
         """Images of one size."""
         return tuple(_groups(self.kinds, lambda kind: kind.image_hw))
 
     @property
-    def uploads(self) -> tuple[Group, ...]:
+    def uploads(self) -> tuple[ImageGroup, ...]:
         """Images of the host of one size and order of channels."""
         return tuple(group for group in _groups(self.kinds, lambda kind: kind) if not self.kinds[group.first].on_device)
 
 
-def arrange(kinds: Sequence[ImageKind]) -> tuple[BatchLayout, list[int]]:
+def order_by_layout(kinds: Sequence[ImageKind]) -> tuple[BatchLayout, list[int]]:
     """The layout of images, and which of them lie where in it."""
     order = sorted(range(len(kinds)), key=lambda i: (kinds[i].image_hw, kinds[i].is_rgb, kinds[i].on_device, i))
     return BatchLayout(tuple(kinds[i] for i in order)), order
@@ -89,7 +89,7 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class ModelConstants:
     """What is the same for every batch."""
 
     specialization: Specialization
@@ -100,7 +100,7 @@ class Model:
     scores_masks: bool = False  # a mask-IoU network wants the soft masks
 
     @classmethod
-    def of(cls, spec: ModelSpec, specialization: Specialization, *, scores_masks: bool = False) -> Model:
+    def of(cls, spec: ModelSpec, specialization: Specialization, *, scores_masks: bool = False) -> ModelConstants:
         """The sizes and constants of a spec."""
         pixels, rules = spec.preprocess, spec.postprocess
         colours = {"mean": pixels.mean_rgb, "std": pixels.std_rgb, "pad": pixels.pad_rgb or (0.0, 0.0, 0.0)}
@@ -132,7 +132,7 @@ class BatchProgram:
     """Every buffer and every launch of a batch. `at` in its methods says where each buffer of `staging`, `results` and
     `workspace` is, and "priors" [P, 4]."""
 
-    model: Model
+    model: ModelConstants
     layout: BatchLayout
     request: Request = Request()
     run_capacity: int = FIRST_RUN_CAPACITY  # run lengths of an image that there is room for
@@ -182,7 +182,7 @@ class BatchProgram:
     def preprocess_on_device(self, at: Addresses, number: int, pixels: int, row_pitch: int) -> Step:
         """The same of an image that is where its owner has it, which no list can know beforehand."""
         kind = self.layout.kinds[number]
-        return self._preprocess(at, Group(number, 1, kind.image_hw, kind.is_rgb), pixels, row_pitch)
+        return self._preprocess(at, ImageGroup(number, 1, kind.image_hw, kind.is_rgb), pixels, row_pitch)
 
     def detect(self, at: Addresses) -> list[Step]:
         """Heads to detections."""
@@ -223,7 +223,7 @@ class BatchProgram:
         """Of one soft mask."""
         return 4 * math.prod(self.model.proto_hw)
 
-    def _preprocess(self, at: Addresses, group: Group, pixels: int, row_pitch: int) -> Step:
+    def _preprocess(self, at: Addresses, group: ImageGroup, pixels: int, row_pitch: int) -> Step:
         image = self.model.network_buffers(1)[INPUT]
         height, width = group.image_hw
         values = {
@@ -233,7 +233,7 @@ class BatchProgram:
             "image_h": height,
             "image_w": width,
             "row_pitch": row_pitch,
-            "image_pitch": align(3 * height * width),  # as `place` has them; one image alone needs none
+            "image_pitch": align(3 * height * width),  # as `pack` has them; one image alone needs none
             "is_rgb": int(group.is_rgb),
         }
         return launches.preprocess_launch(self.model.specialization, self.model.input_size, group.count), values
@@ -282,7 +282,7 @@ class BatchProgram:
         names = {"bits": (), "dense": ("dense",), "rle": ("column_runs", "column_last", "run_count", "runs")}
         kept = ("mask_words", *names[self.request.masks])
         groups = [self._mask_buffers(group.image_hw, group.count) for group in self.layout.sizes]
-        placed = {name: place({str(i): buffers[name] for i, buffers in enumerate(groups)}) for name in kept}
+        placed = {name: pack({str(i): buffers[name] for i, buffers in enumerate(groups)}) for name in kept}
         blocks = {name: Buffer((block.nbytes,), np.dtype(np.uint8)) for name, block in placed.items()}
         return blocks, tuple({name: placed[name].offsets[str(i)] for name in kept} for i in range(len(groups)))
 
@@ -291,8 +291,8 @@ class BatchProgram:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Buffers side by side in one."""
+class PackedBuffers:
+    """Buffers side by side in one block of memory."""
 
     buffers: Mapping[str, Buffer]
     offsets: Mapping[str, int]  # where each begins
@@ -312,13 +312,13 @@ class Block:
         }
 
 
-def place(buffers: Mapping[str, Buffer]) -> Block:
+def pack(buffers: Mapping[str, Buffer]) -> PackedBuffers:
     """Buffers side by side, in their order."""
     offsets, end = {}, 0
     for name, buffer in buffers.items():
         offsets[name] = align(end)
         end = offsets[name] + buffer.nbytes
-    return Block(buffers, offsets, end)
+    return PackedBuffers(buffers, offsets, end)
 
 
 def align(nbytes: int) -> int:
@@ -336,9 +336,9 @@ def _pixels(number: int) -> str:
     return f"pixels of image {number}"
 
 
-def _groups(kinds: Sequence[ImageKind], alike: Callable[[ImageKind], object]) -> Iterator[Group]:
+def _groups(kinds: Sequence[ImageKind], alike: Callable[[ImageKind], object]) -> Iterator[ImageGroup]:
     first = 0
     for _, members in groupby(kinds, alike):
         count = len(list(members))
-        yield Group(first, count, kinds[first].image_hw, kinds[first].is_rgb)
+        yield ImageGroup(first, count, kinds[first].image_hw, kinds[first].is_rgb)
         first += count

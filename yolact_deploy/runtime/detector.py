@@ -67,7 +67,7 @@ class Detector:
     `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar; one that `open_artifact` has read is not
     read again. `device` is "cpu", "cuda:N", or "auto": a GPU where all that the model needs there is installed, else the CPU,
     and `fallback` says why. `threads` bounds the CPU threads of the network; `nms` overrides the spec's; `batch_size` is the
-    most images in one run of the network; `cuda_graph` allows whole frames to be replayed as CUDA graphs; image files of more
+    most images in one run of the network; `cuda_graph` allows whole batches to be replayed as CUDA graphs; image files of more
     than `max_pixels` are refused. Not safe to share between threads; pickles as its arguments, so that every process opens
     the model itself. Memory of a GPU is given back by `close`, at the end of a `with` block, or with the last reference.
 

@@ -56,7 +56,7 @@ class Network(Protocol):
         ...
 
 
-class DeviceContext(Protocol):
+class ExecutionContext(Protocol):
     """One execution of a network at a time, on one stream."""
 
     @property
@@ -107,7 +107,7 @@ class DeviceNetwork(Protocol):
         """YOLACT++'s network that rescores masks; None where the spec has none."""
         ...
 
-    def new_context(self, stream: int) -> DeviceContext:
+    def new_execution_context(self, stream: int) -> ExecutionContext:
         """Contexts of several streams run side by side."""
         ...
 
@@ -193,7 +193,7 @@ class Pipeline(Protocol):
 
     @property
     def graph_stages(self) -> tuple[str, ...]:
-        """Stages that are replayed as CUDA graphs, as far as frames have been run."""
+        """Stages that are replayed as CUDA graphs, as far as batches have been run."""
         ...
 
     @property

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.device import Memory
 from benchmarks.figures.gpu_kernels import (
-    GraphTimer,
+    CudaGraphTimer,
     copy_bandwidth,
     measure_frames,
     measure_kernels,
@@ -99,10 +99,10 @@ def test_work_is_divided_by_its_runs_and_captured_once() -> None:
     calls: list[int] = []
     with driver.current(), Memory(driver) as memory:
         stream = memory.stream()
-        timer = GraphTimer(driver, stream, repeats=5)
+        timer = CudaGraphTimer(driver, stream, repeats=5)
         timer.each([calls.append, calls.append])
         captured = len(calls)
-        GraphTimer(driver, stream, repeats=5, capture=False).each([calls.append])
+        CudaGraphTimer(driver, stream, repeats=5, capture=False).each([calls.append])
     assert captured == 4  # once to warm up, once to be captured
     assert len(calls) - captured == 1 + 3 + 5
 

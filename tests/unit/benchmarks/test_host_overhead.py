@@ -11,6 +11,6 @@ from benchmarks.figures.host_overhead import measure
 def test_a_steady_frame_is_one_graph_one_copy_of_its_masks_and_one_wait(detections: int) -> None:
     measured = measure("yolact_base", (48, 64), detections, repeats=3)
     copies = {"copy_to_host": 1} if detections else {}
-    assert measured["driver_calls"] == {"current": 2, "launch_graph": 1, "synchronize": 1, **copies}
+    assert measured["driver_calls"] == {"current": 2, "launch_cuda_graph": 1, "synchronize": 1, **copies}
     assert measured["masks_bytes"] == detections * 48 * 16
     assert measured["frame_us"] > 0

@@ -8,7 +8,7 @@ import pytest
 
 from yolact_deploy.cuda.compile import Nvrtc, choose_nvrtc, installed
 from yolact_deploy.cuda.launches import ARGUMENTS
-from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, Model, Request
+from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, Request
 from yolact_deploy.cuda.specialization import Geometry, Specialization, compile_options, kernel_source
 
 COCO = Specialization(num_classes=80, num_coeff=32)
@@ -72,7 +72,7 @@ def check_compiles(nvrtc: Nvrtc, specialization: Specialization, architecture: i
 
 def _threads(specialization: Specialization) -> dict[str, int]:
     """Of a block of every kernel."""
-    model = Model(specialization, 64, 64, (64, 64), {}, scores_masks=True)
+    model = ModelConstants(specialization, 64, 64, (64, 64), {}, scores_masks=True)
     layout = BatchLayout((ImageKind((64, 64), is_rgb=False, on_device=False),))
     found: dict[str, int] = {}
     for request in (Request(masks="rle"), Request(masks="dense")):

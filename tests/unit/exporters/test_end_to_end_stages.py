@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 from exporters.end_to_end import stages
-from exporters.end_to_end.stages import GraphWriter
+from exporters.end_to_end.stages import OnnxGraphWriter
 from exporters.onnx_edit import Names
 from tests import goldens
 from tests.goldens import f32
@@ -94,7 +94,7 @@ def test_a_score_exactly_at_the_threshold_is_no_candidate() -> None:
 def test_the_image_is_prepared_as_detector_does_it(image_hw: tuple[int, int], channel_order: ChannelOrder) -> None:
     spec = dataclasses.replace(SMALL_PLUS, input_size=550)
     image = np.random.default_rng(0).integers(0, 256, (*image_hw, 3), dtype=np.uint8)
-    writer = GraphWriter(Names())
+    writer = OnnxGraphWriter(Names())
     stages.write_preprocess(writer, contract.IMAGE, spec, channel_order)
     given = image if channel_order == "bgr" else np.ascontiguousarray(image[..., ::-1])
     outputs = _run_nodes(writer, {contract.IMAGE: given[None]}, [stages.PREPARED])
@@ -146,7 +146,7 @@ def _detect_boxes(
 
 def _run(spec: ModelSpec, inputs: dict[str, Array], image_hw: tuple[int, int]) -> dict[str, Array]:
     """The stages behind the network as a graph of their own; the image gives its size only."""
-    writer = GraphWriter(Names())
+    writer = OnnxGraphWriter(Names())
     heads = stages.Heads(*OUTPUTS)
     found = stages.write_detect(writer.inside("detect"), heads, spec, inputs["priors"])
     stages.write_outputs(writer.inside("outputs"), contract.IMAGE, found)
@@ -157,7 +157,7 @@ def _run(spec: ModelSpec, inputs: dict[str, Array], image_hw: tuple[int, int]) -
     return _run_nodes(writer, given, [*list(contract.expected_io(spec, END_TO_END))[1:], stages.PRIOR_IDX])
 
 
-def _run_nodes(writer: GraphWriter, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
+def _run_nodes(writer: OnnxGraphWriter, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
     graph = onnx.helper.make_graph(
         writer.nodes,
         "stages",

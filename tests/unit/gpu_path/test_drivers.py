@@ -17,7 +17,7 @@ from yolact_deploy.cuda.drivers import libcuda
 from yolact_deploy.cuda.drivers import opening as drivers
 from yolact_deploy.cuda.drivers.bindings import bindings_fit, caller
 from yolact_deploy.cuda.drivers.interface import GpuDevice
-from yolact_deploy.cuda.drivers.libcuda import ContextState
+from yolact_deploy.cuda.drivers.libcuda import CudaContextState
 from yolact_deploy.errors import DeviceError, MissingDependencyError
 
 ROOT = Path(__file__).parents[3]
@@ -110,7 +110,7 @@ def test_a_function_that_the_driver_lacks_is_said_with_its_remedy() -> None:
         raise RuntimeError('Function "cuNew" not found')
 
     with pytest.raises(DeviceError, match=r'"cuNew" not found.*CUDA 12\.4.*"cuda-bindings<13"'):
-        caller(TURING, ContextState())("timing", absent)
+        caller(TURING, CudaContextState())("timing", absent)
 
 
 def test_no_driver_library_is_said_and_shows_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_detections_are_those_of_the_cpu(
 
 
 def test_a_driver_without_graphs_does_without(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
-    emulated(EmulatedDriver(captures_graphs=False), in_stream=True)
+    emulated(EmulatedDriver(captures_cuda_graphs=False), in_stream=True)
     detector = Detector(shapes_onnx, device="cuda:0")
     for _ in range(2):
         assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))

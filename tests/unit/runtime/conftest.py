@@ -17,7 +17,7 @@ from tests.unit.runtime.fake_tensorrt import Behaviour, make_plan, make_tensorrt
 from yolact_deploy.arrays import AnyArray
 from yolact_deploy.artifacts.contract import IoTensor
 from yolact_deploy.artifacts.plan_file import BatchRange, Sidecar, sidecar_path, write_sidecar
-from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork
+from yolact_deploy.runtime.protocols import DeviceNetwork, ExecutionContext
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 from yolact_deploy.spec import ModelSpec
 
@@ -120,7 +120,7 @@ def memory(
 def run(
     driver: EmulatedDriver,
     network: DeviceNetwork,
-    context: DeviceContext,
+    context: ExecutionContext,
     stream: int,
     image: AnyArray,
     addresses: Mapping[str, int],

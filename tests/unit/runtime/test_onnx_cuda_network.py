@@ -19,7 +19,7 @@ from tests.unit.runtime.plus_plan import PLUS_SPEC, REFERENCE, soft_masks, write
 from yolact_deploy.artifacts.names import OUTPUTS
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError
-from yolact_deploy.runtime.onnxruntime.cuda import BoundContext, OnnxCudaNetwork, cuda_options
+from yolact_deploy.runtime.onnxruntime.cuda import OnnxCudaContext, OnnxCudaNetwork, cuda_options
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork, choose_providers
 from yolact_deploy.runtime.protocols import DeviceNetwork
 
@@ -104,7 +104,7 @@ def test_bound_addresses_give_the_heads_of_the_plain_session(
 ) -> None:
     expected = OnnxNetwork(tiny_onnx, device="cpu").run(images(TINY_SPEC, batch))
     session = REAL_SESSION(str(tiny_onnx), providers=["CPUExecutionProvider"])
-    context = BoundContext(onnxruntime, session, open_onnx(tiny_onnx), ("cpu", 0))
+    context = OnnxCudaContext(onnxruntime, session, open_onnx(tiny_onnx), ("cpu", 0))
     buffers = {name: np.full_like(value, np.nan) for name, value in expected._asdict().items()}
     buffers["image"] = images(TINY_SPEC, batch)
     for _ in range(2):
@@ -121,7 +121,7 @@ def test_a_context_is_a_session_on_its_stream(cuda: PlayedCuda, tiny_onnx: Path)
     with driver.current():
         streams = [driver.create_stream() for _ in range(2)]
         for stream in streams:
-            network.new_context(stream)
+            network.new_execution_context(stream)
     for stream, session in zip(streams, cuda.sessions[opened:], strict=True):
         assert session.providers == [(CUDA, cuda_options(1, stream)), "CPUExecutionProvider"]
         assert session.providers[0][1]["user_compute_stream"] == str(stream)
@@ -137,7 +137,7 @@ def test_a_context_binds_once_for_a_batch_and_its_addresses_and_waits_for_nothin
     plain = OnnxNetwork(tiny_onnx, device="cpu")
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         session = cuda.sessions[-1]
         addresses = allocate(driver, network, 2)
         for batch, seed in ((2, 0), (2, 1), (1, 2)):
@@ -174,7 +174,7 @@ def test_half_precision_inputs_and_outputs_are_read_from_the_model(
     assert [name for name, dtype in network.dtypes.items() if dtype == np.float16] == ["loc"]
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         found = run(driver, network, context, stream, images(TINY_SPEC, 1), allocate(driver, network, 1))
     assert found["loc"].dtype == np.float16
     assert np.isfinite(found["loc"]).all()
@@ -188,7 +188,7 @@ def test_a_fixed_batch_is_the_largest_and_another_is_an_error_that_quotes_onnxru
     assert network.max_batch == 2
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         addresses = allocate(driver, network, 3)
         memory(driver, network, addresses, "image", 3)[:] = 0
         with pytest.raises(EngineError, match=r"onnxruntime failed to run .*two.onnx on a batch of 3: .*image"):
@@ -237,7 +237,7 @@ def test_a_provider_that_does_not_start_is_an_error_instead_of_a_slow_run(
     cuda.starts = False
     network = OnnxCudaNetwork(tiny_onnx, driver)
     with pytest.raises(DeviceError, match="CUDA provider did not start"):
-        network.new_context(7)
+        network.new_execution_context(7)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_session_that_fails_on_the_gpu_is_an_error_that_tells_want_of_memory(
     network = OnnxCudaNetwork(tiny_onnx, driver)
     cuda.fails = fails
     with pytest.raises(DeviceError) as caught:
-        network.new_context(7)
+        network.new_execution_context(7)
     assert type(caught.value) is error
     assert str(fails) in str(caught.value)
 
@@ -267,8 +267,8 @@ def test_the_default_stream_and_a_closed_context_are_refused(
 ) -> None:
     network = OnnxCudaNetwork(tiny_onnx, driver)
     with pytest.raises(EngineError, match="default stream"):
-        network.new_context(0)
-    context = network.new_context(7)
+        network.new_execution_context(0)
+    context = network.new_execution_context(7)
     context.close()
     with driver.current(), pytest.raises(EngineError, match=r"tiny\.onnx was run after it was closed"):
         context.enqueue(allocate(driver, network, 1), 1)

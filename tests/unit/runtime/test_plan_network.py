@@ -33,7 +33,7 @@ def test_outputs_are_those_of_the_input_in_device_memory(rtx: bool, bench: Bench
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         for batch in (1, 4, 2):
             addresses = allocate(driver, network, batch)
             image = images(TINY_SPEC, batch, seed=batch)
@@ -48,7 +48,7 @@ def test_a_run_is_enqueued_and_not_waited_for(bench: Bench) -> None:
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         addresses = allocate(driver, network, 1)
         memory(driver, network, addresses, "image", 1)[:] = 0
         before = memory(driver, network, addresses, "loc", 1).tobytes()
@@ -66,7 +66,7 @@ def test_half_precision_inputs_and_outputs_are_read_from_the_engine(bench: Bench
     with driver.current():
         stream = driver.create_stream()
         image = images(TINY_SPEC, 2).astype(np.float16)
-        found = run(driver, network, network.new_context(stream), stream, image, allocate(driver, network, 2))
+        found = run(driver, network, network.new_execution_context(stream), stream, image, allocate(driver, network, 2))
     for name, expected in fake_heads(image, TINY_SPEC).items():
         np.testing.assert_array_equal(found[name], expected.astype(network.dtypes[name]))
 
@@ -75,7 +75,7 @@ def test_two_contexts_share_the_engine_and_keep_apart_their_batches_and_addresse
     network, driver = bench.open(), bench.driver
     with driver.current():
         streams = [driver.create_stream() for _ in range(2)]
-        contexts = [network.new_context(stream) for stream in streams]
+        contexts = [network.new_execution_context(stream) for stream in streams]
         batches = (1, 3)
         addresses = [allocate(driver, network, batch) for batch in batches]
         inputs = [images(TINY_SPEC, batch, seed=batch) for batch in batches]
@@ -96,7 +96,7 @@ def test_a_frame_like_one_before_costs_tensorrt_one_call(bench: Bench) -> None:
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         seen = [(allocate(driver, network, batch), batch) for batch in (2, 2, 1)]
         for addresses, batch in seen:
             context.enqueue(addresses, batch)
@@ -110,7 +110,7 @@ def test_a_caller_may_change_its_addresses_in_place(bench: Bench) -> None:
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         addresses = allocate(driver, network, 1)
         context.enqueue(addresses, 1)
         addresses["loc"] = allocate(driver, network, 1)["loc"]
@@ -124,7 +124,7 @@ def test_a_run_after_the_first_can_be_recorded_and_replayed(rtx: bool, bench: Be
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         addresses = allocate(driver, network, 1)
         before = context.capturable
         run(driver, network, context, stream, images(TINY_SPEC, 1), addresses)
@@ -136,7 +136,7 @@ def test_a_run_after_the_first_can_be_recorded_and_replayed(rtx: bool, bench: Be
         assert [call[0] for call in bench.behaviour.calls[told:]] == ["execute_async_v3"]
         image = images(TINY_SPEC, 1, seed=5)
         memory(driver, network, addresses, "image", 1)[:] = image
-        driver.launch_graph(graph, stream)
+        driver.launch_cuda_graph(graph, stream)
         driver.synchronize(stream)
         found = memory(driver, network, addresses, "conf", 1)
         np.testing.assert_array_equal(found, fake_heads(image, TINY_SPEC)["conf"])
@@ -148,7 +148,7 @@ def test_batches_in_turns_are_recorded_and_replayed_side_by_side(rtx: bool, benc
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         addresses = {batch: allocate(driver, network, batch) for batch in (1, 3)}
         for batch, where in addresses.items():
             context.enqueue(where, batch)
@@ -160,7 +160,7 @@ def test_batches_in_turns_are_recorded_and_replayed_side_by_side(rtx: bool, benc
         for batch in (3, 1, 3):
             image = images(TINY_SPEC, batch, seed=batch)
             memory(driver, network, addresses[batch], "image", batch)[:] = image
-            driver.launch_graph(graphs[batch], stream)
+            driver.launch_cuda_graph(graphs[batch], stream)
             driver.synchronize(stream)
             found = memory(driver, network, addresses[batch], "proto", batch)
             np.testing.assert_array_equal(found, fake_heads(image, TINY_SPEC)["proto"])
@@ -172,7 +172,7 @@ def test_activations_are_allocated_once_for_a_context_and_freed_with_it(bench: B
         stream = driver.create_stream()
         addresses = allocate(driver, network, 4)
         before = driver.device_bytes
-        contexts = [network.new_context(stream) for _ in range(2)]
+        contexts = [network.new_execution_context(stream) for _ in range(2)]
         for context in contexts:
             for batch in (1, 2, 4):
                 context.enqueue(addresses, batch)
@@ -188,7 +188,7 @@ def test_a_plan_without_activations_needs_none(bench: Bench) -> None:
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         run(driver, network, context, stream, images(TINY_SPEC, 1), allocate(driver, network, 1))
         context.close()
 
@@ -198,7 +198,7 @@ def test_rtx_plans_that_allocate_while_they_run_are_not_recorded(rtx_bench: Benc
     rtx_bench.behaviour.is_capturable = False
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         context.enqueue(allocate(driver, network, 1), 1)
         assert not context.capturable
 
@@ -206,7 +206,7 @@ def test_rtx_plans_that_allocate_while_they_run_are_not_recorded(rtx_bench: Benc
 def test_rtx_compiles_kernels_within_the_first_run_and_leaves_graphs_to_us(rtx_bench: Bench) -> None:
     network, driver = rtx_bench.open(), rtx_bench.driver
     with driver.current():
-        network.new_context(driver.create_stream()).enqueue(allocate(driver, network, 1), 1)
+        network.new_execution_context(driver.create_stream()).enqueue(allocate(driver, network, 1), 1)
     (config,) = rtx_bench.behaviour.configs
     assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
     assert config.cuda_graph_strategy.name == "DISABLED"
@@ -218,12 +218,12 @@ def test_rtx_kernels_are_kept_for_the_next_process(rtx_bench: Bench) -> None:
         stream = driver.create_stream()
         network = rtx_bench.open()
         for batch in (1, 3):
-            network.new_context(stream).enqueue(allocate(driver, network, batch), batch)
+            network.new_execution_context(stream).enqueue(allocate(driver, network, batch), batch)
         (cache,) = (rtx_bench.folder / "cache" / "tensorrt-rtx").iterdir()
         assert "sm_90-1.7.1.116" in cache.name
         assert cache.read_bytes() == b"[1, 3]"
         rtx_bench.behaviour.compiled.clear()
-        rtx_bench.open().new_context(stream).enqueue(allocate(driver, network, 2), 2)
+        rtx_bench.open().new_execution_context(stream).enqueue(allocate(driver, network, 2), 2)
         assert rtx_bench.behaviour.compiled == {1, 2, 3}
         assert cache.read_bytes() == b"[1, 2, 3]"
 
@@ -233,12 +233,12 @@ def test_rtx_kernels_of_another_driver_are_replaced(rtx_bench: Bench) -> None:
     with driver.current():
         stream = driver.create_stream()
         network = rtx_bench.open()
-        network.new_context(stream).enqueue(allocate(driver, network, 2), 2)
+        network.new_execution_context(stream).enqueue(allocate(driver, network, 2), 2)
         (cache,) = (rtx_bench.folder / "cache" / "tensorrt-rtx").iterdir()
         cache.write_bytes(b"stale")
         rtx_bench.behaviour.accepts_cache = False
         again = rtx_bench.open()
-        again.new_context(stream).enqueue(allocate(driver, again, 2), 2)
+        again.new_execution_context(stream).enqueue(allocate(driver, again, 2), 2)
     assert cache.read_bytes() == b"[2]"
 
 
@@ -249,7 +249,7 @@ def test_a_cache_folder_that_cannot_be_written_is_a_warning_and_no_more(
     network, driver = rtx_bench.open(), rtx_bench.driver
     with driver.current(), caplog.at_level(logging.WARNING):
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         run(driver, network, context, stream, images(TINY_SPEC, 1), allocate(driver, network, 1))
     assert "were not kept and will be compiled again" in caplog.text
 
@@ -260,7 +260,7 @@ def test_warnings_go_to_pythons_logging_and_nothing_is_printed(
     bench.behaviour.says["create_execution_context"] = [("WARNING", "lazy loading is off"), ("INFO", "all is well")]
     network, driver = bench.open(), bench.driver
     with caplog.at_level(logging.DEBUG), driver.current():
-        network.new_context(driver.create_stream()).enqueue(allocate(driver, network, 1), 1)
+        network.new_execution_context(driver.create_stream()).enqueue(allocate(driver, network, 1), 1)
     assert [record.message for record in caplog.records] == ["lazy loading is off"]
     assert capfd.readouterr() == ("", "")
 
@@ -269,21 +269,21 @@ def test_networks_and_contexts_close_in_order_and_say_so_afterwards(bench: Bench
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         addresses = allocate(driver, network, 1)
         context.close()
         with pytest.raises(EngineError, match=r"tiny\.engine was run after it was closed"):
             context.enqueue(addresses, 1)
     network.close()
     with pytest.raises(EngineError, match=r"tiny\.engine was closed"):
-        network.new_context(stream)
+        network.new_execution_context(stream)
 
 
 def test_closing_frees_the_engine_even_where_closed_contexts_are_still_held(bench: Bench) -> None:
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context = network.new_context(stream)
+        context = network.new_execution_context(stream)
         context.enqueue(allocate(driver, network, 1), 1)
         driver.synchronize(stream)
         assert bench.behaviour.engines_alive() == 1
@@ -305,7 +305,7 @@ def test_the_usual_folder_for_rtx_kernels_is_the_users(
     driver = rtx_bench.driver
     network = PlanNetwork(rtx_bench.write(), driver)
     with driver.current():
-        network.new_context(driver.create_stream()).enqueue(allocate(driver, network, 1), 1)
+        network.new_execution_context(driver.create_stream()).enqueue(allocate(driver, network, 1), 1)
     assert list((tmp_path / "chosen" / "tensorrt-rtx").iterdir())
 
 
@@ -316,7 +316,7 @@ def test_a_profiled_run_reports_its_layers_when_it_returns(rtx: bool, bench: Ben
     network, driver = bench.open(), bench.driver
     with driver.current():
         stream = driver.create_stream()
-        context, other = network.new_context(stream), network.new_context(stream)
+        context, other = network.new_execution_context(stream), network.new_execution_context(stream)
         told: list[tuple[str, float]] = []
         context.profile(lambda name, ms: told.append((name, ms)))
         for batch in (1, 2):

@@ -183,7 +183,7 @@ def test_a_batch_outside_of_the_profile_says_the_profile_and_what_to_do(batch: i
     network = bench.open(make_plan(TINY_SPEC, batch=(2, 3, 4)), batch=BatchRange(2, 3, 4))
     driver = bench.driver
     with driver.current():
-        context = network.new_context(driver.create_stream())
+        context = network.new_execution_context(driver.create_stream())
         addresses = allocate(driver, network, 4)
         context.enqueue(addresses, 2)
         with pytest.raises(EngineError, match=what):
@@ -198,7 +198,7 @@ def test_what_tensorrt_refuses_is_quoted_and_the_next_run_tells_it_everything_ag
 ) -> None:
     network, driver, behaviour = bench.open(), bench.driver, bench.behaviour
     with driver.current():
-        context = network.new_context(driver.create_stream())
+        context = network.new_execution_context(driver.create_stream())
         addresses = allocate(driver, network, 1)
         behaviour.refuses.add(function)
         behaviour.says[function] = [("ERROR", f"{function} is not to my taste")]
@@ -221,7 +221,7 @@ def test_a_refusal_without_a_reason_says_so(bench: Bench) -> None:
     network, driver = bench.open(), bench.driver
     bench.behaviour.refuses.add("execute_async_v3")
     with driver.current():
-        context = network.new_context(driver.create_stream())
+        context = network.new_execution_context(driver.create_stream())
         with pytest.raises(EngineError, match="it gave no reason"):
             context.enqueue(allocate(driver, network, 1), 1)
 
@@ -230,7 +230,7 @@ def test_no_memory_for_activations_says_how_much_was_asked_for_and_for_what(benc
     network, driver = bench.open(), bench.driver
     bench.behaviour.activation_bytes = driver.device.memory_bytes + 1
     with driver.current(), pytest.raises(DeviceMemoryError) as caught:
-        network.new_context(driver.create_stream())
+        network.new_execution_context(driver.create_stream())
     assert f"the activations of {bench.folder / 'tiny.engine'} (batches up to 4)" in str(caught.value)
     assert f"{driver.device.memory_bytes + 1} bytes" in str(caught.value)
 
@@ -246,7 +246,7 @@ def test_no_memory_for_what_tensorrt_allocates_says_what_is_free(raised: bool, b
         behaviour.says["create_execution_context"] = [("ERROR", says)]
     total = driver.device.memory_bytes >> 20
     with driver.current():
-        context = network.new_context(driver.create_stream())
+        context = network.new_execution_context(driver.create_stream())
         addresses = allocate(driver, network, 1)
         with pytest.raises(DeviceMemoryError) as caught:
             context.enqueue(addresses, 1)
@@ -263,14 +263,14 @@ def test_a_context_that_cannot_be_made_is_quoted(bench: Bench) -> None:
     bench.behaviour.refuses.add("create_execution_context")
     bench.behaviour.says["create_execution_context"] = [("ERROR", "no")]
     with driver.current():
-        context = network.new_context(driver.create_stream())
+        context = network.new_execution_context(driver.create_stream())
         with pytest.raises(EngineError, match=r"can't make an execution context of .*tiny.engine:\n  no"):
             context.enqueue(allocate(driver, network, 1), 1)
 
 
 def test_the_default_stream_is_refused(bench: Bench) -> None:
     with pytest.raises(EngineError, match="default stream"):
-        bench.open().new_context(0)
+        bench.open().new_execution_context(0)
 
 
 def test_a_plan_without_its_sidecar_or_with_anothers_is_not_opened(bench: Bench) -> None:

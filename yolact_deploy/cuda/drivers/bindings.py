@@ -13,12 +13,12 @@ from yolact_deploy.cuda.drivers import libcuda
 from yolact_deploy.cuda.drivers.interface import Argument, GpuDevice
 from yolact_deploy.cuda.drivers.libcuda import (
     OUT_OF_MEMORY,
-    ContextState,
+    CudaContextState,
+    context_lost_error,
     driver_error,
-    full_error,
-    join_context,
-    lost_error,
     memory_error,
+    out_of_memory_error,
+    track_cuda_context,
 )
 from yolact_deploy.cuda.launches import Launch
 from yolact_deploy.errors import DeviceError, DeviceMemoryError
@@ -32,7 +32,7 @@ C_TYPES: dict[str, Any] = {
 }
 
 
-class GraphCapture:
+class CudaGraphCapture:
     """CUDA graphs by way of cuda-bindings, which pycuda's driver borrows."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
@@ -78,11 +78,11 @@ class BindingsDriver:
 
         self.name = f"cuda-bindings {bindings_version()}"
         self.device = device
-        self.captures_graphs = True
+        self.captures_cuda_graphs = True
         self._cuda = driver
-        self._state = join_context(device.index)
+        self._state = track_cuda_context(device.index)
         self._call = caller(device, self._state)
-        self._graphs = GraphCapture(self._call)
+        self._graphs = CudaGraphCapture(self._call)
         self._call("starting the driver", driver.cuInit, 0)
         ordinal = self._call("opening the GPU", driver.cuDeviceGet, device.index)
         self._context = self._call("opening the GPU", driver.cuDevicePrimaryCtxRetain, ordinal)
@@ -91,7 +91,7 @@ class BindingsDriver:
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         if self._state.lost:
-            raise lost_error(self.device)
+            raise context_lost_error(self.device)
         self._call("entering the CUDA context", self._cuda.cuCtxPushCurrent, self._context)
         try:
             yield
@@ -198,10 +198,10 @@ class BindingsDriver:
     def end_capture(self, stream: int) -> int:
         return self._graphs.end(stream)
 
-    def launch_graph(self, graph: int, stream: int) -> None:
+    def launch_cuda_graph(self, graph: int, stream: int) -> None:
         self._graphs.launch(graph, stream)
 
-    def destroy_graph(self, graph: int) -> None:
+    def destroy_cuda_graph(self, graph: int) -> None:
         if not self._state.lost:
             self._graphs.destroy(graph)
 
@@ -229,7 +229,7 @@ def bindings_fit(version: str, driver_version: tuple[int, int]) -> bool:
     return int(version.partition(".")[0]) <= driver_version[0]
 
 
-def caller(device: GpuDevice, state: ContextState) -> Callable[..., Any]:
+def caller(device: GpuDevice, state: CudaContextState) -> Callable[..., Any]:
     """`call(action, function, *arguments)`: the value of a function of cuda.bindings.driver, or DeviceError."""
 
     def call(action: str, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
@@ -243,8 +243,8 @@ def caller(device: GpuDevice, state: ContextState) -> Callable[..., Any]:
             ) from exc
         code = int(result)
         if code == OUT_OF_MEMORY:
-            raise full_error(device, action)
-        state.hear(code)
+            raise out_of_memory_error(device, action)
+        state.observe(code)
         if code != 0:
             raise driver_error(device, action, code, libcuda.error_name(code))
         return values[0] if len(values) == 1 else tuple(values)

@@ -57,7 +57,7 @@ class Driver(Protocol):
         ...
 
     @property
-    def captures_graphs(self) -> bool:
+    def captures_cuda_graphs(self) -> bool:
         """Whether CUDA graphs can be recorded through it."""
         ...
 
@@ -169,10 +169,10 @@ class Driver(Protocol):
         """The recorded work, ready to be launched."""
         ...
 
-    def launch_graph(self, graph: int, stream: int) -> None:
+    def launch_cuda_graph(self, graph: int, stream: int) -> None:
         """Enqueue a recorded graph."""
         ...
 
-    def destroy_graph(self, graph: int) -> None:
+    def destroy_cuda_graph(self, graph: int) -> None:
         """Free a recorded graph."""
         ...

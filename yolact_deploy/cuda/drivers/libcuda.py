@@ -221,12 +221,12 @@ def driver_error(device: GpuDevice, action: str, code: int, name: str) -> Device
     return DeviceError(f"cuda:{device.index} ({device.name}) failed in {action}: {name}. {hint}")
 
 
-def lost_error(device: GpuDevice) -> DeviceError:
+def context_lost_error(device: GpuDevice) -> DeviceError:
     """The error of a context that a reset, or a fault, has ended."""
     return DeviceError(f"cuda:{device.index} ({device.name}): {_LOST}")
 
 
-def full_error(device: GpuDevice, action: str) -> DeviceMemoryError:
+def out_of_memory_error(device: GpuDevice, action: str) -> DeviceMemoryError:
     """The error of a device without memory for some action."""
     return DeviceMemoryError(
         f"cuda:{device.index} ({device.name}) is out of memory in {action}. End what else uses the GPU (nvidia-smi lists it)."
@@ -258,27 +258,27 @@ def _mib(nbytes: int) -> str:
 
 
 @dataclass(eq=False)
-class ContextState:
+class CudaContextState:
     """Whether the context of a driver is still there."""
 
     lost: bool = False
 
-    def hear(self, code: int) -> None:
+    def observe(self, code: int) -> None:
         """What the driver gave; an invalid context is a lost one unless none was current, which is a mistake of ours."""
         if code in CONTEXT_LOST and (code != INVALID_CONTEXT or current_context() != 0):
             self.lost = True
 
 
-_states: dict[int, weakref.WeakSet[ContextState]] = {}  # of the drivers that are open, by device
+_states: dict[int, weakref.WeakSet[CudaContextState]] = {}  # of the drivers that are open, by device
 
 
-def join_context(index: int) -> ContextState:
+def track_cuda_context(index: int) -> CudaContextState:
     """To be called before the primary context is retained: if it is not there any more, then earlier drivers have lost it."""
     states = _states.setdefault(index, weakref.WeakSet())
     if not is_primary_context_active(index):
         for state in states:
             state.lost = True
         states.clear()
-    state = ContextState()
+    state = CudaContextState()
     states.add(state)
     return state

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.cuda.drivers import libcuda
-from yolact_deploy.cuda.drivers.bindings import GraphCapture, bindings_fit, bindings_version, caller
+from yolact_deploy.cuda.drivers.bindings import CudaGraphCapture, bindings_fit, bindings_version, caller
 from yolact_deploy.cuda.drivers.interface import Argument, GpuDevice
 from yolact_deploy.cuda.drivers.libcuda import (
     OUT_OF_MEMORY,
-    ContextState,
+    CudaContextState,
+    context_lost_error,
     driver_error,
-    full_error,
-    join_context,
-    lost_error,
     memory_error,
+    out_of_memory_error,
+    track_cuda_context,
 )
 from yolact_deploy.cuda.launches import Launch
 from yolact_deploy.errors import DeviceError, DeviceMemoryError
@@ -52,15 +52,15 @@ class PycudaDriver:
         self.name = f"pycuda {pycuda.VERSION_TEXT}"
         self.device = device
         bindings = bindings_version()
-        self.captures_graphs = bindings is not None and bindings_fit(bindings, device.driver_version)
+        self.captures_cuda_graphs = bindings is not None and bindings_fit(bindings, device.driver_version)
         self._cuda = pycuda.driver
         self._streams: dict[int, Any] = {}  # apart: 1 and 2 are CUDA's default streams, and numbers of ours beside
         self._objects: dict[int, Any] = {}
         self._numbers = itertools.count(1)  # handles of what pycuda gives none
-        self._state = join_context(device.index)
+        self._state = track_cuda_context(device.index)
         self._call = caller(device, self._state)
-        if self.captures_graphs:
-            self._graphs = GraphCapture(self._call)
+        if self.captures_cuda_graphs:
+            self._graphs = CudaGraphCapture(self._call)
         with self._refusals("opening the GPU"):
             pycuda.driver.init()
             self._context = pycuda.driver.Device(device.index).retain_primary_context()
@@ -71,7 +71,7 @@ class PycudaDriver:
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         if self._state.lost:
-            raise lost_error(self.device)
+            raise context_lost_error(self.device)
         before = libcuda.current_context()
         with self._refusals("entering the CUDA context"):
             self._context.push()
@@ -221,10 +221,10 @@ class PycudaDriver:
     def end_capture(self, stream: int) -> int:
         return self._graphs.end(stream)
 
-    def launch_graph(self, graph: int, stream: int) -> None:
+    def launch_cuda_graph(self, graph: int, stream: int) -> None:
         self._graphs.launch(graph, stream)
 
-    def destroy_graph(self, graph: int) -> None:
+    def destroy_cuda_graph(self, graph: int) -> None:
         if not self._state.lost:
             self._graphs.destroy(graph)
 
@@ -262,14 +262,14 @@ class PycudaDriver:
             words = str(exc).partition(" failed: ")[2].partition(" - ")[0] or str(exc)
             code = libcuda.error_code(words)
             if code == OUT_OF_MEMORY:
-                raise full_error(self.device, action) from exc
+                raise out_of_memory_error(self.device, action) from exc
             if code is None:
                 raise driver_error(self.device, action, _UNKNOWN, words) from exc
-            self._state.hear(code)
+            self._state.observe(code)
             raise driver_error(self.device, action, code, libcuda.error_name(code)) from exc
 
 
-def _release(index: int, context: Any, kept: tuple[dict[int, Any], ...], state: ContextState) -> None:
+def _release(index: int, context: Any, kept: tuple[dict[int, Any], ...], state: CudaContextState) -> None:
     """Free what is left and give the primary context back, from any thread."""
     if not state.lost:
         try:

@@ -1,1 +1,1 @@
-"""Whole frames on a GPU: network, kernels and results."""
+"""Batches on a GPU, from pixels to detections: network, kernels and results."""

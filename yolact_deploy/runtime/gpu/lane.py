@@ -23,17 +23,17 @@ from yolact_deploy.cuda.program import (
     BatchLayout,
     BatchProgram,
     ImageKind,
-    Model,
+    ModelConstants,
     Request,
     Step,
-    arrange,
-    place,
+    order_by_layout,
+    pack,
     run_capacity,
 )
 from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.runtime.gpu.results import BatchResults, MaskTransfer, ResultReader
-from yolact_deploy.runtime.protocols import DeviceContext, DeviceNetwork, Stage
+from yolact_deploy.runtime.protocols import DeviceNetwork, ExecutionContext, Stage
 
 Work: TypeAlias = tuple[Stage, Callable[[], None]]  # what a stage enqueues
 
@@ -55,7 +55,7 @@ class Lane:
     def __init__(
         self,
         driver: Driver,
-        model: Model,
+        model: ModelConstants,
         network: DeviceNetwork,
         kernels: Kernels,
         priors: int,  # their address
@@ -69,7 +69,7 @@ class Lane:
         with driver.current(), ExitStack() as undo:
             self._stream = driver.create_stream()
             undo.callback(driver.destroy_stream, self._stream)
-            self._context = network.new_context(self._stream)
+            self._context = network.new_execution_context(self._stream)
             undo.pop_all()
         self._buffers = Buffers(driver)
         self._prepared = PreparedBatches(driver, self._buffers, self._stream, cuda_graph=cuda_graph, note=note)
@@ -198,7 +198,7 @@ class Lane:
             ImageKind(own.image_hw if image.on_device else own.shape[:2], image.is_rgb, image.on_device)
             for image, own in zip(images, pixels, strict=True)
         ]
-        layout, order = arrange(kinds)
+        layout, order = order_by_layout(kinds)
         prepared = self._prepared.get(layout, request, lambda: self._prepare(layout, request))
         prepared.write_staging([pixels[i] for i in order if not images[i].on_device])
         program, at = prepared.results.program, prepared.results.at
@@ -213,7 +213,7 @@ class Lane:
         """Raises DeviceMemoryError."""
         driver, buffers, stream = self._driver, self._buffers, self._stream
         program = BatchProgram(self._model, layout, request, run_capacity(buffers.device_bytes("runs"), layout.batch))
-        staging, results = place(program.staging), place(program.results)  # each is copied as a whole
+        staging, results = pack(program.staging), pack(program.results)  # each is copied as a whole
         blocks = {"staging": staging.nbytes, "results": results.nbytes}
         buffers.reserve({**blocks, **{name: buffer.nbytes for name, buffer in program.workspace.items()}}, blocks)
         staging_at, results_at = buffers.address("staging"), buffers.address("results")
@@ -295,7 +295,7 @@ class PreparedBatch:
 
     results: BatchResults
     staged: dict[str, AnyArray]  # where sizes and pixels cross from: views of the block "staging" on the host
-    context: DeviceContext
+    context: ExecutionContext
     work: tuple[Work, ...]
     segments: tuple[Segment, ...] = ()
     runs: int = 0
@@ -324,7 +324,7 @@ class PreparedBatches:
         self, driver: Driver, buffers: Buffers, stream: int, *, cuda_graph: bool, note: Callable[[str], None]
     ) -> None:
         self._driver, self._buffers, self._stream, self._note = driver, buffers, stream, note
-        self._captures = cuda_graph and driver.captures_graphs
+        self._captures = cuda_graph and driver.captures_cuda_graphs
         self._kept: OrderedDict[tuple[BatchLayout, Request], PreparedBatch] = OrderedDict()
         self._generation = buffers.generation
 
@@ -358,7 +358,7 @@ class PreparedBatches:
             if self._captures and segment.capturable and segment.graph is None:
                 self._capture(segment)
             if segment.graph is not None:
-                self._driver.launch_graph(segment.graph, self._stream)
+                self._driver.launch_cuda_graph(segment.graph, self._stream)
             else:
                 _enqueue(segment.work)
         prepared.runs += 1
@@ -375,7 +375,7 @@ class PreparedBatches:
                 _enqueue(segment.work)
             except BaseException:
                 with contextlib.suppress(DeviceError):  # a capture that was broken is reported a second time
-                    self._driver.destroy_graph(self._driver.end_capture(self._stream))
+                    self._driver.destroy_cuda_graph(self._driver.end_capture(self._stream))
                 raise
             segment.graph = self._driver.end_capture(self._stream)
         except YolactDeployError as exc:
@@ -392,7 +392,7 @@ class PreparedBatches:
             graph, segment.graph = segment.graph, None
             if graph is not None:
                 with contextlib.suppress(DeviceError):  # a context that is gone has taken it along
-                    self._driver.destroy_graph(graph)
+                    self._driver.destroy_cuda_graph(graph)
 
 
 def _enqueue(work: Iterable[Work]) -> None:

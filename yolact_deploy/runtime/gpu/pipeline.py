@@ -18,7 +18,7 @@ from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.cuda.program import Model, Request
+from yolact_deploy.cuda.program import ModelConstants, Request
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
@@ -170,10 +170,10 @@ class GpuPipeline:
             driver.synchronize(stream)
 
 
-def _model(network: DeviceNetwork, nms: NmsMode | None) -> Model:
+def _model(network: DeviceNetwork, nms: NmsMode | None) -> ModelConstants:
     half = {name: network.dtypes[name] == np.float16 for name in (INPUT, *OUTPUTS)}
     specialization = specialize(network.spec, nms=nms, fp16_tensors=half)
-    return Model.of(network.spec, specialization, scores_masks=network.mask_iou is not None)
+    return ModelConstants.of(network.spec, specialization, scores_masks=network.mask_iou is not None)
 
 
 class HeadsOnHost:
@@ -195,7 +195,7 @@ class HeadsOnHost:
                 undo.callback(network.close)
             self._stream = driver.create_stream()
             undo.callback(driver.destroy_stream, self._stream)
-            self._context = network.new_context(self._stream)
+            self._context = network.new_execution_context(self._stream)
             undo.pop_all()
 
     @property

@@ -70,7 +70,7 @@ class OnnxCudaNetwork:
     def mask_iou(self) -> MaskIouModel | None:
         return self._mask_iou
 
-    def new_context(self, stream: int) -> BoundContext:
+    def new_execution_context(self, stream: int) -> OnnxCudaContext:
         """A session on `stream`. Raises DeviceError when the provider does not start, EngineError for the default stream."""
         if not stream:
             raise EngineError(f"{self._file.path} can't run on the default stream. Give a stream of its own.")
@@ -78,7 +78,7 @@ class OnnxCudaNetwork:
         with self._driver.current():
             session = open_session(self._ort, self._file.path, [(CUDA_PROVIDER, options), CPU_PROVIDER], self._threads)
         check_device(session, self._device)
-        return BoundContext(self._ort, session, self._file, ("cuda", self._driver.device.index))
+        return OnnxCudaContext(self._ort, session, self._file, ("cuda", self._driver.device.index))
 
     def close(self) -> None:
         """The mask-IoU network's memory; that of the contexts goes with them."""
@@ -103,7 +103,7 @@ def cuda_options(device_index: int, stream: int) -> dict[str, str]:
     }
 
 
-class BoundContext:
+class OnnxCudaContext:
     """A session whose inputs and outputs are addresses in the memory of `placement`: ("cuda", N), or ("cpu", 0)."""
 
     def __init__(self, ort: Any, session: Any, file: OnnxFile, placement: tuple[str, int]) -> None:

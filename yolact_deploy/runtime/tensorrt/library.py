@@ -102,7 +102,7 @@ class RtxKernels:
 
         EAGER compiles a batch's own kernels within its first run: by default they come later, from a thread of
         TensorRT's, and a CUDA graph recorded before then would hold the slower stand-ins for good. Its own CUDA graphs are
-        off, as the whole frame is recorded by us, and its activations are ours.
+        off, as the whole batch is recorded by us, and its activations are ours.
         """
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)

@@ -105,7 +105,7 @@ class PlanNetwork:
     def mask_iou(self) -> MaskIouModel | None:
         return self._mask_iou
 
-    def new_context(self, stream: int) -> PlanContext:
+    def new_execution_context(self, stream: int) -> PlanContext:
         """Raises DeviceMemoryError when its activations do not fit, EngineError after `close` and for the default stream, on
         which TensorRT would synchronize the device.
         """
@@ -267,9 +267,9 @@ class PlanContext:
                 else plan.kernels.configure(plan.trt, plan.engine)
             )
         except Exception as exc:  # its bindings raise what C++ threw
-            raise self._no_context(f"  {exc}") from exc
+            raise self._no_execution_context(f"  {exc}") from exc
         if context is None:
-            raise self._no_context(quote_errors(self._messages))
+            raise self._no_execution_context(quote_errors(self._messages))
         if self._profiler is not None:
             context.profiler = self._profiler  # which reports within execute_async_v3 (`enqueue_emits_profile`)
         if self._activations is not None:
@@ -294,7 +294,7 @@ class PlanContext:
     def _refusal(self, what: str, reasons: str) -> EngineError:
         return EngineError(f"{self._plan.title} can't {what} with {self._plan.path}:\n{reasons}")
 
-    def _no_context(self, reasons: str) -> EngineError:
+    def _no_execution_context(self, reasons: str) -> EngineError:
         plan = self._plan
         if _OUT_OF_MEMORY.search(reasons):
             free, total = self._driver.memory_info()
