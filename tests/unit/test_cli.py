@@ -318,6 +318,14 @@ def test_wrong_usage_is_words_alone_where_no_json_is_asked_for() -> None:
     assert "--no-such" in result.stderr
 
 
+def test_wrong_usage_cannot_act_on_the_terminal() -> None:
+    for arguments in (("detect", "--\x1b[31mred"), ("\x1b[31mred",)):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert r"\x1b[31mred" in result.stderr
+        assert "\x1b" not in result.stderr
+
+
 def test_json_holds_file_names_of_any_bytes(shapes_onnx: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.jpg")
     (tmp_path / name).write_text("no image")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from yolact_deploy.cli import app
 from yolact_deploy.runtime.protocols import DEVICE_STAGES
@@ -60,3 +61,30 @@ def test_stages_are_documented_by_the_names_that_timed_and_bench_give_them() -> 
     text = (ROOT / "docs" / "benchmarking.md").read_text(encoding="utf-8")
     named = re.findall(r"`([a-z_]+)`", text)
     assert [stage for stage in DEVICE_STAGES if stage not in named] == []
+
+
+def _help(*command: str, columns: int = 1000) -> str:
+    return CliRunner().invoke(app, [*command, "--help"], terminal_width=columns).stdout
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("name", GROUP.commands)
+def test_help_breaks_no_option_name_and_no_choice(name: str, columns: int) -> None:
+    shown = _help(name, columns=columns)
+    assert max(map(len, shown.splitlines())) <= columns
+    whole = [word for word in _help(name).split() if "--" in word or "|" in word]
+    assert [word for word in whole if word not in shown.split()] == []
+
+
+def test_the_list_of_commands_is_whole_on_a_narrow_terminal() -> None:
+    shown = "".join(_help(columns=60).split())
+    assert [name for name, command in GROUP.commands.items() if "".join(command.help.split()) not in shown] == []
+
+
+def test_help_names_the_opsets_that_are_accepted() -> None:
+    pytest.importorskip("torch")
+    from exporters.onnx_export import SUPPORTED_OPSETS
+
+    (opset,) = (parameter for parameter in GROUP.commands["export"].params if parameter.name == "opset")
+    assert tuple(range(opset.min, opset.max + 1)) == SUPPORTED_OPSETS
+    assert f"{SUPPORTED_OPSETS[0]}<=x<={SUPPORTED_OPSETS[-1]}" in _help("export")

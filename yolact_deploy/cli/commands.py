@@ -11,6 +11,7 @@ from yolact_deploy import __version__
 from yolact_deploy.cli import bench, build_engine, compare, detect, doctor, evaluate, export, inspect, quantize
 from yolact_deploy.cli.console import Commands
 
+_HELP_WIDTH = 100  # of lines on a terminal that is wider
 _QUIET_DECODERS = {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # files they can't read, we name
 
 app = typer.Typer(
@@ -19,7 +20,8 @@ app = typer.Typer(
     help="Deploy YOLACT: checkpoint to ONNX, ONNX to TensorRT plans, images to masks, with proof at every step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # rich's help cuts option names and splits choices on a narrow terminal
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _HELP_WIDTH},
 )
 app.command()(export.export)
 app.command()(quantize.quantize)

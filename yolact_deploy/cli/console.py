@@ -115,14 +115,21 @@ class Commands(typer.core.TyperGroup):
         with self._usage_errors():
             return super().invoke(ctx)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """All that each command says of itself; Click would cut it to what one line holds."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.commands.items()])
+
     @contextlib.contextmanager
     def _usage_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as exc:
-            in_words = getattr(exc, "format_message", None)  # of Click's exceptions, which Typer may bring with it
-            if self._wants_json and in_words is not None:
-                print_json({"error": {"type": "UsageError", "message": in_words()}})
+            wrong_usage: Any = exc
+            if hasattr(exc, "format_message"):  # Click's exceptions, which Typer may bring with it
+                wrong_usage.message = printable(wrong_usage.message or "")
+                if self._wants_json:
+                    print_json({"error": {"type": "UsageError", "message": wrong_usage.format_message()}})
             raise
 
 

@@ -39,7 +39,7 @@ def export(
     config: ConfigOption = None,
     spec: SpecOption = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the model may be given.")] = 8,
-    opset: Annotated[int, typer.Option(min=17, help="ONNX opset.")] = 19,
+    opset: Annotated[int, typer.Option(min=18, max=20, help="ONNX opset; INT8 needs 19.")] = 19,
     conf: Annotated[ConfActivation, typer.Option(help="logits leaves the softmax to the runtime.")] = "softmax",
     dcn: Annotated[Dcn, typer.Option(help="YOLACT++: how deformable convolutions are written.")] = "auto",
     parity: Annotated[bool, typer.Option(help="Compare the ONNX with PyTorch before it is kept.")] = True,
