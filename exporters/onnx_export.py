@@ -143,7 +143,7 @@ def _trace(
     if program is None:
         raise ExportError(f"PyTorch gave no ONNX program for {name}.")
     proto: onnx.ModelProto = program.model_proto
-    _tidy(proto)
+    _clean_names(proto)
     proto.producer_name, proto.producer_version = _PRODUCER, __version__
     return proto
 
@@ -162,7 +162,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tidy(proto: onnx.ModelProto) -> None:
+def _clean_names(proto: onnx.ModelProto) -> None:
     """Name nodes and tensors by the module they come from; drop everything else that the exporter noted."""
     graph = proto.graph
     weights = {tensor.name for tensor in graph.initializer}

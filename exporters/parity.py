@@ -191,8 +191,8 @@ def _compare_image(
         name,
         _compare_tensors(reference, exported),
         (a, b),
-        missing=clear_of_cut(ours, theirs, spec),
-        extra=clear_of_cut(theirs, ours, spec),
+        missing=count_above_margin(ours, theirs, spec),
+        extra=count_above_margin(theirs, ours, spec),
     )
 
 
@@ -247,7 +247,7 @@ def compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:
     return TensorParity(name, error, allowed, cosine)
 
 
-def clear_of_cut(found: RawDetections, other: RawDetections, spec: ModelSpec) -> int:
+def count_above_margin(found: RawDetections, other: RawDetections, spec: ModelSpec) -> int:
     """Detections that `other` lacks although their score is clear of the lowest one kept."""
     cut = spec.postprocess.conf_threshold
     if len(other) >= spec.postprocess.max_detections:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from yolact_deploy import __version__
 from yolact_deploy.cuda.cache import cache_state
-from yolact_deploy.cuda.compile import Warmed, choose_nvrtc, installed
+from yolact_deploy.cuda.compile import WarmedKernels, choose_nvrtc, installed
 from yolact_deploy.cuda.compile import warm as warm_cache
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.cuda.drivers.opening import check_gpu, choose_package, visible_devices
@@ -128,7 +128,7 @@ def warm_kernels(
     gpus: Sequence[GpuDevice],
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Warmed]:
+) -> list[WarmedKernels]:
     """Compile the kernels into the cache before they are first needed, for both kinds of NMS.
 
     Raises BuildRequestError when there is neither a target nor a GPU, SpecError for a model that the kernels are not made for,

@@ -11,7 +11,7 @@ from typing import Any
 
 from yolact_deploy.annotations import category_doubts, check_categories, image_paths, load_annotations
 from yolact_deploy.reference.images import MAX_PIXELS
-from yolact_deploy.runtime.detector import Detector, opened_for_many
+from yolact_deploy.runtime.detector import Detector, detector_for_many
 from yolact_deploy.spec import NmsMode
 
 _STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -47,7 +47,7 @@ def evaluate(
     >>> report["images"], sorted(report["segm"])
     (1, ['AP', 'AP50', 'AP75', 'AP_large', 'AP_medium', 'AP_small'])
     """
-    with opened_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels) as (
+    with detector_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels) as (
         detector,
         batch_size,
     ):

@@ -19,7 +19,7 @@ from yolact_deploy.files import JsonArray, atomic_path, check_writable
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.drawing import video_writer, write_image
 from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, is_video, list_images, open_video, read_image
-from yolact_deploy.runtime.detector import Detector, opened_for_many
+from yolact_deploy.runtime.detector import Detector, detector_for_many
 from yolact_deploy.spec import NmsMode
 
 PathLike = str | os.PathLike[str]
@@ -115,7 +115,7 @@ def detect_files(
     `device` and `threads` are those of `Detector`, and those of a Detector that is given instead of a file. Images and frames
     of more than `max_pixels` are not read.
 
-    Images are read ahead in a thread and go through `Detector.stream`; nothing is kept of one when its turn is over.
+    Images are read ahead in a thread and go through `Detector.stream`; nothing is kept of one once it is done.
     `on_result` is given each, in order; masks and run lengths that nobody asks for are not made. A file that can't be read is
     put among the failures, and `on_failure(number, why)` is told; what was found in a video up to its break counts for nothing.
     `progress(done, total)` counts files.
@@ -133,19 +133,19 @@ def detect_files(
         check_writable(coco)
     with contextlib.ExitStack() as stack:
         detector, batch_size = stack.enter_context(
-            opened_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels)
+            detector_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels)
         )
         targets = _overlay_paths(files, None if overlays is None else Path(overlays))
         listed = None if coco is None else stack.enter_context(_json_file(coco))
 
-        def hand_on(result: FileResult) -> None:
+        def report(result: FileResult) -> None:
             if listed is not None:
                 for entry in result.entries:
                     listed.add({key: entry[key] for key in _COCO_KEYS}, group=result.number)
             if on_result is not None:
                 on_result(result)
 
-        read: deque[_Frame | _End] = deque()
+        read: deque[_SourceImage | _EndOfFile] = deque()
         found = detector.stream(
             _images(files, read, max_pixels),
             prefetch=max(2, batch_size or 1),
@@ -160,14 +160,14 @@ def detect_files(
         for number, file in enumerate(files):
             if progress is not None:
                 progress(number, len(files))
-            turn = _Turn(number, file, targets[number], numbers[number] if numbers else next_id)
+            task = _FileTask(number, file, targets[number], numbers[number] if numbers else next_id)
             try:
-                summary = _take_turn(turn, frames, hand_on, keep_masks=on_result is not None or coco is not None)
+                summary = _detect_in_file(task, frames, report, keep_masks=on_result is not None or coco is not None)
             except ImageError as exc:
                 failures[str(file)] = str(exc)
                 next_id += 1
                 if listed is not None:
-                    listed.take_back(number)
+                    listed.remove_group(number)
                 if on_failure is not None:
                     on_failure(number, str(exc))
             else:
@@ -187,7 +187,7 @@ def _json_file(path: PathLike) -> Iterator[JsonArray]:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _SourceImage:
     """An image that was handed to the Detector."""
 
     image: Image
@@ -195,13 +195,13 @@ class _Frame:
 
 
 @dataclass(frozen=True)
-class _End:
+class _EndOfFile:
     """No more images of a file, and why."""
 
     error: ImageError | None
 
 
-def _images(files: Sequence[Path], read: deque[_Frame | _End], max_pixels: int) -> Iterator[Image]:
+def _images(files: Sequence[Path], read: deque[_SourceImage | _EndOfFile], max_pixels: int) -> Iterator[Image]:
     """The images of all files, for a thread that reads ahead; `read` tells of each, and where a file ends."""
     for file in files:
         error: ImageError | None = None
@@ -209,26 +209,26 @@ def _images(files: Sequence[Path], read: deque[_Frame | _End], max_pixels: int) 
             if is_video(file):
                 with open_video(file, max_pixels=max_pixels) as video:
                     for image in video.frames:
-                        read.append(_Frame(image, video.fps))
+                        read.append(_SourceImage(image, video.fps))
                         yield image
             else:
                 image = read_image(file, max_pixels=max_pixels)
-                read.append(_Frame(image, None))
+                read.append(_SourceImage(image, None))
                 yield image
         except ImageError as exc:
             error = exc
-        read.append(_End(error))
+        read.append(_EndOfFile(error))
 
 
 def _frames(
-    found: Iterator[Detections], read: deque[_Frame | _End], best: Callable[[Detections], Detections]
-) -> Iterator[tuple[_Frame, Detections] | _End]:
+    found: Iterator[Detections], read: deque[_SourceImage | _EndOfFile], best: Callable[[Detections], Detections]
+) -> Iterator[tuple[_SourceImage, Detections] | _EndOfFile]:
     """What was read, each image with what was found in it."""
     for detections in found:
-        while isinstance(event := read.popleft(), _End):
+        while isinstance(event := read.popleft(), _EndOfFile):
             yield event
         yield event, best(detections)
-    yield from (event for event in read if isinstance(event, _End))
+    yield from (event for event in read if isinstance(event, _EndOfFile))
 
 
 def _best(detections: Detections, score_threshold: float, top_k: int) -> Detections:
@@ -238,7 +238,7 @@ def _best(detections: Detections, score_threshold: float, top_k: int) -> Detecti
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _FileTask:
     """A file to go through."""
 
     number: int
@@ -247,38 +247,38 @@ class _Turn:
     first_id: int
 
 
-def _take_turn(
-    turn: _Turn,
-    frames: Iterator[tuple[_Frame, Detections] | _End],
-    hand_on: Callable[[FileResult], None],
+def _detect_in_file(
+    task: _FileTask,
+    frames: Iterator[tuple[_SourceImage, Detections] | _EndOfFile],
+    report: Callable[[FileResult], None],
     *,
     keep_masks: bool,  # as they are both drawn and listed
 ) -> FileSummary:
     """Go through one file's frames. Raises ImageError where it can't be read, or not to its end; there is no overlay then."""
-    file, overlay = str(turn.file), None if turn.overlay is None else str(turn.overlay)
+    file, overlay = str(task.file), None if task.overlay is None else str(task.overlay)
     counts: Counter[str] = Counter()
     of_video: int | None = None  # the number of the frame
     image_hw = (0, 0)
     with contextlib.ExitStack() as stack:
         add_frame: Callable[[Image], None] | None = None
-        for image_id, event in enumerate(frames, turn.first_id):
-            if isinstance(event, _End):
+        for image_id, event in enumerate(frames, task.first_id):
+            if isinstance(event, _EndOfFile):
                 if event.error is not None:
                     raise event.error
                 break
             read, detections = event
-            if turn.overlay is not None:
+            if task.overlay is not None:
                 detections = detections.assembled() if keep_masks else detections
                 drawn = detections.plot(read.image)
                 if read.fps is None:
-                    write_image(turn.overlay, drawn)
+                    write_image(task.overlay, drawn)
                 else:
-                    add_frame = add_frame or stack.enter_context(video_writer(turn.overlay, read.fps))
+                    add_frame = add_frame or stack.enter_context(video_writer(task.overlay, read.fps))
                     add_frame(drawn)
             image_hw = detections.image_hw
             counts.update(detections.listed().class_names)
-            of_video = None if read.fps is None else image_id - turn.first_id + 1
-            hand_on(FileResult(turn.number, file, image_id, detections, overlay, of_video))
+            of_video = None if read.fps is None else image_id - task.first_id + 1
+            report(FileResult(task.number, file, image_id, detections, overlay, of_video))
     return FileSummary(file, image_hw, dict(counts), overlay, of_video)
 
 
@@ -306,7 +306,7 @@ def _overlay_paths(files: Sequence[Path], folder: Path | None) -> list[Path | No
         taken.add(name)
         paths.append(folder / name)
     _make_folder(folder)
-    _spare_inputs(files, paths)
+    _check_inputs_stay(files, paths)
     return paths
 
 
@@ -319,7 +319,7 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"can't write overlays to {folder}: {exc.strerror or exc}.") from exc
 
 
-def _spare_inputs(files: Sequence[Path], overlays: Sequence[Path | None]) -> None:
+def _check_inputs_stay(files: Sequence[Path], overlays: Sequence[Path | None]) -> None:
     inputs = {file.resolve() for file in files}
     replaced = [overlay for overlay in overlays if overlay is not None and overlay.resolve() in inputs]
     if replaced:

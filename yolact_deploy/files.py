@@ -85,7 +85,7 @@ def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
 def temporary_beside(target: Path) -> Iterator[Path]:
     """A new empty file beside `target`, with its suffix, removed at the end if it is still there; and with it what earlier
     writers of `target` were killed over. Raises OSError where none can be made."""
-    descriptor, number = _claim(target)
+    descriptor, number = _open_temporary(target)
     temporary = _name(target, number)
     try:
         _sweep(target, number + 1)
@@ -96,7 +96,7 @@ def temporary_beside(target: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _claim(target: Path) -> tuple[int, int]:
+def _open_temporary(target: Path) -> tuple[int, int]:
     """An open, locked file and its number: the first that no living writer holds."""
     for number in range(_MAX_WRITERS):
         name = _name(target, number)
@@ -212,7 +212,7 @@ class JsonArray:
         self._stream.write(f"{',' if self._count else '['}\n{text}".encode("ascii"))
         self._count += 1
 
-    def take_back(self, group: object) -> None:
+    def remove_group(self, group: object) -> None:
         """As if the entries of this group had not been added, where they were the last."""
         if self._count and group == self._group:
             position, self._count = self._before_group

@@ -319,7 +319,7 @@ class CudaGraphTimer:
         return statistics.median(times)
 
     def _prepared(self, works: Sequence[Work], stack: ExitStack) -> Callable[[], None]:
-        """Warmed up, and captured where that can be."""
+        """WarmedKernels up, and captured where that can be."""
         driver, stream = self._driver, self._stream
 
         def run() -> None:

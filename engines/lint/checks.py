@@ -59,7 +59,7 @@ def parameter_findings(graph: QdqGraph) -> Iterator[Located]:
 
 def _repeats_its_quantize(graph: QdqGraph, node: onnx.NodeProto) -> bool:
     """Whether a DQ has the very parameters of the Q in front of it, where they were already judged."""
-    quantize = graph.made_by(node.input[0], QUANTIZE) if node.op_type == DEQUANTIZE else None
+    quantize = graph.producer_of_type(node.input[0], QUANTIZE) if node.op_type == DEQUANTIZE else None
     return quantize is not None and list(quantize.input[1:]) == list(node.input[1:])
 
 
@@ -68,7 +68,7 @@ def _types(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
     if stored.startswith(_HARDWARE_TYPES):
         yield finding(graph, node, "hardware-type", f"{stored} quantization")
     elif stored not in ("INT8", ""):
-        if graph.made_by(node.input[0], QUANTIZE) is not None:
+        if graph.producer_of_type(node.input[0], QUANTIZE) is not None:
             return  # said at the QuantizeLinear
         if stored == "INT32" and node.op_type == DEQUANTIZE and graph.is_constant(node.input[0]):
             yield finding(graph, node, "int32-bias", "an INT32 constant behind DequantizeLinear")
@@ -140,7 +140,7 @@ def _pair(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
         ):
             yield finding(graph, node, "scale-type", f"a {scale_type} scale for a {x_type} tensor")
         return
-    quantize = graph.made_by(node.input[0], QUANTIZE)
+    quantize = graph.producer_of_type(node.input[0], QUANTIZE)
     if quantize is None or quantize.input[1] == node.input[1]:
         return
     first, second = graph.scale(quantize), graph.scale(node)
@@ -239,14 +239,14 @@ def _channel_axis(node: onnx.NodeProto, rank: int) -> int:
 
 def _residual(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
     sides = [graph.dequantized(name) for name in node.input]
-    convolutions = [side and graph.made_by(graph.before_quantization(side), *_CONVOLUTIONS) for side in sides]
+    convolutions = [side and graph.producer_of_type(graph.before_quantization(side), *_CONVOLUTIONS) for side in sides]
     quantized = [convolution for convolution in convolutions if convolution is not None]
     if not quantized:
         return
     named = " and ".join(label(convolution) for convolution in quantized)
     if None not in sides:
         yield finding(graph, node, "residual-both-sides", f"both inputs come through Q/DQ, also that of {named}")
-    elif not any(graph.made_by(name, *_CONVOLUTIONS) for name in node.input):
+    elif not any(graph.producer_of_type(name, *_CONVOLUTIONS) for name in node.input):
         yield finding(
             graph, node, "residual-conv-side", f"the input from {named} comes through Q/DQ, the other does not"
         )
@@ -298,7 +298,7 @@ def _pass_through(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
 
 def _activation(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
     side = graph.dequantized(node.input[0])
-    convolution = side and graph.made_by(graph.before_quantization(side), *_CONVOLUTIONS)
+    convolution = side and graph.producer_of_type(graph.before_quantization(side), *_CONVOLUTIONS)
     if convolution is not None:
         yield finding(graph, node, "before-activation", f"Q/DQ between {label(convolution)} and it")
 

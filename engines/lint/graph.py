@@ -72,18 +72,18 @@ class QdqGraph:
         """The nodes that take a tensor."""
         return list(self._readers.get(tensor, ()))
 
-    def made_by(self, tensor: str, *operators: str) -> onnx.NodeProto | None:
+    def producer_of_type(self, tensor: str, *operators: str) -> onnx.NodeProto | None:
         """The node that makes `tensor` if it is one of `operators`."""
         node = self.producer(tensor)
         return node if node is not None and node.op_type in operators else None
 
     def dequantized(self, tensor: str) -> onnx.NodeProto | None:
         """The DequantizeLinear that makes a tensor; None where another node does."""
-        return self.made_by(tensor, DEQUANTIZE)
+        return self.producer_of_type(tensor, DEQUANTIZE)
 
     def before_quantization(self, dequantize: onnx.NodeProto) -> str:
         """The tensor that a Q/DQ pair stands on, or what the DQ reads where it has no Q in front."""
-        quantize = self.made_by(dequantize.input[0], QUANTIZE)
+        quantize = self.producer_of_type(dequantize.input[0], QUANTIZE)
         return str((quantize or dequantize).input[0])
 
     def is_constant(self, tensor: str) -> bool:

@@ -81,7 +81,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
     """Whose checkpoint it is and which network its tensors show. Raises CheckpointError for one that is no YOLACT."""
     path = Path(path)
     stored, notes = read_weights(path)
-    weights = as_original(stored, path)
+    weights = to_original_names(stored, path)
     tensors, old_names = _without_old_names(weights.tensors)
     return CheckpointContent(
         path=path,
@@ -92,7 +92,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
     )
 
 
-def as_original(stored: Mapping[str, Tensor], path: Path) -> Weights:
+def to_original_names(stored: Mapping[str, Tensor], path: Path) -> Weights:
     """The tensors under the original's names, in its order of classes and levels.
 
     Names that no other trainer is known by are left as they are. Raises CheckpointError when names of two trainers are

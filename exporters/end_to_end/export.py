@@ -25,8 +25,8 @@ from exporters.parity import (
     ParityReport,
     TensorParity,
     builtin_images,
-    clear_of_cut,
     compare_tensor,
+    count_above_margin,
     image_parity,
 )
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
@@ -268,8 +268,8 @@ def _compare(
         name,
         tuple(tensors),
         (a, b),
-        missing=clear_of_cut(expected.raw, found.raw, spec),
-        extra=clear_of_cut(found.raw, expected.raw, spec),
+        missing=count_above_margin(expected.raw, found.raw, spec),
+        extra=count_above_margin(found.raw, expected.raw, spec),
     )
 
 

@@ -57,7 +57,7 @@ _EXACT = frozenset(
 
 
 @dataclass(frozen=True)
-class KeptFloat32:
+class Float32Node:
     """A node that is left in float32 in a graph of halves."""
 
     node: str
@@ -75,7 +75,7 @@ class KeptFloat32:
 def nodes_out_of_range(
     model: onnx.ModelProto,  # float32
     absmax: Mapping[str, float],  # largest magnitude seen in each activation tensor
-) -> tuple[KeptFloat32, ...]:
+) -> tuple[Float32Node, ...]:
     """Nodes that would break in half: what they read or make comes near 65504, or their weights don't fit.
 
     A tensor that is missing in `absmax` is taken as in range; NaN is out of range.
@@ -87,7 +87,7 @@ def nodes_out_of_range(
         for tensor in model.graph.initializer
         if tensor.data_type == FLOAT and not (error := half_error(numpy_helper.to_array(tensor))) <= MAX_WEIGHT_ERROR
     }
-    kept: list[KeptFloat32] = []
+    kept: list[Float32Node] = []
     for node in ir.from_proto(model).graph:
         if node.op_type in FLOAT32_OPERATORS | _READS_SHAPES_ONLY or not _convertible(node, opset):
             continue
@@ -100,7 +100,7 @@ def nodes_out_of_range(
                 what = "gives" if name in made else "reads"
                 reasons.append(f"it {what} values up to {absmax[name]:.3g}, half ends at {HALF_MAX:.0f}")
         if reasons:
-            kept.append(KeptFloat32(str(node.name), reasons[0]))
+            kept.append(Float32Node(str(node.name), reasons[0]))
     return tuple(kept)
 
 

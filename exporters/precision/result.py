@@ -12,7 +12,7 @@ import onnx
 
 from exporters.onnx_edit import is_inside
 from exporters.precision.calibration import Calibration
-from exporters.precision.fp16 import IoPrecision, KeptFloat32
+from exporters.precision.fp16 import Float32Node, IoPrecision
 from exporters.precision.gate import Accuracy, Verdict
 from exporters.precision.sensitivity import AutoChoice, ModuleSensitivity, module_groups
 from yolact_deploy.artifacts.names import module_of
@@ -56,7 +56,7 @@ class PrecisionResult:
     fp32_size_bytes: int
     convs: int  # convolution nodes, of which
     int8_convs: int
-    kept_float32: tuple[KeptFloat32, ...]  # beside softmax
+    kept_float32: tuple[Float32Node, ...]  # beside softmax
     keep_fp16: tuple[str, ...]  # modules kept out of INT8, as given or as `auto` chose
     calibration: Calibration | None  # None for fp16
     modules: tuple[ModuleReport, ...]
@@ -107,7 +107,7 @@ def _gate_to_dict(gate: GateReport) -> dict[str, Any]:
 def report_modules(
     model: onnx.ModelProto,  # float32
     int8_convs: Sequence[str],  # nodes
-    kept_float32: Sequence[KeptFloat32],
+    kept_float32: Sequence[Float32Node],
     sqnr_db: Mapping[str, float],  # by module; empty where nothing was measured
     sensitivities: Sequence[ModuleSensitivity],
 ) -> tuple[ModuleReport, ...]:

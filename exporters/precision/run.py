@@ -15,8 +15,8 @@ import onnx
 from exporters.onnx_edit import load_onnx, read_spec, set_precision
 from exporters.precision.calibration import DEFAULT_CALIBRATOR, Calibration, calibrate
 from exporters.precision.fp16 import (
+    Float32Node,
     IoPrecision,
-    KeptFloat32,
     emulate_half,
     nodes_out_of_range,
     refuse_unless_float32,
@@ -196,7 +196,7 @@ class _Activations:
 
     images: tuple[Path, ...]
     calibration: Calibration | None  # of INT8
-    kept_float32: tuple[KeptFloat32, ...]
+    kept_float32: tuple[Float32Node, ...]
     warnings: tuple[str, ...]
 
 

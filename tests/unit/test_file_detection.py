@@ -174,9 +174,9 @@ def test_only_the_last_group_of_an_array_can_be_taken_back() -> None:
     array = JsonArray(stream)
     for entry, group in ((1, 0), (2, 1), (3, 1)):
         array.add(entry, group)
-    array.take_back(0)
-    array.take_back(1)
-    array.take_back(1)
+    array.remove_group(0)
+    array.remove_group(1)
+    array.remove_group(1)
     array.add(4, 2)
     array.close()
     assert json.loads(stream.getvalue()) == [1, 4]

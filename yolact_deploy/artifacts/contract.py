@@ -134,7 +134,7 @@ def check_io(
         raise SpecError(f"the inputs and outputs of {source} contradict its own spec: {problem}. {_EXPORT_AGAIN[form]}")
 
 
-class Described(Protocol):
+class ArtifactDescription(Protocol):
     """What every artifact tells of itself."""
 
     @property
@@ -163,7 +163,7 @@ class Described(Protocol):
         ...
 
 
-def describe(artifact: Described) -> dict[str, Any]:
+def describe(artifact: ArtifactDescription) -> dict[str, Any]:
     """A JSON object: path, kind, precision, digest and size."""
     return {
         "path": str(artifact.path),

@@ -9,14 +9,14 @@ import typer
 
 from yolact_deploy import __version__
 from yolact_deploy.cli import bench, build_engine, compare, detect, doctor, evaluate, export, inspect, quantize
-from yolact_deploy.cli.console import Commands
+from yolact_deploy.cli.console import CommandGroup
 
 _HELP_WIDTH = 100  # of lines on a terminal that is wider
 _QUIET_DECODERS = {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # files they can't read, we name
 
 app = typer.Typer(
     name="yolact-deploy",
-    cls=Commands,
+    cls=CommandGroup,
     help="Deploy YOLACT: checkpoint to ONNX, ONNX to TensorRT plans, images to masks, with proof at every step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

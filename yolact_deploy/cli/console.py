@@ -79,9 +79,9 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         signal.signal(signal.SIGTERM, _on_terminate)
         try:
-            from yolact_deploy.reference.decoding import hear_decoders  # NumPy, which --help does without
+            from yolact_deploy.reference.decoding import capture_decoder_messages  # NumPy, which --help does without
 
-            with warnings_as_notes(), hear_decoders():
+            with warnings_as_notes(), capture_decoder_messages():
                 return command(*args, **kwargs)
         except YolactDeployError as exc:
             _fail(exc, str(exc), exc.exit_code, kwargs)
@@ -100,7 +100,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-class Commands(typer.core.TyperGroup):
+class CommandGroup(typer.core.TyperGroup):
     """The group of commands, where wrong usage too is {"error": {"type": "UsageError", "message"}} on stdout with `--json`,
     beside the words on stderr."""
 

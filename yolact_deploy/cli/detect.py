@@ -62,7 +62,7 @@ def detect(
                 threads=threads,
                 max_pixels=max_pixels,
                 on_result=(lambda result: found.add(result.to_dict(), result.number)) if json_output else None,
-                on_failure=lambda number, _: found.take_back(number),
+                on_failure=lambda number, _: found.remove_group(number),
                 progress=lambda done, total: progress("detect", done, total),
             )
         found.close()

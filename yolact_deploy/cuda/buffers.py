@@ -1,7 +1,7 @@
 """Memory of a GPU and page-locked memory of its host: buffers that grow and never shrink, and blocks that are lent to results.
 
 Results cross into lent memory, and whoever has them keeps it for as long as they like. It is ordinary memory of the process,
-whose pages are locked while the lender is open: what was lent outlives the lender, and a context that another library resets.
+whose pages are locked while the pool is open: what was lent outlives the pool, and a context that another library resets.
 It is shared with forked processes, as copy-on-write could take the locked pages away from the process that they were locked
 for; what was lent when one was forked is not written again.
 """
@@ -107,7 +107,7 @@ class Buffers:
 
 
 @dataclass
-class _LentBlock:
+class _PooledBlock:
     memory: mmap.mmap
     address: int
     lent: weakref.ref[Image] | None = None
@@ -117,23 +117,23 @@ class _LentBlock:
     def is_idle(self) -> bool:
         return self.lent is None or self.lent() is None
 
-    def lend(self) -> Image:
+    def acquire(self) -> Image:
         array: Image = np.frombuffer(self.memory, np.uint8)
         self.lent = weakref.ref(array)
         return array
 
 
-class BlockLender:
+class PinnedMemoryPool:
     """Methods are called with the driver's context current, and nothing running that writes to what is not lent any more."""
 
     def __init__(self, driver: Driver, note: Callable[[str], None]) -> None:
         """`note` is told in words when no pages can be locked."""
         self._driver, self._note = driver, note
-        self._blocks: list[_LentBlock] = []
+        self._blocks: list[_PooledBlock] = []
         self._can_lock = True
         _watched().add(self)
 
-    def lend(self, nbytes: int) -> Image | None:
+    def acquire(self, nbytes: int) -> Image | None:
         """uint8 [nbytes or more], until the array and all views of it are gone. None when as much is lent as there may be,
         or when the driver locks no more."""
         for block in [block for block in self._blocks if block.is_shared and block.is_idle]:
@@ -141,7 +141,7 @@ class BlockLender:
         idle = sorted((block for block in self._blocks if block.is_idle), key=lambda block: len(block.memory))
         for block in idle:
             if len(block.memory) >= nbytes:
-                return block.lend()
+                return block.acquire()
         size = max(_LEAST_BYTES, 1 << (nbytes - 1).bit_length())
         if not self._can_lock or size > MAX_BYTES:
             return None
@@ -159,15 +159,15 @@ class BlockLender:
                 f"Masks are copied once more on the host, as no memory could be locked for them to stay in: {exc}"
             )
             return None
-        self._blocks.append(_LentBlock(memory, address))
-        return self._blocks[-1].lend()
+        self._blocks.append(_PooledBlock(memory, address))
+        return self._blocks[-1].acquire()
 
     def close(self) -> None:
         """What is lent stays where it is, for those who have it."""
         while self._blocks:
             self._unlock(self._blocks[-1])
 
-    def leave_to_fork(self) -> None:
+    def mark_shared_with_fork(self) -> None:
         """What is lent now may be read by another process, unseen from here."""
         for block in self._blocks:
             block.is_shared = block.is_shared or not block.is_idle
@@ -175,21 +175,21 @@ class BlockLender:
     def _has_room(self, nbytes: int) -> bool:
         return len(self._blocks) < MAX_BLOCKS and sum(len(block.memory) for block in self._blocks) + nbytes <= MAX_BYTES
 
-    def _unlock(self, block: _LentBlock) -> None:
+    def _unlock(self, block: _PooledBlock) -> None:
         self._blocks.remove(block)
         with contextlib.suppress(DeviceError):  # a context that is gone has unlocked it
             self._driver.unlock_pages(block.address)
 
 
 @functools.cache
-def _watched() -> weakref.WeakSet[BlockLender]:
-    """The lenders that are told of forks."""
-    lenders: weakref.WeakSet[BlockLender] = weakref.WeakSet()
+def _watched() -> weakref.WeakSet[PinnedMemoryPool]:
+    """The pools that are told of forks."""
+    pools: weakref.WeakSet[PinnedMemoryPool] = weakref.WeakSet()
 
     def tell() -> None:
-        for lender in lenders:
-            lender.leave_to_fork()
+        for pool in pools:
+            pool.mark_shared_with_fork()
 
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(before=tell)
-    return lenders
+    return pools

@@ -173,7 +173,7 @@ def _text(get_size: Any, get: Any, program: ctypes.c_void_p) -> bytes:
 
 
 @dataclass(frozen=True)
-class Warmed:
+class WarmedKernels:
     """Kernels that are in the cache now."""
 
     specialization: Specialization
@@ -206,12 +206,12 @@ def warm(
     *,
     driver_version: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,  # (done, total)
-) -> list[Warmed]:
+) -> list[WarmedKernels]:
     """Fill the cache, for this machine or for one that will get the folder.
 
     Raises OutputError when the cache can't be written, and what `compiled_kernels` raises.
     """
-    warmed: list[Warmed] = []
+    warmed: list[WarmedKernels] = []
     total = len(specializations) * len(architectures)
     for architecture in architectures:
         nvrtc = choose_nvrtc(architecture, driver_version)
@@ -222,7 +222,7 @@ def warm(
             started = time.perf_counter()
             compiled_kernels(specialization, architecture, driver_version=driver_version, notice=_refuse)
             seconds = time.perf_counter() - started
-            warmed.append(Warmed(specialization, architecture, nvrtc.name, was_cached, seconds))
+            warmed.append(WarmedKernels(specialization, architecture, nvrtc.name, was_cached, seconds))
     if progress is not None:
         progress(total, total)
     return warmed

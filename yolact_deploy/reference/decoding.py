@@ -16,16 +16,16 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.reference.image_headers import END_MARKER, HEAD_BYTES, MAX_SCANS, JpegLayout, image_kind, read_header
 
 _STDERR = 2
-_TALK = re.compile(
+_DECODER_MESSAGE = re.compile(
     rb"libpng (warning|error): |Corrupt JPEG data: |Premature end of JPEG file|Invalid SOS parameters|Warning: unknown JFIF"
 )
-_HARMLESS = re.compile(rb"libpng warning: |.* extraneous bytes before marker|Warning: unknown JFIF")
+_HARMLESS_MESSAGE = re.compile(rb"libpng warning: |.* extraneous bytes before marker|Warning: unknown JFIF")
 
 _lock = threading.Lock()
 _decoding = 0  # threads that do
 _log_level = 0  # to go back to
-_is_hearing = False
-_turn = threading.Lock()  # to turn stderr away
+_captures_messages = False
+_stderr_lock = threading.Lock()  # to turn stderr away
 _PNG_CHUNKS = 8  # where they begin
 _ANCILLARY = 0x20  # in a chunk's first letter: decoders may do without it
 # Of a JPEG that ends too early, decoders read on into what follows: pixels that were not there come out of one as other than
@@ -53,27 +53,27 @@ def quiet_opencv() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hear_decoders() -> Iterator[None]:
-    """Keep what libpng and libjpeg print off stderr, and tell `heard` what of it is about damage.
+def capture_decoder_messages() -> Iterator[None]:
+    """Keep what libpng and libjpeg print off stderr, and give `decoder_messages_to` what of it is about damage.
 
     Stderr is turned away for that while an image is decoded, one image at a time: something for a program to ask for, such as
     the command line, and not for a library to do unasked.
     """
-    global _is_hearing
-    before, _is_hearing = _is_hearing, True
+    global _captures_messages
+    before, _captures_messages = _captures_messages, True
     try:
         yield
     finally:
-        _is_hearing = before
+        _captures_messages = before
 
 
 @contextlib.contextmanager
-def heard(on_remark: Callable[[str], None] | None) -> Iterator[None]:
-    """Tell `on_remark` what decoders say of damage, while `hear_decoders` is in force."""
-    if not _is_hearing:
+def decoder_messages_to(on_warning: Callable[[str], None] | None) -> Iterator[None]:
+    """Tell `on_warning` what decoders say of damage, while `capture_decoder_messages` is in force."""
+    if not _captures_messages:
         yield
         return
-    with _turn, tempfile.TemporaryFile() as said:
+    with _stderr_lock, tempfile.TemporaryFile() as said:
         try:
             kept = os.dup(_STDERR)
         except OSError:  # there is no stderr
@@ -87,20 +87,20 @@ def heard(on_remark: Callable[[str], None] | None) -> Iterator[None]:
             os.close(kept)
             said.seek(0)
             for line in said.read().splitlines(keepends=True):
-                if not _TALK.match(line):  # of others, who print meanwhile
+                if not _DECODER_MESSAGE.match(line):  # of others, who print meanwhile
                     os.write(_STDERR, line)
-                elif on_remark is not None and not _HARMLESS.match(line):
-                    on_remark(line.decode("ascii", "backslashreplace").strip())
+                elif on_warning is not None and not _HARMLESS_MESSAGE.match(line):
+                    on_warning(line.decode("ascii", "backslashreplace").strip())
 
 
 class UndecodableError(ValueError):
     """The message goes after "can't read the image: "."""
 
 
-def decode_file(data: bytes, max_pixels: int, on_remark: Callable[[str], None]) -> Image:
+def decode_file(data: bytes, max_pixels: int, on_warning: Callable[[str], None]) -> Image:
     """uint8 [H, W, 3] BGR, turned upright by EXIF, without alpha, of an image file that holds at most `max_pixels`.
 
-    `on_remark` is told what is odd about it and was read all the same, as words that go after its name. Raises
+    `on_warning` is told what is odd about it and was read all the same, as words that go after its name. Raises
     UndecodableError.
     """
     if not data:
@@ -119,9 +119,9 @@ def decode_file(data: bytes, max_pixels: int, on_remark: Callable[[str], None]) 
             image = _decode(data, said.append)
         else:
             image = _decode_unended(data)
-            on_remark("lacks its end marker, but all of its pixels are there: it was read")
+            on_warning("lacks its end marker, but all of its pixels are there: it was read")
         if said:
-            on_remark(f"is damaged, some of its pixels may be wrong; its decoder says: {'; '.join(said)}")
+            on_warning(f"is damaged, some of its pixels may be wrong; its decoder says: {'; '.join(said)}")
     if image is None:
         raise UndecodableError(
             f"it is damaged, or no image that OpenCV knows ({len(data)} bytes, beginning with {data[:8]!r})."
@@ -165,11 +165,11 @@ def _jpeg_problem(data: bytes, layout: JpegLayout) -> str | None:
     return None
 
 
-def _decode(data: bytes, on_remark: Callable[[str], None] | None = None) -> Image | None:
-    """None for what OpenCV can't decode. `on_remark` is told what a decoder says of damage, while `hear_decoders` is in force."""
+def _decode(data: bytes, on_warning: Callable[[str], None] | None = None) -> Image | None:
+    """None for what OpenCV can't decode. `on_warning` is told what a decoder says of damage, where that is captured."""
     import cv2
 
-    with quiet_opencv(), heard(on_remark):
+    with quiet_opencv(), decoder_messages_to(on_warning):
         try:
             if not hasattr(os, "memfd_create"):
                 decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

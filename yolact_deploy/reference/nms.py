@@ -15,7 +15,7 @@ _FIRST_SLICE = 4  # (class, candidate) pairs that fast_nms looks at first, as a 
 
 
 @dataclass(frozen=True)
-class Kept:
+class NmsResult:
     """What a suppression left, scores descending."""
 
     candidate: IntArray  # [n], row of the candidate
@@ -30,7 +30,7 @@ def fast_nms(
     iou_threshold: float,
     top_k: int,
     max_detections: int,
-) -> Kept:
+) -> NmsResult:
     """Per-class FastNMS (Bolya et al. 2019, section 3.3): a box falls to any higher-scored box among the top_k of its
     class, even to one that falls itself. IoU exactly at the threshold stays, NaN IoU falls. Every candidate competes in
     every class.
@@ -53,7 +53,7 @@ def fast_nms(
         stay = np.flatnonzero(_survivors(boxes_xyxy[candidate], class_ids, iou_threshold, top_k))
         if len(order) == len(flat) or len(stay) >= max_detections:
             stay = stay[:max_detections]
-            return Kept(candidate[stay], class_ids[stay], flat[order[stay]])
+            return NmsResult(candidate[stay], class_ids[stay], flat[order[stay]])
         slice_size *= 4
 
 
@@ -63,7 +63,7 @@ def cross_class_fast_nms(
     *,
     iou_threshold: float,
     top_k: int,
-) -> Kept:
+) -> NmsResult:
     """FastNMS over each candidate's best class, all classes competing; up to top_k results, as in the original.
 
     >>> boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]])
@@ -75,7 +75,7 @@ def cross_class_fast_nms(
     best = scores[np.arange(len(scores)), class_ids]
     order = _descending(best)[:top_k]
     stay = order[_survivors(boxes_xyxy[order], np.zeros_like(order), iou_threshold, top_k)]
-    return Kept(stay, class_ids[stay], best[stay])
+    return NmsResult(stay, class_ids[stay], best[stay])
 
 
 def traditional_nms(
@@ -85,7 +85,7 @@ def traditional_nms(
     conf_threshold: float,
     iou_threshold: float,
     max_detections: int,
-) -> Kept:
+) -> NmsResult:
     """Greedy per-class NMS over boxes in pixels whose corners are inclusive (+1); IoU at the threshold falls."""
     candidates, classes = [], []
     for class_id in range(scores.shape[1]):
@@ -96,7 +96,7 @@ def traditional_nms(
     candidate, class_ids = np.concatenate(candidates), np.concatenate(classes)
     kept_scores = scores[candidate, class_ids]
     order = _descending(kept_scores)[:max_detections]
-    return Kept(candidate[order], class_ids[order], kept_scores[order])
+    return NmsResult(candidate[order], class_ids[order], kept_scores[order])
 
 
 def _highest(scores: FloatArray, count: int) -> IntArray:
@@ -154,7 +154,7 @@ def _areas(boxes_xyxy: FloatArray) -> FloatArray:
 
 
 def _greedy(boxes: FloatArray, scores: FloatArray, iou_threshold: float) -> IntArray:
-    """Kept rows, ascending (utils/cython_nms.pyx of the original)."""
+    """NmsResult rows, ascending (utils/cython_nms.pyx of the original)."""
     one = np.float32(1)
     with np.errstate(invalid="ignore", over="ignore"):
         areas = (boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one)

@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from yolact_deploy.arrays import FloatArray, IntArray, exp
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.masks import ordered_limits, prototype_masks
-from yolact_deploy.reference.nms import Kept, cross_class_fast_nms, fast_nms, traditional_nms
+from yolact_deploy.reference.nms import NmsResult, cross_class_fast_nms, fast_nms, traditional_nms
 from yolact_deploy.spec import ModelSpec, NmsMode, ResizeMode
 
 CENTRE_VARIANCE = np.float32(0.1)
@@ -70,7 +70,7 @@ def detect(
         boxes, scores = decode(loc[b, prior_idx], priors[prior_idx]), foreground[prior_idx]
         if clip_boxes:
             boxes = np.clip(boxes, np.float32(0), np.float32(1))
-        kept: Kept
+        kept: NmsResult
         if nms == "fast":
             kept = fast_nms(boxes, scores, iou_threshold=iou_threshold, top_k=top_k, max_detections=max_detections)
         elif nms == "cross_class":

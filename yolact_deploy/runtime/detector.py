@@ -321,7 +321,7 @@ class Detector:
 
 
 @contextlib.contextmanager
-def opened_for_many(
+def detector_for_many(
     artifact: str | os.PathLike[str] | Detector,
     *,
     device: str,

@@ -15,7 +15,7 @@ from yolact_deploy.runtime.protocols import Pending, Pipeline
 T = TypeVar("T")
 
 
-class _End:
+class _EndOfSource:
     """What the source ended with."""
 
     def __init__(self, error: BaseException | None) -> None:
@@ -30,7 +30,7 @@ class ReadAhead(Generic[T]):
     """
 
     def __init__(self, source: Iterable[T], count: int) -> None:
-        self._items: queue.Queue[T | _End] = queue.Queue()
+        self._items: queue.Queue[T | _EndOfSource] = queue.Queue()
         self._room = threading.Semaphore(count)
         self._is_closed = False
         # a daemon: a source that never answers (a camera) must not keep the process alive
@@ -40,7 +40,7 @@ class ReadAhead(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while True:
             item = self._items.get()
-            if isinstance(item, _End):
+            if isinstance(item, _EndOfSource):
                 self._thread.join()  # it has said its last word, and lets go of the source
                 if item.error is not None:
                     raise item.error
@@ -65,7 +65,7 @@ class ReadAhead(Generic[T]):
                 self._items.put(item)
         except BaseException as exc:  # handed over to whoever iterates
             error = exc
-        self._items.put(_End(error))
+        self._items.put(_EndOfSource(error))
 
 
 def stream_detections(

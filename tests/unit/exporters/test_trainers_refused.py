@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporters.checkpoints.checkpoint import as_original
+from exporters.checkpoints.checkpoint import to_original_names
 from exporters.checkpoints.configs import OTHER_TRAINERS
 from exporters.checkpoints.inference import infer_architecture
 from exporters.checkpoints.spec_choice import choose_spec
@@ -34,7 +34,7 @@ MAKERS: dict[str, Callable[[], StateDict]] = {
 
 
 def _choose(state: StateDict, **arguments: Any) -> tuple[ModelSpec, StateDict]:
-    weights = as_original(state, PATH)
+    weights = to_original_names(state, PATH)
     found = infer_architecture(weights.tensors, PATH, trainer=weights.trainer, conventions=weights.conventions)
     return choose_spec(PATH, found, **arguments).spec, weights.tensors
 
@@ -194,7 +194,7 @@ def test_a_spec_that_stretches_where_the_trainer_pads_is_doubted(tmp_path: Path)
     path.write_text(
         json.dumps({"extends": "yolact_minimal_res50_coco", "preprocess": {"resize": "stretch", "pad_rgb": None}})
     )
-    weights = as_original(yolact_minimal(), PATH)
+    weights = to_original_names(yolact_minimal(), PATH)
     found = infer_architecture(weights.tensors, PATH, trainer=weights.trainer, conventions=weights.conventions)
     notes = " ".join(choose_spec(PATH, found, spec_file=path).notes)
     assert 'preprocess.resize is "stretch" in the spec; the configurations of Yolact_minimal have "pad"' in notes
@@ -213,7 +213,7 @@ def test_deformable_layers_of_yolact_edge_get_the_originals_names() -> None:
         for name, tensor in yolact_edge("yolact_plus_resnet50").items()
         if not name.startswith("maskiou_net.")
     }
-    tensors = as_original(state, PATH).tensors
+    tensors = to_original_names(state, PATH).tensors
     assert set(tensors) == {n for n in goldens.manifest_shapes("yolact_plus_resnet50") if "maskiou" not in n}
 
 

@@ -97,9 +97,9 @@ def test_a_library_leaves_the_stderr_of_its_program_alone(tmp_path: Path) -> Non
 def test_other_lines_of_the_moment_are_handed_on(tmp_path: Path) -> None:
     code = (
         "import os\n"
-        "from yolact_deploy.reference.decoding import hear_decoders, heard\n"
+        "from yolact_deploy.reference.decoding import capture_decoder_messages, decoder_messages_to\n"
         "remarks = []\n"
-        "with hear_decoders(), heard(remarks.append):\n"
+        "with capture_decoder_messages(), decoder_messages_to(remarks.append):\n"
         "    os.write(2, b'of another thread\\nlibpng warning: iCCP\\nCorrupt JPEG data: bad Huffman code\\n')\n"
         "    os.write(2, b'Corrupt JPEG data: 4 extraneous bytes before marker 0xd9\\nhalf')\n"
         "print(remarks)\n"

@@ -105,12 +105,12 @@ def devices() -> tuple[GpuDevice, ...]:
 
 def error_name(code: int) -> str:
     """ "CUDA_ERROR_OUT_OF_MEMORY" of 2."""
-    return _words("cuGetErrorName", code) or f"CUDA error {code}"
+    return _driver_string("cuGetErrorName", code) or f"CUDA error {code}"
 
 
 def error_text(code: int) -> str:
     """The driver's own words for an error code."""
-    return _words("cuGetErrorString", code) or "no description"
+    return _driver_string("cuGetErrorString", code) or "no description"
 
 
 def error_code(text: str) -> int | None:
@@ -202,7 +202,7 @@ def _checked(code: int, function: str) -> None:
         raise DeviceError(f"the NVIDIA driver can't tell which GPUs there are: {function} gave {error_name(code)}.")
 
 
-def _words(function: str, code: int) -> str | None:
+def _driver_string(function: str, code: int) -> str | None:
     text = ctypes.c_char_p()
     getattr(load(), function)(ctypes.c_int(code), ctypes.byref(text))
     return text.value.decode(errors="replace") if text.value else None
@@ -211,7 +211,7 @@ def _words(function: str, code: int) -> str | None:
 @functools.cache
 def _codes_by_text() -> dict[str, int]:
     """Of several codes with the same words the lowest."""
-    texts = {code: _words("cuGetErrorString", code) for code in range(_HIGHEST_ERROR, -1, -1)}
+    texts = {code: _driver_string("cuGetErrorString", code) for code in range(_HIGHEST_ERROR, -1, -1)}
     return {text: code for code, text in texts.items() if text is not None}
 
 

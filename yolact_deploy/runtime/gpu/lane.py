@@ -87,7 +87,7 @@ class Lane:
 
     def submit(self, images: Sequence[LoadedImage], request: Request) -> PendingBatch:
         """Enqueue a batch. One that is still in flight is waited for first, and what it found is kept for its owner."""
-        self.settle()
+        self.finish_in_flight()
         with self._usable():
             prepared, order, first_steps = self._stage(images, request)
             self._launch(first_steps)
@@ -98,7 +98,7 @@ class Lane:
 
     def timed(self, images: Sequence[LoadedImage], request: Request) -> tuple[list[Detections], dict[Stage, float]]:
         """Detections of a batch, and milliseconds on the device by stage, without graphs."""
-        self.settle()
+        self.finish_in_flight()
         driver, stream = self._driver, self._stream
         with self._usable(), ExitStack() as stack:
 
@@ -128,7 +128,7 @@ class Lane:
                 stages[stage] = stages.get(stage, 0.0) + driver.elapsed_ms(begin, end)
         return _reorder(found, order), stages
 
-    def settle(self) -> None:
+    def finish_in_flight(self) -> None:
         """Wait for the batch in flight, if there is one; what it found, or its error, is kept for its owner."""
         if self._in_flight is not None:
             with contextlib.suppress(YolactDeployError):
@@ -146,7 +146,7 @@ class Lane:
             found = self._reader.build(pending.results, masks)
         return _reorder(found, pending.order)
 
-    def abandon(self) -> None:
+    def drop_in_flight(self) -> None:
         """Let the batch in flight run to its end, and forget it."""
         self._in_flight = None
         try:
@@ -272,7 +272,7 @@ class PendingBatch:
         lane, self._lane = self._lane, None
         if lane is not None:
             self._error = EngineError("this batch was discarded before its detections were asked for.")
-            lane.abandon()
+            lane.drop_in_flight()
 
 
 def _reorder(found: list[Detections], order: list[int]) -> list[Detections]:

@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
-from yolact_deploy.cuda.buffers import BlockLender, Buffers
+from yolact_deploy.cuda.buffers import Buffers, PinnedMemoryPool
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import mask_pitch_words
@@ -74,7 +74,7 @@ class ResultReader:
     ) -> None:
         self._driver, self._kernels, self._buffers, self._stream = driver, kernels, buffers, stream
         self._spec, self._mask_iou = network.spec, network.mask_iou
-        self._lender = BlockLender(driver, note)
+        self._pool = PinnedMemoryPool(driver, note)
         self._pinned = Buffers(driver)  # in no graph, so that growing voids none
 
     def send_expected(self, results: BatchResults) -> MaskTransfer | None:
@@ -141,7 +141,7 @@ class ResultReader:
 
     def close(self) -> None:
         """Give back what is not lent."""
-        self._lender.close()
+        self._pool.close()
         self._pinned.close()
 
     def _sources(self, program: BatchProgram) -> list[int]:
@@ -169,7 +169,7 @@ class ResultReader:
         """Page-locked memory, and whether its readers may keep it. Else the next batch overwrites it."""
         if nbytes == 0:
             return np.zeros(0, np.uint8), True
-        lent = self._lender.lend(nbytes)
+        lent = self._pool.acquire(nbytes)
         if lent is not None:
             return lent, True
         self._pinned.reserve({}, {"masks": nbytes})

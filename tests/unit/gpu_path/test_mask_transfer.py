@@ -15,8 +15,8 @@ from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
 from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detections, Detector
-from yolact_deploy.cuda import buffers as lent_blocks
-from yolact_deploy.cuda.buffers import BlockLender
+from yolact_deploy.cuda import buffers as buffers_module
+from yolact_deploy.cuda.buffers import PinnedMemoryPool
 from yolact_deploy.cuda.launches import mask_pitch_words
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.protocols import HeadTensors
@@ -129,24 +129,24 @@ def test_masks_outlive_a_context_that_another_library_resets(
 
 def test_a_block_is_lent_again_when_nobody_has_a_view_of_it() -> None:
     driver = EmulatedDriver()
-    lender = BlockLender(driver, pytest.fail)
+    pool = PinnedMemoryPool(driver, pytest.fail)
     with driver.current():
-        first = lent(lender, 100)
+        first = lent(pool, 100)
         address, view = first.ctypes.data, first[10:20].view(np.uint16)
         del first
-        assert lent(lender, 100).ctypes.data != address
+        assert lent(pool, 100).ctypes.data != address
         del view
         gc.collect()
-        assert lent(lender, 100).ctypes.data == address
-        lender.close()
+        assert lent(pool, 100).ctypes.data == address
+        pool.close()
     assert driver.left_over == {}
 
 
 def test_a_forked_process_keeps_what_was_lent_when_it_was_forked() -> None:
     driver = EmulatedDriver()
-    lender = BlockLender(driver, pytest.fail)
+    pool = PinnedMemoryPool(driver, pytest.fail)
     with driver.current():
-        block = lent(lender, 100)
+        block = lent(pool, 100)
         block[:] = 7
         wait, go = os.pipe()
         child = os.fork()
@@ -155,39 +155,39 @@ def test_a_forked_process_keeps_what_was_lent_when_it_was_forked() -> None:
             os.read(wait, 1)
             os._exit(0 if (block == 7).all() else 1)
         del block
-        for _ in range(lent_blocks.MAX_BLOCKS + 1):
-            lent(lender, 100)[:] = 9
+        for _ in range(buffers_module.MAX_BLOCKS + 1):
+            lent(pool, 100)[:] = 9
         os.write(go, b"!")
         assert os.waitpid(child, 0)[1] == 0
         os.close(wait)
         os.close(go)
-        lender.close()
+        pool.close()
     assert driver.left_over == {}
 
 
 def test_no_more_is_lent_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = EmulatedDriver()
-    lender = BlockLender(driver, pytest.fail)
+    pool = PinnedMemoryPool(driver, pytest.fail)
     with driver.current():
-        kept = [lent(lender, 100) for _ in range(lent_blocks.MAX_BLOCKS)]
-        assert lender.lend(100) is None
+        kept = [lent(pool, 100) for _ in range(buffers_module.MAX_BLOCKS)]
+        assert pool.acquire(100) is None
         kept.pop()
-        kept.append(lent(lender, 5 << 20))  # in the place of a smaller one
+        kept.append(lent(pool, 5 << 20))  # in the place of a smaller one
         assert len(kept[-1]) >= 5 << 20
-        assert lender.lend(100) is None
+        assert pool.acquire(100) is None
         kept.clear()
-        assert lender.lend(lent_blocks.MAX_BYTES + 1) is None
-        monkeypatch.setattr(lent_blocks, "MAX_BYTES", 8 << 20)
-        kept.append(lent(lender, 5 << 20))
-        assert lender.lend(5 << 20) is None
+        assert pool.acquire(buffers_module.MAX_BYTES + 1) is None
+        monkeypatch.setattr(buffers_module, "MAX_BYTES", 8 << 20)
+        kept.append(lent(pool, 5 << 20))
+        assert pool.acquire(5 << 20) is None
         kept[-1][:] = 7
-        lender.close()
+        pool.close()
     assert driver.left_over == {}
     assert (kept[-1] == 7).all()
 
 
-def lent(lender: BlockLender, nbytes: int) -> Any:
-    block = lender.lend(nbytes)
+def lent(pool: PinnedMemoryPool, nbytes: int) -> Any:
+    block = pool.acquire(nbytes)
     assert block is not None
     return block
 
