@@ -23,7 +23,7 @@ from yolact_deploy.files import sha256_file
 from yolact_deploy.spec import ModelSpec
 
 _OTHER_TRAINERS = (mmdetection.TRAINER, YOLACT_EDGE, YOLACT_MINIMAL)
-_NEVER_RUN = ("semantic_seg_conv.weight", "semantic_seg_conv.bias")
+_NEVER_RUN = "semantic_seg_conv."  # a loss of training
 _COUNTER = ".num_batches_tracked"
 _CONVERTED = (torch.float16, torch.bfloat16, torch.float64)
 
@@ -121,9 +121,10 @@ def _without_old_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], t
 
 def _fitted(content: CheckpointContent, spec: ModelSpec, notes: list[str]) -> dict[str, Tensor]:
     """Exactly the entries of the model of `spec`, in its order, as float32; what was forgiven is added to `notes`."""
-    path, tensors, in_file = content.path, content.weights.tensors, content.weights.in_file
+    path, in_file = content.path, content.weights.in_file
     with torch.device("meta"):
         wanted = Yolact(spec).state_dict()
+    tensors = _without_unfit_loss(content.weights.tensors, wanted)
     unused = [name for name in tensors if name not in wanted]
     extra_levels = [name for name in unused if name.startswith("fpn.downsample_layers.")]
     if extra_levels:
@@ -134,7 +135,7 @@ def _fitted(content: CheckpointContent, spec: ModelSpec, notes: list[str]) -> di
             "another architecture, or not only the network was saved."
         )
     missing = [name for name in wanted if name not in tensors]
-    if essential := [name for name in missing if name not in _NEVER_RUN and not name.endswith(_COUNTER)]:
+    if essential := [name for name in missing if not name.startswith(_NEVER_RUN) and not name.endswith(_COUNTER)]:
         raise CheckpointError(
             f"{path} lacks {len(essential)} of the {len(wanted)} tensors of {spec.name} ({examples(essential)}): "
             "it was saved from a part of the network or from another one."
@@ -157,7 +158,13 @@ def _fitted(content: CheckpointContent, spec: ModelSpec, notes: list[str]) -> di
             f"{path} holds {len(strange)} weights that are no floating point numbers, the first is {in_file(strange[0])} in "
             f"{stored_as}: they were quantized or converted, and their scales are not here. Give the checkpoint before that."
         )
-    if any(name in _NEVER_RUN for name in missing):
+    if unfit := [name for name in content.weights.tensors if name not in tensors]:
+        shape = list(content.weights.tensors[unfit[0]].shape)
+        notes.append(
+            f"ignored {in_file(unfit[0])} ({shape}), which is not as {spec.name} has it: it is of a training loss that is "
+            "never run, set to zero."
+        )
+    elif any(name.startswith(_NEVER_RUN) for name in missing):
         notes.append("it has no semantic_seg_conv, a training loss that is never run: set to zero.")
     if any(name.endswith(_COUNTER) for name in missing):
         notes.append("it has no num_batches_tracked counters, which are not used: set to zero.")
@@ -170,6 +177,23 @@ def _fitted(content: CheckpointContent, spec: ModelSpec, notes: list[str]) -> di
         else torch.zeros(like.shape, dtype=like.dtype)
         for name, like in wanted.items()
     }
+
+
+def _without_unfit_loss(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what a training loss has in another shape or type than `wanted`, or with values that are no numbers: it is
+    never run, so that nothing in it is a reason to refuse the network."""
+
+    def fits(name: str, tensor: Tensor) -> bool:
+        like = wanted.get(name)
+        return (
+            like is not None
+            and tensor.shape == like.shape
+            and tensor.layout == torch.strided
+            and tensor.dtype in (torch.float32, *_CONVERTED)
+            and bool(torch.isfinite(tensor).all())
+        )
+
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_NEVER_RUN) or fits(name, tensor)}
 
 
 def _check_finite(state_dict: Mapping[str, Tensor], content: CheckpointContent) -> None:

@@ -98,7 +98,7 @@ def _convert_minimal(
         (r"proto_net\.proto2\.(\d+)\.(weight|bias)", lambda m: f"proto_net.{second + int(m[1])}.{m[2]}"),
         (r"prediction_layers\.(upfeature\.\d+|bbox_layer|conf_layer)\.(weight|bias)", r"prediction_layers.0.\1.\2"),
         (r"prediction_layers\.coef_layer\.0\.(weight|bias)", r"prediction_layers.0.mask_layer.\1"),
-        (r"semantic_seg_conv\.(weight|bias)", r"\g<0>"),
+        (r"semantic_seg_conv\..+", r"\g<0>"),
     )
     tensors, sources = rename(stored, rules, MINIMAL, path)
     return tensors, sources, ()

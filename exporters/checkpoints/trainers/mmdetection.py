@@ -93,7 +93,7 @@ def _check_softmax(tensors: Mapping[str, Tensor], per_cell: int, path: Path) -> 
             "that bbox_head.conv_reg has."
         )
     semantic = tensors.get("semantic_seg_conv.weight")
-    if semantic is not None and rows == per_cell * semantic.shape[0]:
+    if semantic is not None and semantic.ndim and rows == per_cell * semantic.shape[0]:
         raise CheckpointError(
             f"{path} scores {semantic.shape[0]} classes without a background (bbox_head.conv_cls has {rows} = {per_cell} x "
             f"{semantic.shape[0]} channels): it was trained with use_sigmoid=True, and only softmax scores are supported."

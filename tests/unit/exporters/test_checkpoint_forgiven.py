@@ -91,6 +91,33 @@ def test_missing_semantic_segmentation_weights_are_noted_and_change_no_output(
         assert torch.equal(ours, original)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: torch.ones(t.shape[0] + 1, *t.shape[1:]),
+        lambda t: torch.tensor(1.0),
+        lambda t: torch.full_like(t, torch.nan),
+        lambda t: t.to(torch.int8),
+        lambda t: t.to_sparse(),
+    ],
+    ids=["another shape", "a number", "NaN", "int8", "sparse"],
+)
+def test_what_a_training_loss_holds_is_no_reason_to_refuse_a_network(
+    tmp_path: Path, shapes: LoadedCheckpoint, edit: Callable[[Tensor], Tensor]
+) -> None:
+    state = dict(shapes.state_dict)
+    for name in ("semantic_seg_conv.weight", "semantic_seg_conv.bias"):
+        state[name] = edit(state[name])
+    state["semantic_seg_conv.2.weight"] = torch.ones(3)
+    torch.save(state, tmp_path / "loss.pth")
+    loaded = _load(tmp_path / "loss.pth")
+    (note,) = (note for note in loaded.notes if "semantic_seg_conv" in note)
+    assert note.startswith("ignored semantic_seg_conv.")
+    assert list(loaded.state_dict) == list(shapes.state_dict)
+    for name, tensor in shapes.state_dict.items():
+        assert torch.equal(loaded.state_dict[name], tensor) != name.startswith("semantic_seg_conv"), name
+
+
 def test_a_file_in_the_format_before_torch_1_6_loads(tmp_path: Path, shapes: LoadedCheckpoint) -> None:
     path = tmp_path / "legacy.pth"
     torch.save(dict(shapes.state_dict), path, _use_new_zipfile_serialization=False)
