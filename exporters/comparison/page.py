@@ -35,6 +35,7 @@ _BANDS = (
     (0.75, "0.75 to 0.90"),
 )
 _LOWEST_BAND = "below 0.75"
+_SHOWN_DIGITS = 16  # of a digest
 # Quality this close to 1 is 1: a mask's IoU is a float32.
 _IDENTICAL = 1 - 1e-6
 _NONE = "&ndash;"
@@ -78,7 +79,10 @@ def _artifact(letter: str, info: ArtifactInfo) -> str:
         ("kind", page.escaped(info.kind)),
         ("size", f"{info.size_bytes / _MIB:.1f} MiB"),
         ("ran in", page.escaped(info.backend)),
-        ("SHA-256", f'<code title="{page.escaped(info.sha256)}">{page.escaped(info.sha256[:16])}&hellip;</code>'),
+        (
+            f"SHA-256 (first {_SHOWN_DIGITS})",
+            f'<code title="{page.escaped(info.sha256)}">{page.escaped(info.sha256[:_SHOWN_DIGITS])}&hellip;</code>',
+        ),
     ]
     return (
         f'<section class="card side-{letter.lower()}">\n<h2><span class="letter">{letter}</span>'

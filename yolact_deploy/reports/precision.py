@@ -14,6 +14,7 @@ from yolact_deploy.reports.tables import MIB, facts, grid
 
 _SHOWN_NODES = 3  # of those that break one rule
 _SHOWN_IMAGES = 8
+_SHOWN_DIGITS = 16
 _STYLES = {"error": "red", "warning": "yellow"}
 _AP_KINDS = (("bbox", "box"), ("segm", "mask"))
 
@@ -132,7 +133,7 @@ def _sides(report: dict[str, Any]) -> Table:
         ("size", lambda side: f"{side['size_bytes'] / MIB:.1f} MiB"),
         ("model", lambda side: side["model"]),
         ("ran in", lambda side: side["backend"]),
-        ("SHA-256", lambda side: side["sha256"][:16]),
+        (f"SHA-256 (first {_SHOWN_DIGITS})", lambda side: side["sha256"][:_SHOWN_DIGITS]),
     ):
         table.add_row(label, *(Text(describe(report[side])) for side in ("a", "b")))
     return table

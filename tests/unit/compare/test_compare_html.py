@@ -140,3 +140,14 @@ def test_tables_show_the_same_figures(report: CompareReport) -> None:
     assert "a<b>.onnx" in text
     assert NASTY in text
     assert f"{report.outputs[0].relative_l2:.2e}" in text
+
+
+def test_a_digest_that_is_cut_says_so(report: CompareReport) -> None:
+    console = Console(width=200)
+    with console.capture() as capture:
+        for table in compare_tables(report.to_dict()):
+            console.print(table)
+    for text in (Page(render_html(report)).text, capture.get()):
+        assert report.a.sha256[:16] in text
+        assert report.a.sha256 not in text
+        assert "SHA-256 (first 16)" in text
