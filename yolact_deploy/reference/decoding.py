@@ -27,7 +27,10 @@ _log_level = 0  # to go back to
 _captures_messages = False
 _stderr_lock = threading.Lock()  # to turn stderr away
 _PNG_CHUNKS = 8  # where they begin
+_CHECKSUM_BYTES = 4
 _ANCILLARY = 0x20  # in a chunk's first letter: decoders may do without it
+# Chunks that OpenCV's pixels do not depend on, and that libpng prints warnings about: a bad colour profile is in many photos.
+_UNUSED_CHUNKS = frozenset({b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tIME", b"hIST", b"sPLT"})
 # Of a JPEG that ends too early, decoders read on into what follows: pixels that were not there come out of one as other than
 # out of another.
 _JPEG_ENDINGS = tuple(bytes([filler]) * 64 + END_MARKER for filler in (0x00, 0x55, 0xAA, 0x7E))
@@ -57,7 +60,9 @@ def capture_decoder_messages() -> Iterator[None]:
     """Keep what libpng and libjpeg print off stderr, and give `decoder_messages_to` what of it is about damage.
 
     Stderr is turned away for that while an image is decoded, one image at a time: something for a program to ask for, such as
-    the command line, and not for a library to do unasked.
+    the command line, and not for a library to do unasked. Without it a decoder's own lines about a damaged file reach stderr:
+    OpenCV has no other way to keep them back. The commonest, libpng's about colour profiles, never come up, since it is not
+    given any.
     """
     global _captures_messages
     before, _captures_messages = _captures_messages, True
@@ -116,7 +121,7 @@ def decode_file(data: bytes, max_pixels: int, on_warning: Callable[[str], None])
         check_pixels(header.width, header.height, max_pixels)
         said: list[str] = []
         if layout is None or layout.is_ended:
-            image = _decode(data, said.append)
+            image = _decode(_png_to_decode(data) if kind == "PNG" else data, said.append)
         else:
             image = _decode_unended(data)
             on_warning("lacks its end marker, but all of its pixels are there: it was read")
@@ -141,19 +146,34 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 def _png_problem(data: bytes) -> str | None:
     """What is missing or damaged in a PNG, told by the checksums of its chunks."""
-    position = _PNG_CHUNKS
-    while position + 12 <= len(data):
-        kind = data[position + 4 : position + 8]
-        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
-        if end + 4 > len(data):
-            break
+    for kind, position, end in _chunks(data):
         if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             if not kind[0] & _ANCILLARY:
                 return f"the file is damaged (a checksum is wrong between bytes {position} and {end})"
         elif kind == b"IEND":
             return None
-        position = end + 4
     return _truncated(data)
+
+
+def _png_to_decode(data: bytes) -> bytes:
+    """A PNG without the chunks that only make libpng talk."""
+    kept, position = [], 0
+    for kind, begin, end in _chunks(data):
+        if kind in _UNUSED_CHUNKS:
+            kept.append(data[position:begin])
+            position = end + _CHECKSUM_BYTES
+    return b"".join((*kept, data[position:])) if kept else data
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, beginning, and end without the checksum, of each chunk of a PNG that is whole."""
+    position = _PNG_CHUNKS
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if end + _CHECKSUM_BYTES > len(data):
+            return
+        yield data[position + 4 : position + 8], position, end
+        position = end + _CHECKSUM_BYTES
 
 
 def _jpeg_problem(data: bytes, layout: JpegLayout) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.unit.hostile.image_files import chunk, encoded, noise
@@ -92,6 +94,21 @@ def test_a_library_leaves_the_stderr_of_its_program_alone(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{read_image(tmp_path / 'a.png').shape}\n")
+
+
+def test_a_library_is_not_talked_over_for_colour_profiles(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    png = encoded(".png")
+    talk = [
+        chunk(b"iCCP", b"x\0\0short"),
+        chunk(b"cHRM", b"short"),
+        chunk(b"gAMA", struct.pack(">I", 0)),
+        chunk(b"sRGB", b"\x09"),
+        chunk(b"pHYs", b""),
+        chunk(b"tIME", b"\0"),
+    ]
+    (tmp_path / "a.png").write_bytes(png[:33] + b"".join(talk) + png[33:])
+    assert np.array_equal(read_image(tmp_path / "a.png"), noise())
+    assert capfd.readouterr() == ("", "")
 
 
 def test_other_lines_of_the_moment_are_handed_on(tmp_path: Path) -> None:
