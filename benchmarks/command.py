@@ -16,9 +16,9 @@ from benchmarks.gate import (
     Judgement,
     check_same_machine,
     check_same_work,
-    confirmed,
     judge_report,
     match_runs,
+    measure_until_confirmed,
     parse_fraction,
     present_artifact,
     read_baseline,
@@ -116,7 +116,7 @@ def bench(
     )
     if report is not None:
         check_writable(Path(report))
-    found = _measure(options, progress or _nobody)
+    found = _measure(options, progress or _no_progress)
     if report is not None:
         from benchmarks.report_html import write_report
 
@@ -253,7 +253,7 @@ def _gated(
             run["role"] = "baseline"
         return report, judge_report(report, baseline, matched, paired, options.max_regression)
 
-    report, judgements, attempts = confirmed(attempt)
+    report, judgements, attempts = measure_until_confirmed(attempt)
     report["gate"] = {
         "baseline": str(options.baseline),
         "baseline_date": baseline["environment"].get("date"),
@@ -348,5 +348,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _nobody(_what: str, _step: int, _total: int) -> None:
+def _no_progress(_what: str, _step: int, _total: int) -> None:
     """Is told of progress."""

@@ -224,7 +224,7 @@ class DeviceSamples(Samples):
         host = super().peak_memory(images, score_threshold)
         return {**host, **device_memory(self.detector, images, score_threshold)}
 
-    def more_ns(self) -> dict[str, list[int]]:
+    def extra_ns(self) -> dict[str, list[int]]:
         return {"call": self.call_ns, "device": self.device_ns, "staged": self._staged_ns}
 
 

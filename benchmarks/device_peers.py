@@ -8,8 +8,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contest import AFTER, NETWORK, WHOLE, Contest, Peer, Timer, Work, on_host_clock, with_masks
 from benchmarks.device import BareNetwork, NewExecutionContext, bare_network, open_driver, open_network
+from benchmarks.peer_comparison import (
+    AFTER,
+    NETWORK,
+    WHOLE,
+    Peer,
+    PeerComparison,
+    Timer,
+    Work,
+    on_host_clock,
+    with_masks,
+)
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_onnx
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
 _NS_PER_MS = 1e6
 
 
-def contest_on_gpu(stack: ExitStack, detector: Detector, image: Image, checkpoint: Path | None) -> Contest:
+def peers_on_gpu(stack: ExitStack, detector: Detector, image: Image, checkpoint: Path | None) -> PeerComparison:
     """Parts of the work on the device's clock, ours as `Detector.timed` marks them; the whole on the host's, from an image in
     host memory to full-size masks in host memory. What is opened for it is closed with `stack`."""
     driver = open_driver(detector)
@@ -60,7 +70,7 @@ def contest_on_gpu(stack: ExitStack, detector: Detector, image: Image, checkpoin
             notes.append("PyTorch runs in float32, with its own defaults (its convolutions may use TF32).")
     except (EngineError, MissingDependencyError) as exc:
         notes.append(f"no PyTorch peer: {str(exc).splitlines()[0]}")
-    return Contest(ours, peers, {NETWORK: "device", AFTER: "device", WHOLE: "host"}, notes)
+    return PeerComparison(ours, peers, {NETWORK: "device", AFTER: "device", WHOLE: "host"}, notes)
 
 
 def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: list[str]) -> list[Peer]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.device import DeviceSamples, Memory, open_driver, open_network, open_pipeline
-from benchmarks.subjects import planted_scores
+from benchmarks.subjects import synthetic_scores
 from yolact_deploy import Detector
 from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.cuda.drivers.interface import Driver
@@ -45,11 +45,11 @@ class DevicePoints:
         """Objects are planted on the device, behind the network, which runs as ever but is not shown as a stage."""
         detector, driver = self._detector, open_driver(self._detector)
         priors, classes = make_priors(detector.spec), len(detector.spec.class_names)
-        network = PlantedNetwork(open_network(detector, driver), driver)
+        network = SyntheticHeadsNetwork(open_network(detector, driver), driver)
         with open_pipeline(detector, driver, network) as calls:
 
             def time_work(image: Image, count: int) -> dict[str, Any]:
-                network.plant(*planted_scores(priors, classes, count))
+                network.set_heads(*synthetic_scores(priors, classes, count))
                 samples = DeviceSamples(detector, calls)
                 samples.repeat(lambda: [image], _LEAST_SCORE)
                 (found,) = calls([image], score_threshold=_LEAST_SCORE)
@@ -60,7 +60,7 @@ class DevicePoints:
             yield time_work
 
 
-class PlantedNetwork:
+class SyntheticHeadsNetwork:
     """A DeviceNetwork that runs another one, which it owns, and then overwrites `loc` and `conf` of a single image on the
     device: what follows sees what was planted last."""
 
@@ -77,7 +77,7 @@ class PlantedNetwork:
                     self.sources[name] = self._memory.device(nbytes, f"planted {name}"), nbytes
             undo.pop_all()
 
-    def plant(
+    def set_heads(
         self,
         loc: FloatArray,  # [1, P, 4]
         conf: FloatArray,  # [1, P, 1 + C], probabilities
@@ -117,8 +117,8 @@ class PlantedNetwork:
     def mask_iou(self) -> MaskIouModel | None:
         return self._network.mask_iou
 
-    def new_execution_context(self, stream: int) -> PlantedContext:
-        return PlantedContext(self._network.new_execution_context(stream), self._driver, self.sources, stream)
+    def new_execution_context(self, stream: int) -> SyntheticHeadsContext:
+        return SyntheticHeadsContext(self._network.new_execution_context(stream), self._driver, self.sources, stream)
 
     def close(self) -> None:
         with self._driver.current():
@@ -126,7 +126,7 @@ class PlantedNetwork:
         self._network.close()
 
 
-class PlantedContext:
+class SyntheticHeadsContext:
     """A network's context whose heads are then replaced by planted ones."""
 
     def __init__(

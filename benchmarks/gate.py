@@ -131,7 +131,7 @@ def judge_percentiles(
     return Judgement(artifact, "percentiles", ratio, interval, allowance, max_regression, verdict, reason)
 
 
-def doubted(
+def discount_if_busy(
     judgement: Judgement,
     disturbed: float,  # share of the cores that others took meanwhile
     cpu_ratio: float,  # new over old CPU time, which others add little to
@@ -175,11 +175,11 @@ def judge_report(
             allowance = report["yardstick_ms"]["p50"] / then["p50"] if then else 1.0
             found = judge_percentiles(name, run, old, allowance, max_regression)
         cpu_ratio = run["cpu_ms"]["p50"] / old["cpu_ms"]["p50"] if "cpu_ms" in old else 1.0
-        judgements.append(doubted(found, disturbed, cpu_ratio))
+        judgements.append(discount_if_busy(found, disturbed, cpu_ratio))
     return judgements
 
 
-def confirmed(
+def measure_until_confirmed(
     measure: Callable[[], tuple[dict[str, Any], list[Judgement]]], attempts: int = ATTEMPTS
 ) -> tuple[dict[str, Any], list[Judgement], int]:
     """Measure and judge; measure again while an artifact regressed in every attempt so far.

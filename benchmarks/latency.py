@@ -113,7 +113,7 @@ def _samples(detector: Detector) -> Samples:
 def _summary(run: Samples, batch: int, overhead_ms: float) -> dict[str, Any]:
     latency = percentiles(run.total_ns)
     stages = {stage: percentiles(times) for stage, times in run.stages_ns.items()}
-    more: dict[str, Any] = {f"{name}_ms": percentiles(times) for name, times in run.more_ns().items()}
+    more: dict[str, Any] = {f"{name}_ms": percentiles(times) for name, times in run.extra_ns().items()}
     if run.detector.on_gpu:
         more["harness_overhead_ms"] = overhead_ms = run.overhead_ms()
     shortest = min(times["p50"] for times in stages.values())
@@ -138,7 +138,7 @@ def _summary(run: Samples, batch: int, overhead_ms: float) -> dict[str, Any]:
             **{stage: _ms(times) for stage, times in run.stages_ns.items()},
             "cpu": _ms(run.cpu_ns),
             "whole_call": _ms(run.whole_ns),
-            **{name: _ms(times) for name, times in run.more_ns().items()},
+            **{name: _ms(times) for name, times in run.extra_ns().items()},
         },
     }
 
@@ -152,7 +152,7 @@ def _notes(report: dict[str, Any], detectors: Sequence[Detector]) -> list[str]:
     if len(report["runs"]) > 1:
         notes.append(f"peak memory is of one process that holds all {len(report['runs'])} artifacts.")
     found = [_run_notes(run, detector) for run, detector in zip(report["runs"], detectors, strict=True)]
-    notes += said_once({run["artifact"]: of_run for run, of_run in zip(report["runs"], found, strict=True)})
+    notes += merge_notes({run["artifact"]: of_run for run, of_run in zip(report["runs"], found, strict=True)})
     on_gpu = any(detector.on_gpu for detector in detectors)
     if not on_gpu and has_nvidia_driver():
         notes.append("no GPU was used: device times, transfers and device memory are not measured.")
@@ -163,13 +163,13 @@ def _notes(report: dict[str, Any], detectors: Sequence[Detector]) -> list[str]:
     return notes
 
 
-def said_once(found: dict[str, list[tuple[str, str]]]) -> list[str]:
+def merge_notes(found: dict[str, list[tuple[str, str]]]) -> list[str]:
     """Notes of all artifacts, each text once, from texts and values of theirs by artifact.
 
     A value takes the place of the "{}" in its text. Artifacts are named where there are several and a note is not of all, or has
     values.
 
-    >>> said_once({"a.onnx": [("slow.", ""), ("took {}.", "1 s")], "b.onnx": [("slow.", ""), ("took {}.", "2 s")]})
+    >>> merge_notes({"a.onnx": [("slow.", ""), ("took {}.", "1 s")], "b.onnx": [("slow.", ""), ("took {}.", "2 s")]})
     ['slow.', 'took 1 s (a.onnx), 2 s (b.onnx).']
     """
     values: dict[str, dict[str, str]] = {}
@@ -188,7 +188,7 @@ def said_once(found: dict[str, list[tuple[str, str]]]) -> list[str]:
 
 
 def _run_notes(run: dict[str, Any], detector: Detector) -> list[tuple[str, str]]:
-    """For `said_once`."""
+    """For `merge_notes`."""
     notes = [(" ".join(note.split()), "") for note in detector.notes]
     if run["variation"] > MAX_VARIATION:
         advice = f"(more than {100 * MAX_VARIATION:g}%); trust the medians and their intervals, not single times."

@@ -211,19 +211,22 @@ def _gpu_names() -> list[str]:
 
 
 def _read(nvml: Any, handle: Any, driver: str) -> GpuReading:
-    def ask(name: str, *arguments: Any) -> Any:
+    def query(name: str, *arguments: Any) -> Any:
         try:
             return getattr(nvml, name)(handle, *arguments)
         except (nvml.NVMLError, AttributeError):
             return None
 
-    power_mw, memory = ask("nvmlDeviceGetPowerUsage"), ask("nvmlDeviceGetMemoryInfo")
-    reasons, processes = ask("nvmlDeviceGetCurrentClocksThrottleReasons"), ask("nvmlDeviceGetComputeRunningProcesses")
+    power_mw, memory = query("nvmlDeviceGetPowerUsage"), query("nvmlDeviceGetMemoryInfo")
+    reasons, processes = (
+        query("nvmlDeviceGetCurrentClocksThrottleReasons"),
+        query("nvmlDeviceGetComputeRunningProcesses"),
+    )
     return GpuReading(
-        name=_text(ask("nvmlDeviceGetName") or "unknown"),
+        name=_text(query("nvmlDeviceGetName") or "unknown"),
         driver=driver,
-        sm_clock_mhz=ask("nvmlDeviceGetClockInfo", _SM_CLOCK),
-        temperature_c=ask("nvmlDeviceGetTemperature", _GPU_TEMPERATURE),
+        sm_clock_mhz=query("nvmlDeviceGetClockInfo", _SM_CLOCK),
+        temperature_c=query("nvmlDeviceGetTemperature", _GPU_TEMPERATURE),
         power_w=None if power_mw is None else power_mw / 1000,
         memory_used_bytes=None if memory is None else memory.used,
         slowed_by=tuple(name for bit, name in _REASONS.items() if (reasons or 0) & bit),

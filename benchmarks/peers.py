@@ -7,7 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import AFTER, NETWORK, WHOLE, Contest, Peer, Progress, Work, compare, on_host_clock, with_masks
+from benchmarks.peer_comparison import (
+    AFTER,
+    NETWORK,
+    WHOLE,
+    Peer,
+    PeerComparison,
+    Progress,
+    Work,
+    compare,
+    on_host_clock,
+    with_masks,
+)
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
@@ -29,7 +40,7 @@ def compare_peers(
     iterations: int = _ITERATIONS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """{"artifact", "image_hw", "detections", "rows", "watch", "notes": of `contest.compare`}.
+    """{"artifact", "image_hw", "detections", "rows", "watch", "notes": of `peer_comparison.compare`}.
 
     All take turns on one image, where the Detector runs: on the CPU, or on its GPU. PyTorch needs the `checkpoint` the artifact
     was exported from; a peer that can't run here is a note. `alone` is the Detector's run in the report of `time_detectors`,
@@ -37,12 +48,12 @@ def compare_peers(
     """
     with ExitStack() as stack:
         if detector.on_gpu:
-            from benchmarks.device_peers import contest_on_gpu
+            from benchmarks.device_peers import peers_on_gpu
 
-            contest = contest_on_gpu(stack, detector, image, checkpoint)
+            comparison = peers_on_gpu(stack, detector, image, checkpoint)
         else:
-            contest = _contest_on_cpu(detector, image, checkpoint, threads)
-        compared = compare(contest, iterations, _WARMUP, {} if alone is None else _alone_ms(alone), progress)
+            comparison = _peers_on_cpu(detector, image, checkpoint, threads)
+        compared = compare(comparison, iterations, _WARMUP, {} if alone is None else _alone_ms(alone), progress)
     return {
         "artifact": str(detector.artifact),
         "image_hw": [image.shape[0], image.shape[1]],
@@ -56,7 +67,7 @@ def _alone_ms(run: dict[str, Any]) -> dict[str, float]:
     return {NETWORK: run["stages_ms"]["network"]["p50"]} if run["batch"] == 1 else {}
 
 
-def _contest_on_cpu(detector: Detector, image: Image, checkpoint: Path | None, threads: int | None) -> Contest:
+def _peers_on_cpu(detector: Detector, image: Image, checkpoint: Path | None, threads: int | None) -> PeerComparison:
     notes: list[str] = []
     image_hw = (image.shape[0], image.shape[1])
     batch = detector.preprocess([image])
@@ -78,7 +89,7 @@ def _contest_on_cpu(detector: Detector, image: Image, checkpoint: Path | None, t
     except MissingDependencyError as exc:
         notes.append(f"no PyTorch peer: {str(exc).splitlines()[0]}")
     timers = {what: on_host_clock(run) for what, run in ours.items()}
-    return Contest(timers, peers, dict.fromkeys(ours, "host"), notes)
+    return PeerComparison(timers, peers, dict.fromkeys(ours, "host"), notes)
 
 
 def _bare_onnxruntime(detector: Detector, batch: FloatArray, threads: int | None) -> Peer:

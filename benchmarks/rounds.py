@@ -77,7 +77,7 @@ class Samples:
         """{"host_bytes", "method"} of a round that is not kept."""
         return peak_memory(lambda: self.run(images, score_threshold))
 
-    def more_ns(self) -> dict[str, list[int]]:
+    def extra_ns(self) -> dict[str, list[int]]:
         """Other times of a round, by name."""
         return {}
 
@@ -94,7 +94,7 @@ class Samples:
 
     def keep(self, count: int) -> None:
         """The first `count` rounds alone."""
-        for times in (self.total_ns, self.cpu_ns, *self.stages_ns.values(), *self.more_ns().values()):
+        for times in (self.total_ns, self.cpu_ns, *self.stages_ns.values(), *self.extra_ns().values()):
             del times[count:]
 
 

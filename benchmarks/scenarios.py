@@ -53,25 +53,25 @@ def run_scenario(
     lg = require("mlperf_loadgen", extra="bench", purpose="--scenario", package="mlcommons-loadgen")
     latency_s = _probe(detector, images)
     settings = _settings(lg, scenario, seconds or _DEFAULT_SECONDS, latency_s)
-    answerer = _Answerer(lg, detector, images, streams=scenario == "offline")
+    server = _QueryServer(lg, detector, images, streams=scenario == "offline")
     with tempfile.TemporaryDirectory() as folder:
-        under_test = lg.ConstructSUT(answerer.issue, answerer.flush)
+        under_test = lg.ConstructSUT(server.issue, server.flush)
         library = lg.ConstructQSL(len(images), len(images), _nothing, _nothing)
-        previous = _on_interrupt(answerer)
+        previous = _on_interrupt(server)
         try:
             lg.StartTestWithLogSettings(under_test, library, settings, _log_settings(lg, folder))
         finally:
-            answerer.close()
+            server.close()
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
             lg.DestroyQSL(library)
             lg.DestroySUT(under_test)
         summary = Path(folder) / "mlperf_log_summary.txt"
         text = summary.read_text(encoding="utf-8") if summary.is_file() else ""
-    if answerer.interrupted:
+    if server.interrupted:
         raise KeyboardInterrupt
-    if answerer.error is not None:
-        raise answerer.error
+    if server.error is not None:
+        raise server.error
     figures = read_summary(text)
     if not figures:
         raise BenchmarkError(
@@ -103,7 +103,7 @@ def read_summary(text: str) -> dict[str, float | int]:
     return figures
 
 
-class _Answerer:
+class _QueryServer:
     """Answers queries on one thread of its own: a Detector is not shared between threads."""
 
     def __init__(self, lg: Any, detector: Detector, images: Sequence[Image], *, streams: bool) -> None:
@@ -128,7 +128,7 @@ class _Answerer:
         while (samples := self._queries.get()) is not None:
             answered = 0
             try:
-                for found in self._answers(samples):
+                for found in self._detections(samples):
                     self._respond(samples[answered][0], len(found.masks))
                     answered += 1
             except Exception as exc:
@@ -138,13 +138,13 @@ class _Answerer:
             ]:  # LoadGen waits for every answer, so it gets one, and the caller the error
                 self._respond(query, 0)
 
-    def _answers(self, samples: list[tuple[int, int]]) -> Iterator[Detections]:
+    def _detections(self, samples: list[tuple[int, int]]) -> Iterator[Detections]:
         """As far as nothing goes wrong."""
-        images = takewhile(lambda _: self._goes_on, (self._images[index] for _, index in samples))
+        images = takewhile(lambda _: self._is_running, (self._images[index] for _, index in samples))
         return self._detector.stream(images) if self._streams else map(self._detector, images)
 
     @property
-    def _goes_on(self) -> bool:
+    def _is_running(self) -> bool:
         return self.error is None and not self.interrupted
 
     def _respond(self, query: int, count: int) -> None:
@@ -153,13 +153,13 @@ class _Answerer:
         self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(query, address, length)])
 
 
-def _on_interrupt(answerer: _Answerer) -> Any:
+def _on_interrupt(server: _QueryServer) -> Any:
     """Have Ctrl-C end the answers, as an exception can't pass through LoadGen. The handler to put back, if any."""
     if threading.current_thread() is not threading.main_thread():
         return None
 
     def stop(_signal: int, _frame: Any) -> None:
-        answerer.interrupted = True
+        server.interrupted = True
 
     return signal.signal(signal.SIGINT, stop)
 
@@ -270,7 +270,7 @@ class _Worker:
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._work, daemon=True)
 
-    def share_done(self, seconds: float | None) -> float:
+    def fraction_done(self, seconds: float | None) -> float:
         """Of its images or of its time, whichever is the further; 0 until one was timed."""
         timed = len(self.done_ns) - self.warmup
         if timed <= 0:
@@ -293,7 +293,7 @@ class _Worker:
 def _wait(workers: Sequence[_Worker], seconds: float | None, progress: Callable[[float], None] | None) -> None:
     """Until all have measured long enough, or one of them has failed."""
     while any(worker.thread.is_alive() for worker in workers):
-        share = min(worker.share_done(seconds) for worker in workers)
+        share = min(worker.fraction_done(seconds) for worker in workers)
         if progress is not None:
             progress(min(share, 1.0))
         if share >= 1 or any(worker.error is not None for worker in workers):

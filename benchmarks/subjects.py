@@ -41,10 +41,10 @@ def bench_images(source: Path | None, max_pixels: int = MAX_PIXELS) -> list[Imag
     """The first images of a file or folder; without one, a made-up 480x640 image. Raises ImageError."""
     if source is not None:
         return [read_image(path, max_pixels=max_pixels) for path in list_images([source])[:_MAX_IMAGES]]
-    return [made_up_image(_DEFAULT_HW)]
+    return [synthetic_image(_DEFAULT_HW)]
 
 
-def made_up_image(image_hw: tuple[int, int]) -> Image:
+def synthetic_image(image_hw: tuple[int, int]) -> Image:
     """Blocks of random colours, the same every time; uint8 [H, W, 3]."""
     height, width = image_hw
     rng = np.random.default_rng(0)
@@ -53,22 +53,22 @@ def made_up_image(image_hw: tuple[int, int]) -> Image:
     return np.ascontiguousarray(whole[:height, :width])
 
 
-def planted(
+def synthetic_heads(
     heads: HeadTensors,
     priors: FloatArray,  # [P, 4]
     count: int,
 ) -> HeadTensors:
     """One image's heads in which `count` priors, spread over all levels and places, are sure of an object; fewer
     where the model has not so many that do not overlap."""
-    return HeadTensors(*planted_scores(priors, heads.conf.shape[2] - 1, count), heads.mask_coeff[:1], heads.proto[:1])
+    return HeadTensors(*synthetic_scores(priors, heads.conf.shape[2] - 1, count), heads.mask_coeff[:1], heads.proto[:1])
 
 
-def planted_scores(
+def synthetic_scores(
     priors: FloatArray,  # [P, 4]
     classes: int,
     count: int,
 ) -> tuple[FloatArray, FloatArray]:
-    """`loc` [1, P, 4] and `conf` [1, P, 1 + C], softmaxed, of `planted`."""
+    """`loc` [1, P, 4] and `conf` [1, P, 1 + C], softmaxed, of `synthetic_heads`."""
     conf = np.zeros((1, len(priors), 1 + classes), np.float32)
     conf[..., 0] = 1
     rows = _spread(priors, count)

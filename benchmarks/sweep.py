@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from benchmarks.rounds import Samples, repeat
 from benchmarks.statistics import percentiles
-from benchmarks.subjects import made_up_image, planted
+from benchmarks.subjects import synthetic_heads, synthetic_image
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_plan
@@ -69,7 +69,7 @@ def sweep(
                 add("batch", {"batch": batch, **times, "throughput_fps": 1000 * batch / times["latency_ms"]["p50"]})
         with points.work() as time_work:
             for image_hw in IMAGE_SIZES_HW:
-                image = made_up_image(image_hw)
+                image = synthetic_image(image_hw)
                 for count in DETECTIONS:
                     add("work", {"image_hw": list(image_hw), **time_work(image, count)})
     except EngineError as exc:  # no room for a second network beside the Detector's, for one
@@ -123,7 +123,7 @@ class HostPoints:
         def time_work(image: Image, count: int) -> dict[str, Any]:
             image_hw = (image.shape[0], image.shape[1])
             options = {**dataclasses.asdict(spec.postprocess), "max_detections": count, "nms": "fast"}
-            prepared = planted(heads, priors, count)
+            prepared = synthetic_heads(heads, priors, count)
             times: dict[str, list[int]] = {"preprocess": [], "detect": [], "masks": []}
             found = 0
 

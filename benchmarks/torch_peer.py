@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contest import AFTER, NETWORK, WHOLE, Peer, Timer, Work, on_host_clock
+from benchmarks.peer_comparison import AFTER, NETWORK, WHOLE, Peer, Timer, Work, on_host_clock
 from exporters.network.yolact import Yolact
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image

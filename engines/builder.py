@@ -85,8 +85,8 @@ class _Built:
     warnings: list[str]
 
 
-class Lowered(Protocol):
-    """What `Lower` made: its ONNX is written."""
+class LoweredModel(Protocol):
+    """What `LowerPrecision` made: its ONNX is written."""
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -94,12 +94,12 @@ class Lowered(Protocol):
         ...
 
 
-class Lower(Protocol):
+class LowerPrecision(Protocol):
     """Writes a float32 ONNX in FP16, as `exporters.quantize` does."""
 
     def __call__(
         self, model: Path, output: Path, *, precision: Literal["fp16"], progress: Progress | None
-    ) -> Lowered: ...
+    ) -> LoweredModel: ...
 
 
 def build(
@@ -113,7 +113,7 @@ def build(
     image_size: Hw | tuple[Hw, Hw, Hw] | None = None,
     workspace_bytes: int | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
-    lower: Lower | None = None,
+    lower: LowerPrecision | None = None,
     on_note: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> BuildResult:
@@ -206,7 +206,9 @@ def build(
     )
 
 
-def _fp16_form(model: Path, lower: Lower, on_note: Callable[[str], None] | None, progress: Progress | None) -> Path:
+def _fp16_form(
+    model: Path, lower: LowerPrecision, on_note: Callable[[str], None] | None, progress: Progress | None
+) -> Path:
     """`model`, or the FP16 ONNX beside it where it is float32. One that stands there is never replaced."""
     graph = open_onnx(model)
     if graph.precision != "fp32":

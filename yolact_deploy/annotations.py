@@ -67,7 +67,7 @@ def check_categories(coco: Any, category_ids: Sequence[int], annotations: str | 
         )
 
 
-def category_doubts(coco: Any, spec: ModelSpec) -> list[str]:
+def category_mismatches(coco: Any, spec: ModelSpec) -> list[str]:
     """Category ids that model and annotations share but name differently, ids of the model that the file lacks, and
     annotated ones that the model lacks: with any of them, AP is low for no fault of the model."""
     names = {category["id"]: category.get("name") for category in coco.dataset["categories"]}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.annotations import category_doubts, check_categories, image_paths, load_annotations
+from yolact_deploy.annotations import category_mismatches, check_categories, image_paths, load_annotations
 from yolact_deploy.reference.images import MAX_PIXELS
 from yolact_deploy.runtime.detector import Detector, detector_for_many
 from yolact_deploy.spec import NmsMode
@@ -56,7 +56,7 @@ def evaluate(
         image_ids = sorted(coco.getImgIds())[:limit]
         paths = image_paths(coco, image_ids, Path(images), annotations)
         doubt = on_doubt or (lambda _: None)
-        for each in category_doubts(coco, detector.spec):
+        for each in category_mismatches(coco, detector.spec):
             doubt(each)
         if not any(coco.imgToAnns[image_id] for image_id in image_ids):
             doubt(

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contest import in_turns, with_masks
 from benchmarks.figures.networks import golden_model
 from benchmarks.figures.results_page import RESULTS, write_pages
 from benchmarks.latency import time_detectors, without_samples
 from benchmarks.machine import environment
+from benchmarks.peer_comparison import interleaved, with_masks
 from benchmarks.statistics import percentiles
 from benchmarks.sweep import BATCHES, sweep
 from benchmarks.torch_peer import TorchDetections, detect_and_assemble, end_to_end
@@ -94,7 +94,7 @@ def _against_torch(model: Yolact, image: Image, detector: Detector, iterations: 
         return with_masks(detector.assemble(detector.suppress(heads)[0], image_hw))
 
     with torch.inference_mode():
-        times = in_turns(
+        times = interleaved(
             {
                 "end_to_end_ms": lambda: with_masks(detector(image)),
                 "torch_end_to_end_ms": lambda: end_to_end(model, image, priors),

@@ -30,7 +30,7 @@ from benchmarks.figures.gpu_kernels import (
 from benchmarks.figures.networks import TorchNetwork, golden_model
 from benchmarks.figures.results_page import RESULTS, ROOT, write_pages
 from benchmarks.machine import Watch, environment, read_gpus
-from benchmarks.subjects import made_up_image
+from benchmarks.subjects import synthetic_image
 from benchmarks.torch_peer import detect_and_assemble
 from exporters.network.yolact import Yolact
 from yolact_deploy.arrays import Image
@@ -154,7 +154,7 @@ def timings(driver: Driver, keep: Callable[[dict[str, Any]], None]) -> list[str]
         def open_network() -> DeviceNetwork:
             return TorchNetwork(golden_model()[0], driver, half=half)
 
-        return [measure_frames(driver, open_network, made_up_image(image_hw)) for image_hw in IMAGE_SIZES_HW]
+        return [measure_frames(driver, open_network, synthetic_image(image_hw)) for image_hw in IMAGE_SIZES_HW]
 
     parts: dict[str, Callable[[], Any]] = {
         "compile": compiling,

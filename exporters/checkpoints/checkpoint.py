@@ -14,8 +14,8 @@ from torch import Tensor
 from exporters.checkpoints.inference import Architecture, infer_architecture
 from exporters.checkpoints.spec_choice import choose_spec
 from exporters.checkpoints.trainers import mmdetection
-from exporters.checkpoints.trainers.kindred import YOLACT_EDGE, YOLACT_MINIMAL
 from exporters.checkpoints.trainers.mapping import ORIGINAL, Weights, examples, first_match
+from exporters.checkpoints.trainers.yolact_variants import YOLACT_EDGE, YOLACT_MINIMAL
 from exporters.checkpoints.weights_file import read_weights
 from exporters.network.yolact import Yolact
 from yolact_deploy.errors import CheckpointError

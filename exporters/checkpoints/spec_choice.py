@@ -67,7 +67,9 @@ def choose_spec(
         )
         listed = "; ".join(map(str, contradictions[:_MAX_LISTED_DIFFERENCES]))
         raise CheckpointError(f"{path} does not fit {spec.name} (from {source}): {listed}. {advice}")
-    return SpecChoice(spec, source, (f"spec {spec.name}: from {source}.", *notes, *_doubts(spec, found)), from_tensors)
+    return SpecChoice(
+        spec, source, (f"spec {spec.name}: from {source}.", *notes, *_uncertainties(spec, found)), from_tensors
+    )
 
 
 def starter_spec(found: Architecture, name: str) -> str:
@@ -93,7 +95,7 @@ def starter_spec(found: Architecture, name: str) -> str:
     return _one_field_per_line(fields)
 
 
-def _doubts(spec: ModelSpec, found: Architecture) -> tuple[str, ...]:
+def _uncertainties(spec: ModelSpec, found: Architecture) -> tuple[str, ...]:
     """What a spec says that no contradiction shows and that is still hardly meant."""
     doubts = []
     if any(re.fullmatch(rf"{_PLACEHOLDER} \d+", name) for name in spec.class_names):

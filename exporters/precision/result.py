@@ -136,14 +136,14 @@ def report_modules(
     return tuple(reports)
 
 
-def name_furthest(sqnr_db: Mapping[str, float]) -> str:
+def describe_least_accurate(sqnr_db: Mapping[str, float]) -> str:
     """The modules whose outputs are furthest from float32, as the end of an error; "" where nothing was measured."""
     worst = sorted(sqnr_db, key=sqnr_db.__getitem__)[:_NAMED]
     listed = ", ".join(f"{name} ({sqnr_db[name]:.1f} dB)" for name in worst)
     return f" Furthest from float32 are {listed}." if worst else ""
 
 
-def name_costliest(ranked: Sequence[ModuleSensitivity], kept: Sequence[str]) -> str:
+def describe_costliest(ranked: Sequence[ModuleSensitivity], kept: Sequence[str]) -> str:
     """The modules to keep in FP16 next, as the end of an error; "" where none is known."""
     free = [module for module in ranked if not is_inside(module.module, kept)][:_NAMED]
     if not free:

@@ -29,8 +29,8 @@ from exporters.precision.result import (
     GateReport,
     LowPrecision,
     PrecisionResult,
-    name_costliest,
-    name_furthest,
+    describe_costliest,
+    describe_least_accurate,
     report_modules,
 )
 from exporters.precision.sensitivity import (
@@ -325,5 +325,5 @@ class _Work:
         """Why nothing was written, and what may help."""
         missed = f"{output} was not written: {precision} misses the gate of {verdict.limit}: {verdict.describe()}."
         if precision == "fp16":
-            return f"{missed}{name_furthest(self.module_sqnr_db(built))}"
-        return f"{missed}{name_costliest(found or (self.ranking() if self.seen.images else ()), kept)}"
+            return f"{missed}{describe_least_accurate(self.module_sqnr_db(built))}"
+        return f"{missed}{describe_costliest(found or (self.ranking() if self.seen.images else ()), kept)}"

@@ -405,7 +405,7 @@ def a_driver_whose_context_was_reset_does_not_touch_the_next_ones() -> None:
     old = open_driver()
     with old.current():
         address, pinned, stream = old.allocate(64, "a"), old.allocate_pinned(64, "b"), old.create_stream()
-    standin.reset_device()  # which the old driver does not observe of
+    standin.reset_device()  # which the old driver does not hear of
     new = open_driver()
     with new.current():
         taken = [new.allocate(64, "c") for _ in range(8)]  # the old address among them

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.goldens import SHAPES, SHAPES_SPEC
-from yolact_deploy.annotations import category_doubts, load_annotations
+from yolact_deploy.annotations import category_mismatches, load_annotations
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.masks import run_lengths
@@ -146,9 +146,9 @@ def test_packed_run_lengths_are_those_that_were_packed(seed: int) -> None:
 def test_categories_that_hardly_mean_the_same_are_doubted(tmp_path: Path) -> None:
     spec = ModelSpec.from_file(SHAPES_SPEC)
     coco = load_annotations(SHAPES / "val/instances.json")
-    assert category_doubts(coco, spec) == []
+    assert category_mismatches(coco, spec) == []
     counted = dataclasses.replace(spec, category_ids=(1, 2, 3, 4, 5, 6))
-    differing, missing, foreign = category_doubts(coco, counted)
+    differing, missing, foreign = category_mismatches(coco, counted)
     assert '3 is "square" in the model and "circle" in the file' in differing
     assert "[1, 2, 4, 5, 6]" in missing
     assert "[3, 7, 8, 12, 20, 31]" in missing

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.latency import time_detectors, without_samples
 from benchmarks.rounds import Limit
-from benchmarks.subjects import bench_images, made_up_image
+from benchmarks.subjects import bench_images, synthetic_image
 from tests.goldens import SHAPES
 from tests.unit.benchmarks.recorder import Recorder
 from yolact_deploy import Detector
@@ -93,5 +93,5 @@ def test_made_up_images_are_the_same_every_time_at_any_size() -> None:
     first, second = bench_images(None)[0], bench_images(None)[0]
     assert first.shape == (480, 640, 3)
     np.testing.assert_array_equal(first, second)
-    assert made_up_image((1080, 1920)).shape == (1080, 1920, 3)
-    assert made_up_image((1, 1)).shape == (1, 1, 3)
+    assert synthetic_image((1080, 1920)).shape == (1080, 1920, 3)
+    assert synthetic_image((1, 1)).shape == (1, 1, 3)

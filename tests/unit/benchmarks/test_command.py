@@ -12,7 +12,7 @@ import typer
 
 import benchmarks
 from benchmarks import bench
-from benchmarks.latency import said_once
+from benchmarks.latency import merge_notes
 from yolact_deploy import Detector
 from yolact_deploy.cli import app
 from yolact_deploy.errors import BenchmarkError, OutputError
@@ -101,9 +101,9 @@ def test_what_holds_for_several_artifacts_is_said_once_and_the_shortest_first(
 
 
 def test_what_holds_for_one_of_several_names_it() -> None:
-    assert said_once({"a": [("slow.", "")], "b": []}) == ["a: slow."]
-    assert said_once({"a": [("took {}.", "1 s")], "b": []}) == ["took 1 s (a)."]
-    assert said_once({"a": [("took {}.", "1 s"), ("slow.", "")]}) == ["took 1 s.", "slow."]
+    assert merge_notes({"a": [("slow.", "")], "b": []}) == ["a: slow."]
+    assert merge_notes({"a": [("took {}.", "1 s")], "b": []}) == ["took 1 s (a)."]
+    assert merge_notes({"a": [("took {}.", "1 s"), ("slow.", "")]}) == ["took 1 s.", "slow."]
 
 
 @pytest.mark.parametrize("driver", [True, False])

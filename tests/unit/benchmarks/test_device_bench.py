@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.device import TIMED_STAGES, DeviceSamples, empty_stage_ms
-from benchmarks.device_sweep import PlantedNetwork
+from benchmarks.device_sweep import SyntheticHeadsNetwork
 from benchmarks.latency import time_detectors
-from benchmarks.scenarios import _Answerer
-from benchmarks.subjects import conditions, planted_scores
+from benchmarks.scenarios import _QueryServer
+from benchmarks.subjects import conditions, synthetic_scores
 from benchmarks.sweep import sweep
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.cpu_network import CpuNetwork
@@ -229,10 +229,10 @@ def test_a_sweep_without_room_says_so(emulated: Emulate, shapes_onnx: Path) -> N
 @pytest.mark.parametrize("activation", ["softmax", "logits"])
 def test_planted_heads_reach_the_kernels_in_the_networks_form(shapes_onnx: Path, half: bool, activation: str) -> None:
     driver = EmulatedDriver()
-    network = PlantedNetwork(CpuNetwork(shapes_onnx, driver, half=half), driver)
+    network = SyntheticHeadsNetwork(CpuNetwork(shapes_onnx, driver, half=half), driver)
     object.__setattr__(network.spec, "conf_activation", activation)
-    loc, conf = planted_scores(make_priors(network.spec), len(network.spec.class_names), 10)
-    network.plant(loc, conf)
+    loc, conf = synthetic_scores(make_priors(network.spec), len(network.spec.class_names), 10)
+    network.set_heads(loc, conf)
     address, nbytes = network.sources["conf"]
     stored = driver.view(address, nbytes).view(np.float16 if half else np.float32).reshape(conf.shape)
     probabilities = stored if activation == "softmax" else softmax(stored.astype(np.float32))
@@ -256,10 +256,10 @@ def test_loadgens_offline_scenario_streams_in_batches(emulated: Emulate, shapes_
 
     gpu = emulated(in_stream=True)
     with Detector(shapes_onnx, device="cuda:0", batch_size=2) as detector:
-        answerer = _Answerer(LoadGen, detector, [_photo(), _photo((30, 40))], streams=True)
-        answerer.issue([SimpleNamespace(id=10 + number, index=number % 2) for number in range(5)])
-        answerer.close()
-    assert answerer.error is None
+        server = _QueryServer(LoadGen, detector, [_photo(), _photo((30, 40))], streams=True)
+        server.issue([SimpleNamespace(id=10 + number, index=number % 2) for number in range(5)])
+        server.close()
+    assert server.error is None
     assert answered == [10, 11, 12, 13, 14]
     assert gpu.networks[0].batches == [2, 2, 1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import contest, device_peers, peers
+from benchmarks import device_peers, peer_comparison, peers
 from benchmarks.peers import compare_peers
 from benchmarks.subjects import bench_images
 from benchmarks.torch_peer import TorchSide
@@ -26,7 +26,7 @@ PHOTO = bench_images(SHAPES / "val" / "val_public_0000.jpg")[0]
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(peer_comparison, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(peers, "_WARMUP", 0)
 
 

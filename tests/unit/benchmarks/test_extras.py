@@ -14,13 +14,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import contest
-from benchmarks.contest import in_turns
+from benchmarks import peer_comparison
 from benchmarks.machine import Watch
+from benchmarks.peer_comparison import interleaved
 from benchmarks.peers import compare_peers
 from benchmarks.rounds import time_stages
 from benchmarks.scenarios import Scenario, read_summary, run_scenario
-from benchmarks.subjects import bench_images, describe, planted
+from benchmarks.subjects import bench_images, describe, synthetic_heads
 from benchmarks.sweep import sweep
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detector
@@ -53,7 +53,7 @@ def test_an_artifact_is_described(detector: Detector, shapes_onnx: Path) -> None
 def test_as_many_objects_are_found_as_were_planted(detector: Detector, images: list[Image], count: int) -> None:
     heads = detector.run_network(detector.preprocess(images))
     priors = make_priors(detector.spec)
-    found = detect(*planted(heads, priors, count), priors, max_detections=count)[0]
+    found = detect(*synthetic_heads(heads, priors, count), priors, max_detections=count)[0]
     assert len(found) == count
     assert found.scores.min() > 0.4
     assert len(set(found.prior_idx.tolist())) == count
@@ -78,7 +78,7 @@ def test_a_sweep_has_a_point_per_batch_and_per_amount_of_work(
 def test_peers_do_the_same_work_and_are_compared(
     detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(peer_comparison, "SETTLE_SECONDS", 0.0)
 
     def no_compiler(_model: Any) -> Any:
         def run(_pixels: Any) -> Any:
@@ -102,7 +102,7 @@ def test_peers_do_the_same_work_and_are_compared(
 def test_without_a_checkpoint_or_torch_the_other_peers_remain(
     detector: Detector, images: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(peer_comparison, "SETTLE_SECONDS", 0.0)
     found = compare_peers(detector, images[0], iterations=1)
     assert [row["what"] for row in found["rows"]] == ["network", "detect + masks"]
     assert any("--checkpoint" in note for note in found["notes"])
@@ -113,9 +113,9 @@ def test_without_a_checkpoint_or_torch_the_other_peers_remain(
 
 
 def test_peers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(peer_comparison, "SETTLE_SECONDS", 0.0)
     log: list[str] = []
-    times = in_turns({"a": lambda: log.append("a"), "b": lambda: log.append("b")}, iterations=2, warmup=1)
+    times = interleaved({"a": lambda: log.append("a"), "b": lambda: log.append("b")}, iterations=2, warmup=1)
     assert log == ["a", "b"] * 3
     assert {name: found["n"] for name, found in times.items()} == {"a": 2, "b": 2}
 
@@ -132,17 +132,20 @@ def _compared(
 ) -> dict[str, Any]:
     """Ours at 10 to 11 ms beside a peer of these times, while others take a share of the machine."""
 
-    def replay(times_ms: list[float]) -> contest.Timer:
+    def replay(times_ms: list[float]) -> peer_comparison.Timer:
         times = iter(times_ms)
         return lambda: round(1e6 * next(times))
 
     watched = Watch().report()
     quiet = {**watched, "steal_share": 0.0, "other_processes_share": others_share}
     monkeypatch.setattr(Watch, "report", lambda self: quiet)
-    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0.0)
-    ours, peer = {contest.NETWORK: replay(TIMES_MS)}, contest.Peer(contest.NETWORK, "peer", replay(peer_ms))
-    who = contest.Contest(ours, [peer], {contest.NETWORK: "host"}, [])
-    return contest.compare(who, len(TIMES_MS), 0, {contest.NETWORK: alone_ms})
+    monkeypatch.setattr(peer_comparison, "SETTLE_SECONDS", 0.0)
+    ours, peer = (
+        {peer_comparison.NETWORK: replay(TIMES_MS)},
+        peer_comparison.Peer(peer_comparison.NETWORK, "peer", replay(peer_ms)),
+    )
+    who = peer_comparison.PeerComparison(ours, [peer], {peer_comparison.NETWORK: "host"}, [])
+    return peer_comparison.compare(who, len(TIMES_MS), 0, {peer_comparison.NETWORK: alone_ms})
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 
 from benchmarks.gate import (
     Judgement,
-    confirmed,
-    doubted,
+    discount_if_busy,
     judge_distributions,
     judge_paired,
     judge_percentiles,
     judge_report,
+    measure_until_confirmed,
 )
 from benchmarks.statistics import confidence_intervals, percentiles
 
@@ -153,7 +153,7 @@ def test_the_best_method_that_the_data_allow_is_used() -> None:
 )
 def test_a_regression_is_doubted_while_others_use_the_machine(disturbed: float, cpu_ratio: float, verdict: str) -> None:
     found = Judgement("m", "distributions", 1.2, (1.1, 1.3), 1.0, ALLOWED, "regressed", "")
-    assert doubted(found, disturbed, cpu_ratio).verdict == verdict
+    assert discount_if_busy(found, disturbed, cpu_ratio).verdict == verdict
 
 
 def test_pairs_are_believed_on_a_busy_machine() -> None:
@@ -176,15 +176,15 @@ def _judged(**verdicts: Any) -> tuple[dict[str, Any], list[Judgement]]:
 
 def test_a_regression_must_show_every_time() -> None:
     always = iter([_judged(a="regressed", b="passed")] * 3)
-    _, judgements, attempts = confirmed(lambda: next(always))
+    _, judgements, attempts = measure_until_confirmed(lambda: next(always))
     assert ([found.verdict for found in judgements], attempts) == (["regressed", "passed"], 3)
 
     once = iter([_judged(a="regressed"), _judged(a="passed")])
-    _, judgements, attempts = confirmed(lambda: next(once))
+    _, judgements, attempts = measure_until_confirmed(lambda: next(once))
     assert ([found.verdict for found in judgements], attempts) == (["passed"], 2)
 
 
 def test_what_one_attempt_cleared_stays_cleared() -> None:
     turns = iter([_judged(a="regressed", b="passed"), _judged(a="passed", b="regressed")])
-    _, judgements, attempts = confirmed(lambda: next(turns))
+    _, judgements, attempts = measure_until_confirmed(lambda: next(turns))
     assert ([found.verdict for found in judgements], attempts) == (["passed", "passed"], 2)

@@ -76,4 +76,4 @@ def test_masks_are_unpacked_before_an_image_counts_as_done() -> None:
     worker.thread.join()
     assert detector.log == list(range(len(worker.done_ns)))
     assert len(worker.done_ns) == worker.warmup + 2  # what was on its way when it was stopped is done too
-    assert worker.share_done(seconds=None) == 1
+    assert worker.fraction_done(seconds=None) == 1

@@ -15,7 +15,7 @@ import pytest
 from tests.goldens import SHAPES
 from tests.unit.hostile.json_readers import ANNOTATIONS, SPEC
 from yolact_deploy import Detector
-from yolact_deploy.annotations import category_doubts, image_paths, load_annotations
+from yolact_deploy.annotations import category_mismatches, image_paths, load_annotations
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.evaluation import evaluate
 from yolact_deploy.reference.images import read_image
@@ -105,13 +105,13 @@ def test_packed_run_lengths_have_an_end() -> None:
 
 def test_annotated_categories_that_the_model_lacks_are_counted(tmp_path: Path) -> None:
     changed = _written(tmp_path, categories={"id": 4}, annotations={"category_id": 4})
-    doubts = category_doubts(load_annotations(changed), SPEC)
+    doubts = category_mismatches(load_annotations(changed), SPEC)
     assert "1 of 2 annotations are of 1 categories that the model lacks ([4])" in doubts[-1]
-    assert category_doubts(load_annotations(_written(tmp_path)), SPEC) == []
+    assert category_mismatches(load_annotations(_written(tmp_path)), SPEC) == []
 
 
 def test_long_names_of_a_hostile_file_are_cut(tmp_path: Path) -> None:
-    (doubt,) = category_doubts(load_annotations(_written(tmp_path, categories={"name": "\x1b[2J" * 100_000})), SPEC)
+    (doubt,) = category_mismatches(load_annotations(_written(tmp_path, categories={"name": "\x1b[2J" * 100_000})), SPEC)
     assert "\x1b" not in doubt
     assert len(doubt) < 300
 

@@ -31,7 +31,7 @@ class Peer:
 
 
 @dataclass
-class Contest:
+class PeerComparison:
     """Ours by the part of the work, and those who do the same."""
 
     ours: dict[str, Timer]
@@ -41,7 +41,7 @@ class Contest:
 
 
 def compare(
-    contest: Contest,
+    comparison: PeerComparison,
     iterations: int,
     warmup: int,
     alone_ms: Mapping[str, float],  # ours by the part, as it was measured without peers
@@ -53,14 +53,16 @@ def compare(
     "faster", "slower" or "inconclusive": where the bounds do not exclude 1, where others used the machine meanwhile, or where
     ours is far from `alone_ms`. The reasons are in the notes.
     """
-    timers = {**contest.ours, **{f"{peer.what}/{peer.name}": peer.time for peer in contest.peers}}
+    timers = {**comparison.ours, **{f"{peer.what}/{peer.name}": peer.time for peer in comparison.peers}}
     watch = Watch()
-    times = time_in_turns(timers, iterations, warmup, progress)
+    times = time_interleaved(timers, iterations, warmup, progress)
     watched = watch.report()
-    doubts = _doubts({part: percentiles(times[part])["p50"] for part in contest.ours}, alone_ms, watched)
-    parts = list(contest.ours)
+    reasons = _reasons_inconclusive(
+        {part: percentiles(times[part])["p50"] for part in comparison.ours}, alone_ms, watched
+    )
+    parts = list(comparison.ours)
     rows = []
-    for peer in sorted(contest.peers, key=lambda peer: parts.index(peer.what)):
+    for peer in sorted(comparison.peers, key=lambda peer: parts.index(peer.what)):
         theirs_ns, own_ns = times[f"{peer.what}/{peer.name}"], times[peer.what]
         theirs, own = percentiles(theirs_ns), percentiles(own_ns)
         bounds = _ratio_ci(confidence_intervals(theirs_ns)["p50"], confidence_intervals(own_ns)["p50"])
@@ -72,24 +74,24 @@ def compare(
                 "ours_ms": own,
                 "ratio": theirs["p50"] / own["p50"],
                 "ratio_ci": bounds,
-                "verdict": "inconclusive" if doubts else _verdict(bounds),
-                "clock": contest.clocks[peer.what],
+                "verdict": "inconclusive" if reasons else _verdict(bounds),
+                "clock": comparison.clocks[peer.what],
             }
         )
     pauses = f"{iterations} times each, with pauses of {SETTLE_SECONDS} s in which the one before comes to rest."
     meanwhile = [f"meanwhile {note}" for note in watch_notes(watched)]
-    return {"rows": rows, "watch": watched, "notes": [*doubts, *contest.notes, pauses, *meanwhile]}
+    return {"rows": rows, "watch": watched, "notes": [*reasons, *comparison.notes, pauses, *meanwhile]}
 
 
-def in_turns(
+def interleaved(
     work: dict[str, Work], iterations: int, warmup: int = 3, progress: Progress | None = None
 ) -> dict[str, dict[str, float]]:
-    """Percentiles of each piece of work on the host's clock, all `time_in_turns`."""
+    """Percentiles of each piece of work on the host's clock, all `time_interleaved`."""
     timers = {name: on_host_clock(run) for name, run in work.items()}
-    return {name: percentiles(times) for name, times in time_in_turns(timers, iterations, warmup, progress).items()}
+    return {name: percentiles(times) for name, times in time_interleaved(timers, iterations, warmup, progress).items()}
 
 
-def time_in_turns(
+def time_interleaved(
     timers: dict[str, Timer], iterations: int, warmup: int, progress: Progress | None = None
 ) -> dict[str, list[int]]:
     """Nanoseconds of each piece of work, all in turns; the same work runs untimed before each time, until it has settled."""
@@ -133,18 +135,20 @@ def with_masks(detections: Detections) -> Detections:
     return detections
 
 
-def _doubts(here_ms: Mapping[str, float], alone_ms: Mapping[str, float], watched: dict[str, Any]) -> list[str]:
+def _reasons_inconclusive(
+    here_ms: Mapping[str, float], alone_ms: Mapping[str, float], watched: dict[str, Any]
+) -> list[str]:
     """Why no ratio proves anything, in words; empty where nothing speaks against them."""
-    doubts = []
+    reasons = []
     if (share := disturbed_share(watched)) > TOO_BUSY_SHARE:
-        doubts.append(f"inconclusive: others took {100 * share:.0f}% of the cores while the peers were timed.")
+        reasons.append(f"inconclusive: others took {100 * share:.0f}% of the cores while the peers were timed.")
     for part, alone in alone_ms.items():
         if part in here_ms and not 1 / _FAR <= here_ms[part] / alone <= _FAR:
-            doubts.append(
+            reasons.append(
                 f"inconclusive: ours took {here_ms[part]:.2f} ms ({part}) beside the peers and {alone:.2f} ms without them, so "
                 "the machine was not the same."
             )
-    return doubts
+    return reasons
 
 
 def _ratio_ci(theirs: Interval, own: Interval) -> Interval:
