@@ -64,7 +64,7 @@ class ExportResult:
         for name in ("lowered", "end_to_end"):
             part = content.pop(name)
             if part is not None:
-                content[name] = {**part.to_dict(), "output": str(self.output)}
+                content[name] = part.to_dict()
         return content
 
 
@@ -161,6 +161,7 @@ def export(
                 images=images,
                 progress=progress,
             )
+            lowered = dataclasses.replace(lowered, output=output)
             result = dataclasses.replace(result, lowered=lowered, size_bytes=lowered.size_bytes, sha256=lowered.sha256)
         if end_to_end:
             from exporters.end_to_end.export import export_end_to_end

@@ -35,7 +35,9 @@ class Calibration:
     calibrator: Calibrator
     ranges: Mapping[str, float]  # by tensor: the magnitude that 127 stands for
     absmax: Mapping[str, float]  # by tensor: largest magnitude seen; inf where one was not finite
-    images: int  # that were used
+    images: int  # that were used, of which
+    constant: int | None  # are of one colour; None: a cache of before these were counted
+    distinct: int | None  # are neither that nor the same as another once resized; None as above
     skipped: tuple[str, ...]  # why, one sentence for each image that was not
     warnings: tuple[str, ...]
     cache: Literal["none", "written", "reused"]
@@ -45,6 +47,8 @@ class Calibration:
         return {
             "calibrator": self.calibrator,
             "images": self.images,
+            "constant_images": self.constant,
+            "distinct_images": self.distinct,
             "skipped": list(self.skipped),
             "warnings": list(self.warnings),
             "cache": self.cache,
@@ -64,7 +68,8 @@ def calibrate(
     """Ranges of all tensors that INT8 may need, measured on `images` or taken from `cache`.
 
     A cache that exists must be of this model, spec, calibrator and these images (any, when none are given), else it is
-    refused and left as it is; one that does not is written. Raises CalibrationError, OutputError.
+    refused and left as it is; one that does not is written. Raises CalibrationError, also where every image is of one
+    colour, and OutputError.
     """
     if calibrator not in CALIBRATORS:
         raise CalibrationError(f"unknown calibrator {calibrator!r}; choose {', '.join(CALIBRATORS)}.")
@@ -80,11 +85,18 @@ def calibrate(
     if cache is not None:
         check_writable(cache)
     observation = observe(model, spec, images, histograms=tensors_to_calibrate(model), progress=progress)
+    if not observation.distinct:
+        raise CalibrationError(
+            f"INT8 can't be calibrated: all {observation.constant} images are of one colour each, and show no object. Ranges "
+            f"taken from them fit nothing else. Give {ADVISED_IMAGES} or so images like those the model will see."
+        )
     measured = CachedCalibration(
         ranges={name: choose_range(histogram, calibrator) for name, histogram in observation.histograms.items()},
         absmax=observation.absmax,
         images=len(observation.used),
         skipped=observation.skipped,
+        constant=observation.constant,
+        distinct=observation.distinct,
     )
     if cache is not None:
         write_cache(cache, key, measured)
@@ -94,15 +106,42 @@ def calibrate(
 def _calibration(
     found: CachedCalibration, calibrator: Calibrator, cache: Literal["none", "written", "reused"]
 ) -> Calibration:
-    warnings: list[str] = []
-    if found.images < FEW_IMAGES:
-        warnings.append(
-            f"only {found.images} calibration image{'s' if found.images != 1 else ''}: the INT8 ranges are those of a few "
-            f"scenes, and what goes beyond them in others saturates. Give {ADVISED_IMAGES} or so."
-        )
+    warnings = sample_warnings(found.images, found.constant, found.distinct)
     if found.skipped:
         warnings.append(f"{len(found.skipped)} calibration images were skipped: {' '.join(found.skipped)}")
-    return Calibration(calibrator, found.ranges, found.absmax, found.images, found.skipped, tuple(warnings), cache)
+    return Calibration(
+        calibrator,
+        found.ranges,
+        found.absmax,
+        found.images,
+        found.constant,
+        found.distinct,
+        found.skipped,
+        tuple(warnings),
+        cache,
+    )
+
+
+def sample_warnings(images: int, constant: int | None, distinct: int | None) -> list[str]:
+    """What is wrong with a set of calibration images: too few that tell anything, and which do not."""
+    useful = images if distinct is None else distinct
+    same = images - useful - (constant or 0)
+    idle = [
+        text
+        for count, text in (
+            (constant, f"{constant} of one colour, without an object"),
+            (same, f"{same} the same as another once resized"),
+        )
+        if count
+    ]
+    counted = f"{useful} calibration image{'s' if useful != 1 else ''}"
+    of = f" of the {images} ({' and '.join(idle)})" if idle else ""
+    if useful < FEW_IMAGES:
+        return [
+            f"only {counted}{of}: the INT8 ranges are those of a few scenes, and what goes beyond them in others saturates. "
+            f"Give {ADVISED_IMAGES} or so."
+        ]
+    return [f"{counted}{of} tell INT8 its ranges, the others nothing: leave them out, or give others."] if idle else []
 
 
 @dataclass(frozen=True)
@@ -123,6 +162,8 @@ class CachedCalibration:
     absmax: Mapping[str, float]  # by tensor: largest magnitude seen; inf where one was not finite
     images: int
     skipped: tuple[str, ...]
+    constant: int | None = None  # as in `Calibration`
+    distinct: int | None = None
 
 
 def spec_digest(spec: ModelSpec) -> str:
@@ -152,6 +193,8 @@ def write_cache(path: Path, key: CacheKey, calibration: CachedCalibration) -> No
             "images_sha256": key.images_sha256,
             "calibrator": key.calibrator,
             "images": calibration.images,
+            "constant_images": calibration.constant,
+            "distinct_images": calibration.distinct,
             "skipped": list(calibration.skipped),
             "tensors": tensors,
         },
@@ -182,6 +225,8 @@ def read_cache(path: Path, key: CacheKey) -> CachedCalibration:
             },
             images=int(content["images"]),
             skipped=tuple(map(str, content["skipped"])),
+            constant=_count(content.get("constant_images")),
+            distinct=_count(content.get("distinct_images")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise CalibrationError(
@@ -221,6 +266,12 @@ def _magnitude(value: Any) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{value!r} is no magnitude")
     return number
+
+
+def _count(value: Any) -> int | None:
+    if value is None or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"{value!r} is no count")
 
 
 def _content_digest(path: Path) -> str:

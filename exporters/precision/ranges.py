@@ -7,6 +7,7 @@ onnxruntime's calibrators are not used: they keep every activation of every imag
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import onnx
 from onnx import helper
 
 from exporters.onnx_edit import float_tensors, open_session, with_outputs
-from yolact_deploy.arrays import FloatArray
+from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.errors import CalibrationError, ExportError, ImageError
 from yolact_deploy.reference.images import preprocess, read_image
 from yolact_deploy.spec import ModelSpec
@@ -44,6 +45,7 @@ Progress = Callable[[str, int, int], None]  # what, done, of how many
 MAX_FETCHED_BYTES = 512 << 20
 _FLOAT_BYTES = 4
 _LARGEST, _SMALLEST = ":largest", ":smallest"
+_ONE_COLOUR_LEVELS = 4  # of 255, between the darkest and the brightest: what a sensor and JPEG make of nothing
 
 
 class NotFiniteError(ValueError):
@@ -184,6 +186,8 @@ class Observation:
     absmax: Mapping[str, float]  # largest magnitude in every float tensor; inf where one was not finite
     used: tuple[Path, ...]
     skipped: tuple[str, ...]  # why, one sentence for each image that could not be read
+    constant: int = 0  # of those used, images of one colour
+    distinct: int = 0  # of the others, those that no other equals once it is the network's input
 
 
 def observe(
@@ -212,7 +216,9 @@ def observe(
     absmax = dict.fromkeys(shapes, 0.0)
     used: list[Path] = []
     skipped: list[str] = []
-    for path, batch in _prepared(images, spec, skipped, progress):
+    constant = 0
+    inputs: set[bytes] = set()
+    for path, image, batch in _prepared(images, spec, skipped, progress):
         for number, group in enumerate(groups):
             # The scalars are few bytes: they come with the first group.
             names = [*extremes, *group] if number == 0 else group
@@ -224,12 +230,16 @@ def observe(
                     largest = max(float(found[name + _LARGEST]), -float(found[name + _SMALLEST]))
                     absmax[name] = max(absmax[name], largest if math.isfinite(largest) else math.inf)
         used.append(path)
+        if _is_of_one_colour(image):
+            constant += 1
+        else:
+            inputs.add(hashlib.sha256(batch.tobytes()).digest())
     if not used:
         listed = f" The first: {skipped[0]}" if skipped else ""
         raise CalibrationError(
             f"none of the {len(images)} images can be used.{listed} Give 64 to 512 images like those the model will see."
         )
-    return Observation(collected, absmax, tuple(used), tuple(skipped))
+    return Observation(collected, absmax, tuple(used), tuple(skipped), constant, len(inputs))
 
 
 def capture(
@@ -246,8 +256,12 @@ def capture(
 
 def prepared_images(images: Sequence[Path], spec: ModelSpec) -> Iterator[FloatArray]:
     """The network's input for each image that can be read."""
-    for _, batch in _prepared(images, spec, [], None):
+    for _, _, batch in _prepared(images, spec, [], None):
         yield batch
+
+
+def _is_of_one_colour(image: Image) -> bool:
+    return bool((np.ptp(image, axis=(0, 1)) <= _ONE_COLOUR_LEVELS).all())
 
 
 def _with_extremes(model: onnx.ModelProto, names: Iterable[str], fetched: Sequence[str]) -> onnx.ModelProto:
@@ -277,16 +291,17 @@ def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], limit_b
 
 def _prepared(
     images: Sequence[Path], spec: ModelSpec, skipped: list[str], progress: Progress | None
-) -> Iterator[tuple[Path, FloatArray]]:
+) -> Iterator[tuple[Path, Image, FloatArray]]:
     for number, path in enumerate(images):
         if progress is not None:
             progress("measuring activations", number, len(images))
         try:
-            batch = preprocess([read_image(path)], spec)
+            image = read_image(path)
+            batch = preprocess([image], spec)
         except ImageError as exc:
             skipped.append(str(exc))
             continue
-        yield path, batch
+        yield path, image, batch
     if progress is not None:
         progress("measuring activations", len(images), len(images))
 

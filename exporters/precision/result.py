@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,14 @@ class PrecisionResult:
         """Size of the file over that of the float32 one."""
         return self.size_bytes / self.fp32_size_bytes
 
+    @property
+    def accuracy(self) -> str | None:
+        """That nothing was measured, and the command that does; None where a gate did."""
+        if self.gate is not None:
+            return None
+        command = f"yolact-deploy eval {shlex.quote(str(self.output))} --images DIR --annotations INSTANCES.json"
+        return f"accuracy not measured. What this file reaches: {command}; with --annotations and --images it is measured here."
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         calibration, auto, gate = self.calibration, self.auto, self.gate
@@ -88,6 +97,7 @@ class PrecisionResult:
             "calibration": None if calibration is None else calibration.to_dict(),
             "modules": [dataclasses.asdict(module) for module in self.modules],
             "gate": None if gate is None else _gate_to_dict(gate),
+            "accuracy": self.accuracy,
             "auto": None if auto is None else auto.to_dict(),
             "warnings": list(self.warnings),
             "seconds": dict(self.seconds),

@@ -218,6 +218,8 @@ def _observed(
     warnings = [] if images else [_BUILT_IN_ONLY]
     looked_at = tuple(images) or _builtin_images(folder)
     found = observe(model, spec, looked_at, progress=progress)
+    if images and not found.distinct:
+        warnings.append(f"all {found.constant} images are of one colour: they don't show what leaves half's range.")
     if found.skipped:
         warnings.append(f"{len(found.skipped)} images were skipped: {' '.join(found.skipped)}")
     return _Activations(looked_at, None, nodes_out_of_range(model, found.absmax), tuple(warnings))

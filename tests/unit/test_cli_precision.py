@@ -100,8 +100,10 @@ def test_the_cache_is_reused_and_refused_for_other_images(
 def test_a_failed_gate_is_exit_1_and_leaves_the_old_file(shapes_onnx: Path, tmp_path: Path) -> None:
     gray = tmp_path / "gray"
     gray.mkdir()
-    for level in range(8):  # nothing to see in them, so ranges that fit nothing else
-        cv2.imwrite(str(gray / f"{level}.png"), np.full((64, 64, 3), 100 + level, np.uint8))
+    for level in range(8):  # next to nothing to see in them, so ranges that fit nothing else
+        faint = np.full((64, 64, 3), 100 + level, np.uint8)
+        faint[:32] += 6
+        cv2.imwrite(str(gray / f"{level}.png"), faint)
     output = tmp_path / "m.onnx"
     output.write_text("old")
     annotated = ("--annotations", SHAPES / "val/instances.json", "--images", SHAPES / "val", "--limit", 4)
@@ -110,6 +112,33 @@ def test_a_failed_gate_is_exit_1_and_leaves_the_old_file(shapes_onnx: Path, tmp_
     assert "misses the gate" in result.stderr
     assert "cost most" in result.stderr
     assert output.read_text() == "old"
+
+
+def test_what_calibration_images_lack_is_said_on_stderr_and_in_json(tiny_onnx: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "calib", tmp_path / "my int8.onnx"
+    folder.mkdir()
+    for number in range(3):
+        shutil.copy(PHOTO, folder / f"{number}.jpg")
+    cv2.imwrite(str(folder / "black.png"), np.zeros((20, 20, 3), np.uint8))
+    result = run("quantize", tiny_onnx, "-o", output, "--calib", folder, "--json")
+    report = json.loads(result.stdout)
+    (warning,) = report["warnings"]
+    assert warning.startswith("only 1 calibration image of the 4 (1 of one colour, without an object and 2 the same as")
+    assert f"warning: {warning}" in result.stderr
+    assert (report["calibration"]["distinct_images"], report["calibration"]["constant_images"]) == (1, 1)
+    command = f"yolact-deploy eval '{output}' --images DIR --annotations INSTANCES.json"
+    assert report["accuracy"].startswith(f"accuracy not measured. What this file reaches: {command}")
+
+
+@pytest.mark.parametrize("options", [("--calib", PHOTO), ("--precision", "fp16", "--calib", PHOTO)])
+def test_a_precision_without_a_gate_says_that_nothing_was_measured(
+    options: tuple[object, ...], tiny_onnx: Path, tmp_path: Path
+) -> None:
+    result = run("quantize", tiny_onnx, "-o", tmp_path / "m.onnx", *options)
+    assert result.exit_code == 0, result.output
+    text = " ".join(line.strip("│ ") for line in result.stdout.splitlines())
+    assert "not measured" in text
+    assert "yolact-deploy eval" in text
 
 
 @pytest.mark.parametrize(

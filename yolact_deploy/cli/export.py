@@ -95,6 +95,8 @@ def export(
             progress=progress,
         )
     report = result.to_dict()
+    for warning in report.get("lowered", {}).get("warnings", ()):
+        say(f"warning: {warning}")
     if json_output:
         print_json(report)
         return
@@ -102,8 +104,6 @@ def export(
         say(f"note: {note}")
     print_table(export_table(report))
     if "lowered" in report:
-        for warning in report["lowered"]["warnings"]:
-            say(f"warning: {warning}")
         for table in precision_tables(report["lowered"]):
             print_table(table)
     if "end_to_end" in report:

@@ -72,10 +72,10 @@ def quantize(
             progress=progress,
         )
     report = result.to_dict()
+    for warning in report["warnings"]:
+        say(f"warning: {warning}")
     if json_output:
         print_json(report)
         return
-    for warning in report["warnings"]:
-        say(f"warning: {warning}")
     for table in precision_tables(report):
         print_table(table)

@@ -62,7 +62,9 @@ def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
     }
     if report["calibration"] is not None:
         found = report["calibration"]
-        rows["calibration"] = f"{found['calibrator']}, {found['images']} images, cache {found['cache']}"
+        counted = "" if found["distinct_images"] is None else f" ({found['distinct_images']} distinct)"
+        rows["calibration"] = f"{found['calibrator']}, {found['images']} images{counted}, cache {found['cache']}"
+    rows["accuracy"] = (report["accuracy"] or "").removeprefix("accuracy ")
     yield facts(f"wrote {report['output']}", {name: value for name, value in rows.items() if value})
     if report["gate"] is not None:
         yield _gate(report["gate"])

@@ -109,6 +109,61 @@ def test_fewer_than_8_images_warn_and_say_why(tiny: onnx.ModelProto, spec: Model
     assert "saturates" in warning
 
 
+def _of_one_colour(folder: Path, count: int) -> list[Path]:
+    """Dark as a covered lens sees it."""
+    paths = [folder / f"dark{number}.png" for number in range(count)]
+    noise = np.random.default_rng(1)
+    for number, path in enumerate(paths):
+        cv2.imwrite(str(path), noise.integers(number, number + 4, (40, 30, 3), dtype=np.uint8))
+    return paths
+
+
+def test_images_of_one_colour_alone_are_refused_and_leave_no_cache(
+    tiny: onnx.ModelProto, spec: ModelSpec, tmp_path: Path
+) -> None:
+    with pytest.raises(CalibrationError, match="all 10 images are of one colour each, and show no object"):
+        calibrate(tiny, spec, _of_one_colour(tmp_path, 10), cache=tmp_path / "cache.json")
+    assert not (tmp_path / "cache.json").exists()
+
+
+def test_copies_of_one_image_count_once_whatever_their_file_is(
+    tiny: onnx.ModelProto, spec: ModelSpec, photos: list[Path], tmp_path: Path
+) -> None:
+    small = cv2.resize(read_image(photos[0]), (spec.input_size, spec.input_size), interpolation=cv2.INTER_NEAREST)
+    copies = [tmp_path / f"copy{number}{suffix}" for number in range(5) for suffix in (".png", ".bmp")]
+    for path in copies:
+        cv2.imwrite(str(path), small)
+    cv2.imwrite(str(tmp_path / "large.png"), np.repeat(np.repeat(small, 3, 0), 3, 1))  # the same once resized
+    cache = tmp_path / "cache.json"
+    found = calibrate(tiny, spec, [*copies, tmp_path / "large.png", *_of_one_colour(tmp_path, 2)], cache=cache)
+    assert (found.images, found.constant, found.distinct) == (13, 2, 1)
+    (warning,) = found.warnings
+    assert warning.startswith(
+        "only 1 calibration image of the 13 (2 of one colour, without an object and 10 the same as another once resized):"
+    )
+    assert "saturates" in warning
+    assert calibrate(tiny, spec, [], cache=cache).warnings == found.warnings
+
+
+def test_a_few_images_that_tell_nothing_are_counted_among_many_that_do(
+    tiny: onnx.ModelProto, spec: ModelSpec, photos: list[Path], tmp_path: Path
+) -> None:
+    (warning,) = calibrate(tiny, spec, [*photos, photos[0], *_of_one_colour(tmp_path, 1)]).warnings
+    assert warning.startswith("8 calibration images of the 10 (1 of one colour")
+
+
+def test_a_cache_of_before_images_were_told_apart_is_read(
+    tiny: onnx.ModelProto, spec: ModelSpec, photos: list[Path], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache.json"
+    calibrate(tiny, spec, photos, cache=cache)
+    content = json.loads(cache.read_text())
+    del content["distinct_images"], content["constant_images"]
+    cache.write_text(json.dumps(content))
+    found = calibrate(tiny, spec, photos, cache=cache)
+    assert (found.cache, found.images, found.distinct, found.warnings) == ("reused", 8, None, ())
+
+
 def test_corrupt_images_are_skipped_and_named(tiny: onnx.ModelProto, spec: ModelSpec, photos: list[Path]) -> None:
     photos[2].write_bytes(b"")
     photos[5].write_bytes(photos[6].read_bytes()[:100])

@@ -106,6 +106,7 @@ def test_the_result_tells_each_modules_precision_and_error(int8: Any) -> None:
 def test_without_annotations_the_gate_is_agreement(int8: Any) -> None:
     assert int8.gate.reference is None
     assert int8.gate.passed
+    assert int8.accuracy is None
     assert int8.gate.int8.agreement.score > 95
     assert int8.gate.fp16.agreement.score > int8.gate.int8.agreement.score
     assert int8.to_dict()["gate"]["int8"]["limit"] == "at least 95 of 100 agreement"
@@ -116,7 +117,7 @@ def test_the_result_is_json(int8: Any) -> None:
     content = json.loads(json.dumps(int8.to_dict()))
     assert content["precision"] == "int8"
     assert content["gate"]["int8"]["agreement"]["matched"] > 0
-    assert set(content) == {"size_ratio", *(field.name for field in dataclasses.fields(int8))}
+    assert set(content) == {"size_ratio", "accuracy", *(field.name for field in dataclasses.fields(int8))}
 
 
 def test_fp16_without_images_is_checked_on_built_in_ones_and_says_so(shapes_onnx: Path, tmp_path: Path) -> None:
