@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import cycle
@@ -25,17 +25,15 @@ from benchmarks.gate import (
 )
 from benchmarks.latency import time_detectors, without_samples
 from benchmarks.machine import environment
-from benchmarks.scenarios import Scenario
 from benchmarks.subjects import bench_images
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.artifacts.names import is_plan
+from yolact_deploy.artifacts.names import Progress, Scenario, StepProgress, is_plan
 from yolact_deploy.errors import BenchmarkError, EngineError
 from yolact_deploy.files import check_writable
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 PathLike = str | os.PathLike[str]
-Progress = Callable[[str, int, int], None]  # what is done, step, of how many
 
 
 def bench(
@@ -270,7 +268,7 @@ def _extras(
 ) -> None:
     """What was asked for beside the latency, in the order in which it is shown."""
 
-    def steps(what: str) -> Callable[[int, int], None]:
+    def steps(what: str) -> StepProgress:
         return lambda step, total: progress(what, step, total)
 
     report["interrupted"] = True  # until all are done

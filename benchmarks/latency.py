@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
@@ -13,6 +13,7 @@ from benchmarks.statistics import CONFIDENCE, confidence_intervals, percentiles,
 from benchmarks.subjects import common, conditions, describe
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.optional import has_nvidia_driver
 
 SCHEMA = 1
@@ -33,7 +34,7 @@ def time_detectors(
     warmup: int | None = None,
     threads: int | None = None,
     score_threshold: float = 0.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> dict[str, Any]:
     """Time detectors side by side; the result is the JSON of `yolact-deploy bench` (schema 1), raw samples included.
 

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.machine import TOO_BUSY_SHARE, Watch, disturbed_share, watch_notes
 from benchmarks.statistics import Interval, confidence_intervals, percentiles
 from yolact_deploy import Detections
+from yolact_deploy.artifacts.names import StepProgress
 
 NETWORK, AFTER, WHOLE = "network", "detect + masks", "end to end"  # parts of the work
 SETTLE_SECONDS = 0.25  # untimed work before each time: the last one's thread pool may spin on for 0.2 s (OpenMP)
@@ -18,7 +19,6 @@ _FAR = 1.3  # times as long here as alone, or the other way round: then somethin
 
 Work = Callable[[], object]
 Timer = Callable[[], int]  # does the work once; nanoseconds that it took
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def compare(
     iterations: int,
     warmup: int,
     alone_ms: Mapping[str, float],  # ours by the part, as it was measured without peers
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> dict[str, Any]:
     """{"rows": [{"what", "peer", "peer_ms", "ours_ms", "ratio", "ratio_ci", "verdict", "clock"}], "watch", "notes"}.
 
@@ -84,7 +84,7 @@ def compare(
 
 
 def interleaved(
-    work: dict[str, Work], iterations: int, warmup: int = 3, progress: Progress | None = None
+    work: dict[str, Work], iterations: int, warmup: int = 3, progress: StepProgress | None = None
 ) -> dict[str, dict[str, float]]:
     """Percentiles of each piece of work on the host's clock, all `time_interleaved`."""
     timers = {name: on_host_clock(run) for name, run in work.items()}
@@ -92,7 +92,7 @@ def interleaved(
 
 
 def time_interleaved(
-    timers: dict[str, Timer], iterations: int, warmup: int, progress: Progress | None = None
+    timers: dict[str, Timer], iterations: int, warmup: int, progress: StepProgress | None = None
 ) -> dict[str, list[int]]:
     """Nanoseconds of each piece of work, all in turns; the same work runs untimed before each time, until it has settled."""
     times: dict[str, list[int]] = {name: [] for name in timers}

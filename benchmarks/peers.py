@@ -13,7 +13,6 @@ from benchmarks.peer_comparison import (
     WHOLE,
     Peer,
     PeerComparison,
-    Progress,
     Work,
     compare,
     on_host_clock,
@@ -21,7 +20,7 @@ from benchmarks.peer_comparison import (
 )
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS, StepProgress
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.optional import require
@@ -38,7 +37,7 @@ def compare_peers(
     checkpoint: Path | None = None,
     threads: int | None = None,
     iterations: int = _ITERATIONS,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> dict[str, Any]:
     """{"artifact", "image_hw", "detections", "rows", "watch", "notes": of `peer_comparison.compare`}.
 

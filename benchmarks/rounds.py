@@ -16,6 +16,7 @@ from benchmarks.machine import peak_memory
 from benchmarks.statistics import percentiles
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.runtime.protocols import STAGES
 
 _NS_PER_MS = 1e6
@@ -166,7 +167,7 @@ def run_rounds(
     score_threshold: float,
     limit: Limit,
     yardstick: Yardstick,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> bool:
     """Time all artifacts round by round, in reversed order every second round. False when interrupted by Ctrl-C.
 

@@ -18,14 +18,14 @@ from contextlib import ExitStack
 from itertools import cycle, takewhile
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import Any, Literal
+from typing import Any
 
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import Scenario
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
 
-Scenario = Literal["single-stream", "offline", "server"]
 _DEFAULT_SECONDS = 10.0
 _PROBES = 5
 _SERVER_LOAD = 0.6  # of the rate of one image after another: queues form, and drain

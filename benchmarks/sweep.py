@@ -14,7 +14,7 @@ from benchmarks.statistics import percentiles
 from benchmarks.subjects import synthetic_heads, synthetic_image
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
-from yolact_deploy.artifacts.names import is_plan
+from yolact_deploy.artifacts.names import StepProgress, is_plan
 from yolact_deploy.errors import EngineError
 from yolact_deploy.reference.postprocess import detect, make_priors
 
@@ -38,9 +38,7 @@ class Points(Protocol):
         ...
 
 
-def sweep(
-    detector: Detector, images: Sequence[Image], *, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def sweep(detector: Detector, images: Sequence[Image], *, progress: StepProgress | None = None) -> dict[str, Any]:
     """{"artifact", "batch": [...], "work": [...], "notes"}; each point has 5 to 30 times, 2 seconds at most if it can.
 
     "batch" points time all stages on `images`, for the batches the artifact takes. "work" points time what depends on the

@@ -17,7 +17,7 @@ from engines.adapters import Adapter, choose_runtime
 from engines.end_to_end import Hw, Shape, input_shapes
 from engines.layers import engine_layers, network_layers
 from engines.lint.linter import lint_onnx
-from engines.messages import BuildControl, LogRecord, Progress, build_errors, build_log, parser_errors, progress_monitor
+from engines.messages import BuildControl, LogRecord, build_errors, build_log, parser_errors, progress_monitor
 from yolact_deploy import __version__
 from yolact_deploy.artifacts.contract import IoTensor, check_io
 from yolact_deploy.artifacts.names import (
@@ -25,6 +25,7 @@ from yolact_deploy.artifacts.names import (
     INPUT,
     PRECISIONS,
     SPEC_METADATA_KEY,
+    Progress,
     tensorrt_dtype,
 )
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx

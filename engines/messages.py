@@ -6,12 +6,13 @@ import functools
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from yolact_deploy.artifacts.names import Progress
 from yolact_deploy.errors import EngineError
 
 _KEPT_SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING")
@@ -58,7 +59,6 @@ _HINTS = (
         "This step needs an NVIDIA GPU with a working driver.",
     ),
 )
-Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -10,15 +10,26 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from yolact_deploy.artifacts.names import (
+    CHECKPOINT_SHA256_METADATA_KEY,
+    Calibrator,
+    ChannelOrder,
+    DcnChoice,
+    IoPrecision,
+    LowPrecision,
+    Precision,
+    Progress,
+    StepProgress,
+)
 from yolact_deploy.errors import CalibrationError, ExportError, SpecError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.optional import require_export
-from yolact_deploy.reference.images import MAX_PIXELS, ChannelOrder, list_images, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, list_images, read_image
 from yolact_deploy.spec import ConfActivation, NmsMode
 
 if TYPE_CHECKING:
@@ -28,12 +39,6 @@ if TYPE_CHECKING:
     from exporters.precision.result import PrecisionResult
 
 PathLike = str | os.PathLike[str]
-Progress = Callable[[str, int, int], None]  # what is done, step, of how many
-Dcn = Literal["auto", "native", "gridsample"]
-Precision = Literal["fp32", "fp16", "int8"]
-LowPrecision = Literal["fp16", "int8"]
-IoPrecision = Literal["fp32", "fp16"]
-Calibrator = Literal["max", "entropy", "percentile", "mse"]
 
 _INT8_OPSET = 19  # the first whose QuantizeLinear takes half scales
 _MAX_LISTED_FAILURES = 3
@@ -77,7 +82,7 @@ def export(
     max_batch: int = 8,
     opset: int = 19,
     conf: ConfActivation = "softmax",
-    dcn: Dcn = "auto",
+    dcn: DcnChoice = "auto",
     parity: bool = True,
     parity_images: PathLike | Sequence[PathLike] | None = None,
     precision: Precision = "fp32",
@@ -116,7 +121,7 @@ def export(
     for name, value, choices in (
         ("precision", precision, Precision),
         ("conf", conf, ConfActivation),
-        ("dcn", dcn, Dcn),
+        ("dcn", dcn, DcnChoice),
         ("calibrator", calibrator, Calibrator),
         ("io_precision", io_precision, IoPrecision),
         ("nms", nms, NmsMode),
@@ -129,7 +134,7 @@ def export(
     refuse_overwriting(output, checkpoint)
     _check_precision(precision, opset, calib, calib_cache, max_ap_drop, annotations)
     _check_end_to_end(end_to_end, nms, channel_order, io_precision)
-    shown = _read_images(parity_images)
+    shown = [] if parity_images is None else [(str(path), read_image(path)) for path in _listed(parity_images)]
     tell = progress or (lambda what, step, total: None)
     with tempfile.TemporaryDirectory() as folder:
         heads = Path(folder) / f"{output.stem}.heads.onnx" if end_to_end else output
@@ -249,7 +254,7 @@ def compare(
     html: PathLike | None = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> CompareReport:
     """Two artifacts on the same images (files and folders): their tensors, their detections, their masks, their AP.
 
@@ -264,13 +269,12 @@ def compare(
         report = exporters.compare("model.onnx", "model.int8.onnx", "photos", html="difference.html")
     """
     require_export("comparing artifacts")
-    from exporters.comparison.compare import DEFAULT_EXAMPLES
-    from exporters.comparison.compare import compare as compare_artifacts
+    from exporters.comparison import compare as comparison
     from exporters.comparison.page import write_html
 
     if html is not None:
         check_writable(html)
-    report = compare_artifacts(
+    report = comparison.compare(
         a,
         b,
         _listed(images),
@@ -278,7 +282,7 @@ def compare(
         spec_file=None if spec is None else Path(spec),
         config=config,
         score_threshold=score_threshold,
-        examples=0 if html is None else DEFAULT_EXAMPLES,
+        examples=0 if html is None else comparison.DEFAULT_EXAMPLES,
         device=device,
         max_pixels=max_pixels,
         progress=progress,
@@ -297,7 +301,7 @@ def _export_float32(
     opset: int,
     max_batch: int,
     conf: ConfActivation,
-    dcn: Dcn,
+    dcn: DcnChoice,
     parity: bool,
     images: Sequence[tuple[str, Any]],  # name and uint8 [H, W, 3] BGR
     progress: Progress,
@@ -306,7 +310,6 @@ def _export_float32(
     from exporters.checkpoints.checkpoint import build_model, load_checkpoint
     from exporters.onnx_export import export_onnx
     from exporters.parity import check_parity
-    from yolact_deploy.artifacts.names import CHECKPOINT_SHA256_METADATA_KEY
 
     seconds: dict[str, float] = {}
 
@@ -321,7 +324,7 @@ def _export_float32(
         loaded = load_checkpoint(checkpoint, spec_file=None if spec is None else Path(spec), config=config)
         loaded = dataclasses.replace(loaded, spec=dataclasses.replace(loaded.spec, conf_activation=conf))
         model = build_model(loaded)
-    report: ParityReport | None = None
+    report = None
     with atomic_path(output) as temporary:
         with step("export", f"exporting {loaded.spec.name} to ONNX opset {opset}"):
             origin = {CHECKPOINT_SHA256_METADATA_KEY: loaded.sha256}
@@ -389,10 +392,6 @@ def _check_end_to_end(
         from yolact_deploy.artifacts.contract import TRADITIONAL_IS_A_LOOP
 
         raise SpecError(TRADITIONAL_IS_A_LOOP)
-
-
-def _read_images(given: PathLike | Sequence[PathLike] | None) -> list[tuple[str, Any]]:
-    return [] if given is None else [(str(path), read_image(path)) for path in _listed(given)]
 
 
 def _listed(given: PathLike | Sequence[PathLike]) -> list[Path]:

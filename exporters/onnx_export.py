@@ -14,13 +14,13 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
 from torch import nn
 
-from exporters.network.deformable import NATIVE_OPSET, DcnForm, exportable
+from exporters.network.deformable import NATIVE_OPSET, exportable
 from yolact_deploy import __version__
 from yolact_deploy.artifacts.contract import io_problem
 from yolact_deploy.artifacts.names import (
@@ -34,6 +34,8 @@ from yolact_deploy.artifacts.names import (
     PRECISION_METADATA_KEY,
     SPEC_METADATA_KEY,
     VERSION_METADATA_KEY,
+    DcnChoice,
+    DcnForm,
 )
 from yolact_deploy.artifacts.onnx_file import parse_onnx
 from yolact_deploy.errors import ExportError
@@ -45,7 +47,6 @@ MASK_COUNT_DIM = "count"
 DEFAULT_OPSET = 19
 SUPPORTED_OPSETS = (18, 19, 20)  # 18 is the exporter's first, 20 the last that is tested here
 DEFAULT_MAX_BATCH = 8
-DcnChoice = Literal["auto", DcnForm]
 PORTABLE_DCN: DcnForm = "gridsample"  # onnxruntime, TensorRT and TensorRT-RTX take it; the last has no DeformConv
 OUTPUTS_SCOPE = "outputs"  # the module name of nodes that belong to no submodule
 _CONSTANT_PREFIX = "val_"  # of initializers that are no parameter of the model

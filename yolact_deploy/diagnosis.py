@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Protocol
 
 from yolact_deploy import __version__
+from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.cuda.cache import cache_state
 from yolact_deploy.cuda.compile import WarmedKernels, choose_nvrtc, installed
 from yolact_deploy.cuda.compile import warm as warm_cache
@@ -55,7 +56,7 @@ def diagnose(
     warm: bool = False,
     artifact: dict[str, Any] | None = None,
     targets: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> dict[str, Any]:
     """What is installed here, what can run, and what to install for the rest: the JSON of `doctor --json`.
 
@@ -127,7 +128,7 @@ def warm_kernels(
     targets: Sequence[str],  # "sm86"; empty: every GPU of `gpus`
     gpus: Sequence[GpuDevice],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> list[WarmedKernels]:
     """Compile the kernels into the cache before they are first needed, for both kinds of NMS.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.annotations import category_mismatches, check_categories, image_paths, load_annotations
+from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.reference.images import MAX_PIXELS
 from yolact_deploy.runtime.detector import Detector, detector_for_many
 from yolact_deploy.spec import NmsMode
@@ -27,7 +28,7 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
     on_doubt: Callable[[str], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:

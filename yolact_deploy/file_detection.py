@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.errors import ImageError, OutputError
 from yolact_deploy.files import JsonArray, atomic_path, check_writable
 from yolact_deploy.reference.detections import Detections
@@ -105,7 +106,7 @@ def detect_files(
     max_pixels: int = MAX_PIXELS,
     on_result: Callable[[FileResult], None] | None = None,
     on_failure: Callable[[int, str], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> DetectReport:
     """Detect in image files, videos and folders of them, in their order.
 

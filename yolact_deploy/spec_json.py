@@ -10,8 +10,6 @@ import types
 import typing
 from typing import Any, TypeVar
 
-import numpy as np
-
 from yolact_deploy.errors import SpecError
 from yolact_deploy.files import read_bytes
 
@@ -72,6 +70,8 @@ def parse_json(text: str | bytes) -> Any:
 def _depth(data: bytes) -> int:
     """How deep lists and objects are nested in valid JSON: what is left of it without strings are brackets."""
     without_escapes = _ESCAPE.sub(b"", data) if b"\\" in data else data
+    import numpy as np  # only here: names and choices, which `--help` shows, are light
+
     brackets = np.frombuffer(_STRING.sub(b"", without_escapes.translate(None, delete=_NOT_STRUCTURE)), np.uint8)
     opening, closing = np.isin(brackets, list(b"[{")), np.isin(brackets, list(b"]}"))
     return int(np.cumsum(opening.astype(np.int64) - closing).max(initial=0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from exporters.comparison.report import (
 from exporters.matching import Matches, capped_size, detect_heads, mask_ious, match_detections
 from yolact_deploy.annotations import check_categories, load_annotations
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import OUTPUTS
+from yolact_deploy.artifacts.names import OUTPUTS, StepProgress
 from yolact_deploy.errors import AnnotationError, ImageError
 from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.detections import Detections, RawDetections
@@ -55,7 +55,7 @@ def compare(
     examples: int = DEFAULT_EXAMPLES,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> CompareReport:
     """Run `a` (taken as the reference) and `b` on the same images and measure how they differ.
 

@@ -39,12 +39,13 @@ from yolact_deploy.artifacts.names import (
     MASK_IOU_METADATA_KEY,
     OUTPUTS,
     SPEC_METADATA_KEY,
+    ChannelOrder,
 )
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.reference.detections import Detections
-from yolact_deploy.reference.images import ChannelOrder, preprocess
+from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.postprocess import assemble_masks, make_priors, rescore_masks
 from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork

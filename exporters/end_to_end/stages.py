@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from exporters.onnx_edit import Names
 from yolact_deploy.arrays import AnyArray, FloatArray
 from yolact_deploy.artifacts import contract
-from yolact_deploy.reference.images import ChannelOrder
+from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.reference.masks import CROP_PADDING, MASK_THRESHOLD
 from yolact_deploy.reference.postprocess import CENTRE_VARIANCE, SIZE_VARIANCE
 from yolact_deploy.spec import ModelSpec

@@ -11,14 +11,15 @@ import copy
 import functools
 from collections.abc import Iterable
 from itertools import chain
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-DcnForm = Literal["native", "gridsample"]
+from yolact_deploy.artifacts.names import DcnForm
+
 Module = TypeVar("Module", bound=nn.Module)
 
 NATIVE_OPSET = 19  # the first with DeformConv

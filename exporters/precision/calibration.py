@@ -13,8 +13,9 @@ import onnx
 
 from exporters.onnx_edit import onnx_graph_digest
 from exporters.precision.quantize import tensors_to_calibrate
-from exporters.precision.ranges import CALIBRATORS, Calibrator, Progress, choose_range, observe
+from exporters.precision.ranges import CALIBRATORS, choose_range, observe
 from yolact_deploy import __version__
+from yolact_deploy.artifacts.names import Calibrator, Progress
 from yolact_deploy.errors import CalibrationError
 from yolact_deploy.files import check_writable, sha256_file, write_json
 from yolact_deploy.spec import ModelSpec

@@ -31,10 +31,9 @@ from exporters.onnx_edit import (
     typed_ir_model,
 )
 from yolact_deploy.arrays import FloatArray
-from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, module_of
+from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, IoPrecision, module_of
 from yolact_deploy.errors import ArtifactError
 
-IoPrecision = Literal["fp32", "fp16"]
 HALF_MAX = 65504.0
 # Activations must stay this far inside half's range on the images that were tried. Other images reach further, and a GPU
 # that sums a convolution in half passes through partial sums beyond the result. On the trained example 120 more images

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,11 @@ from onnx import helper
 
 from exporters.onnx_edit import float_tensors, open_session, with_outputs
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import Calibrator, Progress
 from yolact_deploy.errors import CalibrationError, ExportError, ImageError
 from yolact_deploy.reference.images import preprocess, read_image
 from yolact_deploy.spec import ModelSpec
 
-Calibrator = Literal["max", "entropy", "percentile", "mse"]
 CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
 
 NUM_BINS = 8192  # a power of two; at least half of them are in use
@@ -40,7 +40,6 @@ _BLOCK = 1 << 17  # values that fit in a core's cache with their indices
 _MIN_EXPONENT = -64
 
 Values = npt.NDArray[Any]
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 # Of tensors fetched in one run. All that INT8 needs of a ResNet50 at 550 fit; larger networks are run more than once.
 MAX_FETCHED_BYTES = 512 << 20
 _FLOAT_BYTES = 4

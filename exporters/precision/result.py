@@ -7,18 +7,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
 from exporters.onnx_edit import is_inside
 from exporters.precision.calibration import Calibration
-from exporters.precision.fp16 import Float32Node, IoPrecision
+from exporters.precision.fp16 import Float32Node
 from exporters.precision.gate import Accuracy, Verdict
 from exporters.precision.sensitivity import AutoChoice, ModuleSensitivity, module_groups
-from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.names import IoPrecision, LowPrecision, module_of
 
-LowPrecision = Literal["fp16", "int8"]
 _NAMED = 3  # modules, in the error of a missed gate
 
 

@@ -14,20 +14,12 @@ import onnx
 
 from exporters.onnx_edit import load_onnx, read_spec, set_precision
 from exporters.precision.calibration import DEFAULT_CALIBRATOR, Calibration, calibrate
-from exporters.precision.fp16 import (
-    Float32Node,
-    IoPrecision,
-    emulate_half,
-    nodes_out_of_range,
-    refuse_unless_float32,
-    to_half,
-)
+from exporters.precision.fp16 import Float32Node, emulate_half, nodes_out_of_range, refuse_unless_float32, to_half
 from exporters.precision.gate import DEFAULT_MAX_AP_DROP, DEFAULT_MIN_AGREEMENT, AgreementJudge, ApJudge, Judge, Verdict
 from exporters.precision.quantize import check_quantizable, plan_placement, quantize
-from exporters.precision.ranges import Calibrator, Progress, observe
+from exporters.precision.ranges import observe
 from exporters.precision.result import (
     GateReport,
-    LowPrecision,
     PrecisionResult,
     describe_costliest,
     describe_least_accurate,
@@ -40,6 +32,7 @@ from exporters.precision.sensitivity import (
     measure_sensitivity,
     module_sqnr_db,
 )
+from yolact_deploy.artifacts.names import Calibrator, IoPrecision, LowPrecision, Progress
 from yolact_deploy.errors import CalibrationError, ExportError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.spec import ModelSpec

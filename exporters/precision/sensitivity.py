@@ -20,9 +20,9 @@ import onnx_ir as ir
 from exporters.onnx_edit import float_tensors, is_inside, open_session, with_outputs
 from exporters.precision.gate import Verdict
 from exporters.precision.quantize import modules_with_convs, plan_placement, quantize
-from exporters.precision.ranges import Progress, capture, prepared_images
+from exporters.precision.ranges import capture, prepared_images
 from yolact_deploy.arrays import FloatArray
-from yolact_deploy.artifacts.names import module_of
+from yolact_deploy.artifacts.names import Progress, module_of
 from yolact_deploy.errors import CalibrationError
 from yolact_deploy.spec import ModelSpec
 

@@ -1,12 +1,14 @@
-"""What things are called in and around our files: tensors, metadata, suffixes, precisions, the TensorRTs that run plans.
+"""What things are called in and around our files: tensors, metadata, suffixes, precisions, the TensorRTs that run plans, and
+what may be chosen when they are made and run.
 
-These strings are the file format: an artifact made today is read by them tomorrow.
+These strings are the file format: an artifact made today is read by them tomorrow. The command line takes its choices from here,
+so this module loads nothing that `--help` could do without.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
 
@@ -37,10 +39,22 @@ MASK_IOU_INPUT, MASK_IOU_OUTPUT = "masks", "mask_iou"
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+LowPrecision = Literal["fp16", "int8"]  # what a float32 file is lowered to
+IoPrecision = Literal["fp32", "fp16"]  # of a lowered file's inputs and outputs
+Calibrator = Literal["max", "entropy", "percentile", "mse"]  # how INT8 ranges are chosen from what was seen
+DcnForm = Literal["native", "gridsample"]  # how deformable convolutions are written
+DcnChoice = Literal["auto", DcnForm]
+ChannelOrder = Literal["bgr", "rgb"]  # of images that are given
 
 RuntimeName = Literal["tensorrt", "tensorrt-rtx"]  # of what runs a plan; also the package's name on PyPI
+RuntimeChoice = Literal["auto", RuntimeName]
 TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
+
+Scenario = Literal["single-stream", "offline", "server"]  # of MLPerf, which `bench` runs
+
+Progress = Callable[[str, int, int], None]  # told what is done, the step, and of how many
+StepProgress = Callable[[int, int], None]  # where there is but one thing to do
 
 
 class PlanRuntime(NamedTuple):

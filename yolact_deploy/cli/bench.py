@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from yolact_deploy.artifacts.names import Scenario
 from yolact_deploy.cli.console import (
     INTERRUPTED,
     DebugOption,
     DeviceOption,
     JsonOption,
     MaxPixelsOption,
-    Scenario,
     ThreadsOption,
     print_json,
     print_table,

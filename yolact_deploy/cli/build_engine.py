@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
+from yolact_deploy.artifacts.names import Precision, RuntimeChoice
 from yolact_deploy.cli.console import (
     DebugOption,
     JsonOption,
-    Precision,
-    Runtime,
     print_json,
     print_table,
     progress_bar,
@@ -28,7 +27,7 @@ def build_engine(
     precision: Annotated[
         Precision | None, typer.Option(help="Fail unless the ONNX has it; fp16 is made of fp32.")
     ] = None,
-    runtime: Annotated[Runtime, typer.Option(help="auto: TensorRT with a GPU, else TensorRT-RTX.")] = "auto",
+    runtime: Annotated[RuntimeChoice, typer.Option(help="auto: TensorRT with a GPU, else TensorRT-RTX.")] = "auto",
     target: Annotated[str | None, typer.Option(help="GPUs of an RTX plan, such as sm86,sm89.")] = None,
     batch: Annotated[str, typer.Option(help="Optimization profile MIN,OPT,MAX, or one number.")] = "1,1,1",
     image_size: Annotated[

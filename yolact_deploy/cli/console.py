@@ -11,35 +11,26 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn, ParamSpec, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, ParamSpec, TextIO, TypeVar
 
 import typer
 import typer.core
 
+from yolact_deploy.artifacts.names import Calibrator, IoPrecision, Progress
 from yolact_deploy.errors import InputWarning, YolactDeployError, one_line
+from yolact_deploy.spec import NmsMode
 from yolact_deploy.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# As the packages that take them define them, which are too heavy for `--help`.
-Runtime = Literal["auto", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "int8"]
-LowPrecision = Literal["fp16", "int8"]
-IoPrecision = Literal["fp32", "fp16"]
-Calibrator = Literal["max", "entropy", "percentile", "mse"]
-Nms = Literal["fast", "cross_class", "traditional"]
-ConfActivation = Literal["softmax", "logits"]
-ChannelOrder = Literal["bgr", "rgb"]
-Dcn = Literal["auto", "native", "gridsample"]
-Scenario = Literal["single-stream", "offline", "server"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON; stdout then holds nothing else.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network. Default: all cores.")]
-NmsOption = Annotated[Nms | None, typer.Option(help="Default: the model's own, FastNMS per class.")]
+NmsOption = Annotated[NmsMode | None, typer.Option(help="Default: the model's own, FastNMS per class.")]
 ArtifactArgument = Annotated[Path, typer.Argument(help="An exported .onnx, or a plan (.engine) with its sidecar.")]
 ConfigOption = Annotated[str | None, typer.Option(help="A published configuration, such as yolact_base.")]
 SpecOption = Annotated[Path | None, typer.Option(help='A spec file (JSON), whole or with "extends".')]
@@ -61,7 +52,6 @@ LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first ima
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Progress = Callable[[str, int, int], None]  # what is done, step, of how many
 
 INTERRUPTED = 130
 _TERMINATED = 143

@@ -7,22 +7,18 @@ from typing import Annotated
 
 import typer
 
+from yolact_deploy.artifacts.names import ChannelOrder, DcnChoice, Precision
 from yolact_deploy.cli.console import (
     AnnotationsOption,
     CalibCacheOption,
     CalibOption,
     CalibratorOption,
-    ChannelOrder,
-    ConfActivation,
     ConfigOption,
-    Dcn,
     DebugOption,
     ImagesOption,
     IoPrecisionOption,
     JsonOption,
     MaxApDropOption,
-    Nms,
-    Precision,
     SpecOption,
     print_json,
     print_table,
@@ -30,6 +26,7 @@ from yolact_deploy.cli.console import (
     reports_errors,
     say,
 )
+from yolact_deploy.spec import ConfActivation, NmsMode
 
 
 @reports_errors
@@ -41,7 +38,7 @@ def export(
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the model may be given.")] = 8,
     opset: Annotated[int, typer.Option(min=18, max=20, help="ONNX opset; INT8 needs 19.")] = 19,
     conf: Annotated[ConfActivation, typer.Option(help="logits leaves the softmax to the runtime.")] = "softmax",
-    dcn: Annotated[Dcn, typer.Option(help="YOLACT++: how deformable convolutions are written.")] = "auto",
+    dcn: Annotated[DcnChoice, typer.Option(help="YOLACT++: how deformable convolutions are written.")] = "auto",
     parity: Annotated[bool, typer.Option(help="Compare the ONNX with PyTorch before it is kept.")] = True,
     parity_images: Annotated[Path | None, typer.Option(help="Image or folder for that. Default: built-in.")] = None,
     precision: Annotated[Precision, typer.Option(help="As `quantize` would make it of the fp32 model.")] = "fp32",
@@ -56,7 +53,7 @@ def export(
         bool, typer.Option("--end-to-end", help="One graph from the image's bytes to boxes and masks.")
     ] = False,
     nms: Annotated[
-        Nms | None, typer.Option(help="With --end-to-end: fast or cross_class. Default: the model's.")
+        NmsMode | None, typer.Option(help="With --end-to-end: fast or cross_class. Default: the model's.")
     ] = None,
     channel_order: Annotated[
         ChannelOrder | None, typer.Option(help="With --end-to-end: of the images it is given. Default: bgr.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from yolact_deploy.artifacts.names import LowPrecision
 from yolact_deploy.cli.console import (
     AnnotationsOption,
     AutoOption,
@@ -19,7 +20,6 @@ from yolact_deploy.cli.console import (
     JsonOption,
     KeepFp16Option,
     LimitOption,
-    LowPrecision,
     MaxApDropOption,
     SensitivityOption,
     print_json,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.cuda.cache import cached, is_cached
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import ARGUMENTS, Launch
@@ -205,7 +206,7 @@ def warm(
     architectures: Sequence[str],  # "sm_90"
     *,
     driver_version: tuple[int, int] | None = None,
-    progress: Callable[[int, int], None] | None = None,  # (done, total)
+    progress: StepProgress | None = None,  # (done, total)
 ) -> list[WarmedKernels]:
     """Fill the cache, for this machine or for one that will get the folder.
 

@@ -7,11 +7,12 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image, IntArray, is_device_array
+from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.errors import ImageError, InputWarning
 from yolact_deploy.files import read_bytes
 from yolact_deploy.reference.decoding import UndecodableError, check_pixels, decode_file
@@ -20,7 +21,6 @@ from yolact_deploy.reference.image_headers import MAX_PIXELS as MAX_PIXELS
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.text import printable
 
-ChannelOrder = Literal["bgr", "rgb"]
 IMAGE_SUFFIXES = frozenset(
     {
         *(

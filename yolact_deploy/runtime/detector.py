@@ -12,18 +12,12 @@ from typing import Any, Protocol, get_args, overload
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
+from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import (
-    MAX_PIXELS,
-    ChannelOrder,
-    as_array,
-    check_max_pixels,
-    is_pil_image,
-    read_image,
-)
+from yolact_deploy.reference.images import MAX_PIXELS, as_array, check_max_pixels, is_pil_image, read_image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.opening import open_pipeline, open_runnable
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline

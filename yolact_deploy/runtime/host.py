@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
+from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.errors import DeviceError, EngineError
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import ChannelOrder, check_image, preprocess, read_image
+from yolact_deploy.reference.images import check_image, preprocess, read_image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors, rescore_masks, softmax
 from yolact_deploy.runtime.protocols import HeadTensors, Network

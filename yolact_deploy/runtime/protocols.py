@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.spec import ModelSpec

@@ -19,12 +19,13 @@ from benchmarks.machine import Watch
 from benchmarks.peer_comparison import interleaved
 from benchmarks.peers import compare_peers
 from benchmarks.rounds import time_stages
-from benchmarks.scenarios import Scenario, read_summary, run_scenario
+from benchmarks.scenarios import read_summary, run_scenario
 from benchmarks.subjects import bench_images, describe, synthetic_heads
 from benchmarks.sweep import sweep
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import Scenario
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.cli import app
 from yolact_deploy.errors import BenchmarkError, MissingDependencyError

@@ -15,14 +15,14 @@ import torch
 
 from engines import build
 from exporters.checkpoints.configs import PUBLISHED
-from exporters.network.deformable import DcnForm, DeformConv2d, exportable
+from exporters.network.deformable import DeformConv2d, exportable
 from exporters.network.yolact import Yolact
 from exporters.onnx_edit import set_precision
 from exporters.onnx_export import export_onnx
 from exporters.precision.fp16 import to_half
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS
-from yolact_deploy.artifacts.names import OUTPUTS
+from yolact_deploy.artifacts.names import OUTPUTS, DcnForm
 from yolact_deploy.errors import EngineError, ExportError
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 

@@ -22,8 +22,8 @@ from tests import goldens
 from tests.goldens import f32
 from tests.unit.exporters.plus_models import SMALL_PLUS
 from yolact_deploy.artifacts import contract
-from yolact_deploy.artifacts.names import END_TO_END, OUTPUTS
-from yolact_deploy.reference.images import ChannelOrder, preprocess
+from yolact_deploy.artifacts.names import END_TO_END, OUTPUTS, ChannelOrder
+from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.postprocess import assemble_masks, detect
 from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
 from yolact_deploy.runtime.protocols import HeadTensors

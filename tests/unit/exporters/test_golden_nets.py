@@ -20,10 +20,10 @@ from torch import Tensor
 
 from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model
 from exporters.checkpoints.configs import published_spec
-from exporters.network.deformable import DcnForm
 from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
 from tests import goldens
+from yolact_deploy.artifacts.names import DcnForm
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors, rescore_masks
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork

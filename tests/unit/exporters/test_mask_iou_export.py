@@ -17,12 +17,11 @@ import torch
 
 from exporters import export
 from exporters.checkpoints.checkpoint import LoadedCheckpoint, build_model
-from exporters.network.deformable import DcnForm
 from exporters.network.yolact import Yolact
 from exporters.parity import check_parity
 from tests import goldens
 from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
-from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY
+from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, DcnForm
 from yolact_deploy.errors import SpecError
 from yolact_deploy.file_detection import FileResult, detect_files
 from yolact_deploy.reference.postprocess import MaskIouReference, rescore_masks

@@ -9,13 +9,13 @@ import pytest
 from exporters.precision.ranges import (
     CALIBRATORS,
     NUM_BINS,
-    Calibrator,
     Histogram,
     choose_range,
     entropy_range,
     mse_range,
     percentile_range,
 )
+from yolact_deploy.artifacts.names import Calibrator
 from yolact_deploy.errors import CalibrationError
 
 

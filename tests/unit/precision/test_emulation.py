@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.onnx_edit import open_session
-from exporters.precision.fp16 import IoPrecision, emulate_half, to_half
+from exporters.precision.fp16 import emulate_half, to_half
+from yolact_deploy.artifacts.names import IoPrecision
 
 
 def _scaling(*factors: float) -> onnx.ModelProto:

@@ -10,12 +10,12 @@ import pytest
 
 from engines import build
 from engines.lint.linter import lint_onnx
-from exporters.precision.result import LowPrecision
 from exporters.precision.run import apply_precision
 from tests.unit.exporters.plus_models import SMALL_PLUS
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from tests.unit.precision.graph_index import GraphIndex
 from yolact_deploy import Detector
+from yolact_deploy.artifacts.names import LowPrecision
 
 _DEFORMABLE = sum(SMALL_PLUS.backbone.dcn_blocks)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, FloatArray, is_device_array
-from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS, ChannelOrder
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.cuda.buffers import Buffers
@@ -22,7 +22,7 @@ from yolact_deploy.cuda.program import ModelConstants, Request
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
-from yolact_deploy.reference.images import ChannelOrder, check_channel_order, check_image, read_image
+from yolact_deploy.reference.images import check_channel_order, check_image, read_image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.postprocess import MaskIouModel, make_priors
 from yolact_deploy.runtime.gpu.lane import Lane, LoadedImage, PendingBatch

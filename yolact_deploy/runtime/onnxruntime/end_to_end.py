@@ -10,7 +10,7 @@ import numpy as np
 
 from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, Image
 from yolact_deploy.artifacts import contract
-from yolact_deploy.artifacts.names import CHANNEL_ORDER_METADATA_KEY, END_TO_END
+from yolact_deploy.artifacts.names import CHANNEL_ORDER_METADATA_KEY, END_TO_END, ChannelOrder
 from yolact_deploy.artifacts.onnx_file import OnnxFile, no_stages, open_onnx
 from yolact_deploy.errors import (
     DeviceError,
@@ -21,7 +21,6 @@ from yolact_deploy.errors import (
 )
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import ChannelOrder
 from yolact_deploy.reference.mask_sources import DenseMasks, MaskForm
 from yolact_deploy.runtime.host import Finished, load_from_host
 from yolact_deploy.runtime.onnxruntime.network import (
