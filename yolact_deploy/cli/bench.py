@@ -16,7 +16,7 @@ from yolact_deploy.cli.console import (
     MaxPixelsOption,
     ThreadsOption,
     print_json,
-    print_table,
+    print_tables,
     progress_bar,
     reports_errors,
     say,
@@ -86,8 +86,7 @@ def bench(
     if json_output:
         print_json(report)
     else:
-        for table in bench_tables(report):
-            print_table(table)
+        print_tables(bench_tables(report))
     for note in report["notes"]:
         say(f"note: {note}")
     if report["interrupted"]:

@@ -13,7 +13,7 @@ from yolact_deploy.cli.console import (
     DebugOption,
     JsonOption,
     print_json,
-    print_table,
+    print_tables,
     progress_bar,
     reports_errors,
     say,
@@ -65,7 +65,7 @@ def build_engine(
         return
     for note in report["notes"]:
         say(f"note: {note}")
-    print_table(build_table(report))
+    print_tables([build_table(report)])
 
 
 def _batch_range(text: str) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from yolact_deploy.cli.console import (
     MaxPixelsOption,
     SpecOption,
     print_json,
-    print_table,
+    print_tables,
     progress_bar,
     reports_errors,
 )
@@ -60,7 +60,6 @@ def compare(
     if json_output:
         print_json(report)
     else:
-        for table in compare_tables(report):
-            print_table(table)
+        print_tables(compare_tables(report))
     if result.skipped:
         raise typer.Exit(1)

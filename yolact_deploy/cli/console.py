@@ -23,7 +23,8 @@ from yolact_deploy.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+
+    from yolact_deploy.reports.tables import Table
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON; stdout then holds nothing else.")]
@@ -139,9 +140,17 @@ def print_json_with(key: str, array: BinaryIO, rest: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+@functools.cache
+def console(*, stderr: bool = False) -> Console:
+    """The one way to the terminal: what is printed stands there as it is, without rich's markup, emoji codes and highlights."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
 def say(text: str) -> None:
     """A remark on stderr; what in it a terminal would act on, as in a hostile file name, is escaped."""
-    _stderr().print(printable(text, keep_newlines=True), highlight=False, markup=False, soft_wrap=True)
+    console(stderr=True).print(printable(text, keep_newlines=True), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -177,11 +186,14 @@ def say_notes(notes: Iterable[str], fallback: str | None) -> None:
         say(f"note: {line}")
 
 
-def print_table(table: Table) -> None:
-    """Print a table to stdout."""
-    from rich.console import Console
-
-    Console().print(table)
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print tables to stdout: in the width of a terminal; elsewhere each row as one line, for `grep` and other programs."""
+    out = console()
+    for number, table in enumerate(tables):
+        if number:
+            out.print()
+        for line in table.lines(out.width if out.is_terminal else None):
+            out.print(line, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -190,24 +202,17 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = _stderr()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    err = console(stderr=True)
+    with Bar(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def update(what: str, step: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
+                tasks[what] = bar.add_task(printable(what), total=total)
             bar.update(tasks[what], completed=step, total=total)
 
         yield update
-
-
-@functools.cache
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
 
 
 def _fail(exc: BaseException, message: str, exit_code: int, options: dict[str, Any]) -> NoReturn:

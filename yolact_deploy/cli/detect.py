@@ -17,7 +17,7 @@ from yolact_deploy.cli.console import (
     NmsOption,
     ThreadsOption,
     print_json_with,
-    print_table,
+    print_tables,
     progress_bar,
     reports_errors,
     say,
@@ -69,7 +69,7 @@ def detect(
         if json_output:
             print_json_with("images", file, report.to_dict())
         elif report.files:
-            print_table(detect_table(report))
+            print_tables([detect_table(report)])
     say_notes(report.notes, report.fallback)
     for error in report.failures.values():
         say(f"error: {error}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import DebugOption, JsonOption, print_json, print_table, progress_bar, reports_errors
+from yolact_deploy.cli.console import DebugOption, JsonOption, print_json, print_tables, progress_bar, reports_errors
 
 
 @reports_errors
@@ -41,5 +41,4 @@ def doctor(
     if json_output:
         print_json(report)
     else:
-        for table in doctor_tables(report):
-            print_table(table)
+        print_tables(doctor_tables(report))

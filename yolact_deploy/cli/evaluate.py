@@ -16,7 +16,7 @@ from yolact_deploy.cli.console import (
     NmsOption,
     ThreadsOption,
     print_json,
-    print_table,
+    print_tables,
     progress_bar,
     reports_errors,
     say,
@@ -60,5 +60,5 @@ def evaluate(
     if json_output:
         print_json(report)
     else:
-        print_table(eval_table(report))
+        print_tables([eval_table(report)])
     say_notes(notes, report["fallback"])

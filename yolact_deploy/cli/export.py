@@ -21,7 +21,7 @@ from yolact_deploy.cli.console import (
     MaxApDropOption,
     SpecOption,
     print_json,
-    print_table,
+    print_tables,
     progress_bar,
     reports_errors,
     say,
@@ -99,9 +99,9 @@ def export(
         return
     for note in report["notes"]:
         say(f"note: {note}")
-    print_table(export_table(report))
+    tables = [export_table(report)]
     if "lowered" in report:
-        for table in precision_tables(report["lowered"]):
-            print_table(table)
+        tables.extend(precision_tables(report["lowered"]))
     if "end_to_end" in report:
-        print_table(end_to_end_table(report["end_to_end"]))
+        tables.append(end_to_end_table(report["end_to_end"]))
+    print_tables(tables)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.cli.console import DebugOption, JsonOption, print_json, print_table, reports_errors, say
+from yolact_deploy.cli.console import DebugOption, JsonOption, print_json, print_tables, reports_errors, say
 
 
 @reports_errors
@@ -28,8 +28,7 @@ def inspect(
     if json_output:
         print_json(report)
         return
-    for table in inspect_tables(report):
-        print_table(table)
+    print_tables(inspect_tables(report))
     if report.get("spec_error"):
         say(report["spec_error"])  # as text: it may hold a spec file to copy
 
@@ -42,6 +41,6 @@ def _lint(artifact: Path, json_output: bool) -> None:
     if json_output:
         print_json(report.to_dict())
     else:
-        print_table(lint_table(report.to_dict()))
+        print_tables([lint_table(report.to_dict())])
     if not report.passed:
         raise typer.Exit(1)

@@ -23,7 +23,7 @@ from yolact_deploy.cli.console import (
     MaxApDropOption,
     SensitivityOption,
     print_json,
-    print_table,
+    print_tables,
     progress_bar,
     reports_errors,
     say,
@@ -77,5 +77,4 @@ def quantize(
     if json_output:
         print_json(report)
         return
-    for table in precision_tables(report):
-        print_table(table)
+    print_tables(precision_tables(report))

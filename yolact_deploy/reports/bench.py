@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from yolact_deploy.reports.tables import MIB, grid
+from yolact_deploy.reports.tables import MIB, Table, grid
 
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
 _OTHER_WHOLES = {"call_ms": "masks packed", "staged_ms": "by stage, no graph", "device_ms": "stages on the GPU"}
@@ -49,12 +48,12 @@ def _latency_table(run: dict[str, Any], report: dict[str, Any]) -> Table:
     wholes |= {name: run[key] for key, name in _OTHER_WHOLES.items() if key in run}
     for number, (name, times) in enumerate(wholes.items(), start=1):
         values = (shown_ms(times[column]) for column in _COLUMNS)
-        table.add_row(name, *values, style="bold" if number == 1 else None, end_section=number == len(wholes))
+        table.add_row(name, *values, style="bold" if number == 1 else "")
     for stage, times in run["stages_ms"].items():
         table.add_row(stage, *(shown_ms(times[column]) for column in _COLUMNS))
     low, high = run["latency_ci_ms"]["p50"]
     overhead_ns = 1e6 * run.get("harness_overhead_ms", report["harness_overhead_ms"])
-    table.caption = "\n".join(
+    table.remarks.extend(
         (
             f"p50 between {_bound(low)} and {_bound(high)} ({100 * run['confidence']:.0f}%), varying by "
             f"{100 * run['variation']:.1f}%; {run['throughput_fps']:.1f} images per second"
@@ -99,7 +98,7 @@ def _batch_table(swept: dict[str, Any]) -> Table:
         values = (shown_ms(point["stages_ms"][stage]["p50"]) for stage in stages)
         latency = f"{point['latency_ms']['p50']:.2f}"
         table.add_row(str(point["batch"]), latency, *values, f"{point['throughput_fps']:.1f}")
-    table.caption = " ".join(swept["notes"])
+    table.remarks.extend(swept["notes"])
     return table
 
 
@@ -116,7 +115,7 @@ def _work_table(swept: dict[str, Any]) -> Table:
         values = (shown_ms(each["p50"]) for each in times)
         table.add_row(f"{width}x{height}", str(point["detections"]), *values)
     if wholes:
-        table.caption = "all: end to end, the network included."
+        table.remarks.append("all: end to end, the network included.")
     return table
 
 
@@ -124,7 +123,7 @@ def _layers_table(layers: dict[str, Any]) -> Table:
     table = grid(f"{layers['artifact']}: the network by module, ms per batch", "module", ">nodes", ">p50", ">share")
     for row in layers["modules"]:
         table.add_row(row["module"], str(row["nodes"]), f"{row['ms']:.3f}", f"{100 * row['share']:.1f}%")
-    table.caption = (
+    table.remarks.append(
         f"{layers['network_ms']:.2f} ms in all, by {layers['profiler']}'s profiler over {layers['runs']} runs."
     )
     return table
@@ -149,15 +148,15 @@ def _peers_table(peers: dict[str, Any]) -> Table:
         low, high = row["ratio_ci"]
         table.add_row(
             row["what"],
-            escape(row["peer"]),
+            row["peer"],
             theirs,
             ours,
             f"{row['ratio']:.2f}x",
             f"{_bound(low)} and {_bound(high)}",
-            f"[{_VERDICT_STYLES[row['verdict']]}]{row['verdict']}[/]",
+            Text(row["verdict"], _VERDICT_STYLES[row["verdict"]]),
             row["clock"],
         )
-    table.caption = " ".join(("ratio: the peer's p50 over ours; verdict: on ours.", *peers["notes"]))
+    table.remarks.extend(("ratio: the peer's p50 over ours; verdict: on ours.", *peers["notes"]))
     return table
 
 
@@ -165,7 +164,7 @@ def _scenario_table(scenario: dict[str, Any]) -> Table:
     table = grid(f"LoadGen {scenario['scenario']} of {scenario['artifact']}", "figure", ">value")
     for name, value in scenario["figures"].items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
-    table.caption = scenario["note"]
+    table.remarks.append(scenario["note"])
     return table
 
 
@@ -174,15 +173,14 @@ def _gate_table(gate: dict[str, Any]) -> Table:
     table = grid(title, "artifact", ">new / old", ">99% between", "verdict")
     for found in gate["judgements"]:
         low, high = found["interval"]
-        style = _VERDICT_STYLES[found["verdict"]]
         table.add_row(
-            escape(found["artifact"]),
+            found["artifact"],
             f"{found['ratio']:.3f}",
             f"{_bound(low, 3)} and {_bound(high, 3)}",
-            f"[{style}]{found['verdict']}[/] ({found['method']}): {found['reason']}",
+            Text(f"{found['verdict']} ({found['method']}): {found['reason']}", _VERDICT_STYLES[found["verdict"]]),
         )
     if gate["attempts"] > 1:
-        table.caption = f"measured {gate['attempts']} times: a regression must show every time."
+        table.remarks.append(f"measured {gate['attempts']} times: a regression must show every time.")
     return table
 
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from yolact_deploy.reports.tables import MIB, facts, grid
+from yolact_deploy.reports.tables import MIB, Table, facts, grid
 
 _SHOWN_NODES = 3  # of those that break one rule
 _SHOWN_IMAGES = 8
@@ -21,18 +19,14 @@ _AP_KINDS = (("bbox", "box"), ("segm", "mask"))
 
 def lint_table(report: dict[str, Any]) -> Table:
     """One row for each rule that was broken: `LintReport.to_dict()`."""
-    summary = (
+    columns = ("rule", ">nodes", "where", "found, and what to do") if report["findings"] else ()
+    table = grid(f"Q/DQ lint of {report['path']}", *columns)
+    if not report["findings"]:
+        table.remarks.append("Nothing that TensorRT would refuse or be slowed down by.")
+    table.remarks.append(
         f"{report['errors']} errors, {report['warnings']} warnings; "
         f"{report['int8_convolutions']} of {report['convolutions']} convolutions in INT8"
     )
-    title = f"Q/DQ lint of {escape(report['path'])}"
-    table = Table(title=title, caption=summary, title_justify="left", caption_justify="left")
-    table.add_column("rule", no_wrap=True)
-    table.add_column("nodes", justify="right")
-    table.add_column("where", overflow="fold")
-    table.add_column("found, and what to do", overflow="fold", ratio=1)
-    if not report["findings"]:
-        table.add_row("", "0", "", "Nothing that TensorRT would refuse or be slowed down by.")
     by_rule: dict[str, list[dict[str, Any]]] = {}
     for finding in report["findings"]:
         by_rule.setdefault(finding["rule"], []).append(finding)
@@ -42,9 +36,8 @@ def lint_table(report: dict[str, Any]) -> Table:
         table.add_row(
             Text(rule, _STYLES[findings[0]["severity"]]),
             str(len(findings)),
-            Text("\n".join([*modules[:_SHOWN_NODES], *more])),
-            Text.assemble(findings[0]["found"], ".\n", (findings[0]["remedy"], "dim")),
-            end_section=True,
+            ", ".join([*modules[:_SHOWN_NODES], *more]),
+            f"{findings[0]['found']}. {findings[0]['remedy']}",
         )
     return table
 
@@ -80,10 +73,8 @@ def compare_tables(report: dict[str, Any]) -> Iterator[Table]:
         yield _average_precision(report["ap"])
     yield _worst(report)
     if report["skipped"] or report["notes"]:
-        table = Table(title="notes", show_header=False, title_justify="left")
-        table.add_column(overflow="fold")
-        for line in (*report["notes"], *(f"skipped: {entry['reason']}" for entry in report["skipped"])):
-            table.add_row(Text(line))
+        table = grid("notes")
+        table.remarks.extend((*report["notes"], *(f"skipped: {entry['reason']}" for entry in report["skipped"])))
         yield table
 
 
@@ -115,7 +106,7 @@ def _modules(modules: list[dict[str, Any]]) -> Table:
         cost = module["sensitivity"] or {}
         alone = (_decibel(cost.get("output_sqnr_db")), _points(cost.get("ap_drop"))) if measured else ()
         convs = f"{module['int8_convs']} of {module['convs']}"
-        table.add_row(Text(module["module"]), module["precision"], convs, _decibel(module["sqnr_db"]), *alone)
+        table.add_row(module["module"], module["precision"], convs, _decibel(module["sqnr_db"]), *alone)
     return table
 
 
@@ -175,7 +166,7 @@ def _average_precision(ap: dict[str, Any]) -> Table:
             table.add_row(f"{label} {side.upper()}", *(f"{100 * v:.2f}" if v >= 0 else "-" for v in values))
         differences = (ap["difference"][kind][name] for name in names)
         cells = ("-" if v is None else f"{100 * v:+.2f}" for v in differences)
-        table.add_row(f"{label} B - A", *cells, style="bold", end_section=True)
+        table.add_row(f"{label} B - A", *cells, style="bold")
     return table
 
 
@@ -183,7 +174,7 @@ def _worst(report: dict[str, Any]) -> Table:
     table = grid("where they differ most", "image", ">agreement", ">matched", ">only A", ">only B", ">lowest mask IoU")
     for image in sorted(report["images"], key=lambda entry: float(entry["quality"]))[:_SHOWN_IMAGES]:
         table.add_row(
-            Text(Path(image["image"]).name),
+            Path(image["image"]).name,
             _ratio(image["quality"]),
             *(str(image[key]) for key in ("matched", "only_a", "only_b")),
             _ratio(image["min_mask_iou"]),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
+
+from yolact_deploy.text import printable
 
 if TYPE_CHECKING:
     from yolact_deploy.file_detection import DetectReport
@@ -16,23 +18,64 @@ if TYPE_CHECKING:
 MIB = 2**20
 _SHOWN_MODULES = 12
 _SHOWN_ITEMS = 6
+_INDENT = _GAP = "  "  # before the first column, and between columns
+
+
+@dataclass
+class Table:
+    r"""Rows of columns under a title, with remarks below. Whatever names of files and classes hold, a cell is one line of text.
+
+    >>> table = Table("found", ("file", ">objects"))
+    >>> table.add_row("a [red]:x:\n.jpg", "2")
+    >>> for line in table.lines():
+    ...     print(line)
+    found
+      file              objects
+      a [red]:x:\n.jpg        2
+    """
+
+    title: str
+    columns: tuple[str, ...]  # a leading ">" aligns one to the right
+    headed: bool = True
+    remarks: list[str] = field(default_factory=list)
+    rows: list[tuple[Text, ...]] = field(default_factory=list, init=False)
+
+    def add_row(self, *cells: str | Text, style: str = "") -> None:
+        """One more row. What in it a terminal would act on is escaped, line ends too; there is no markup."""
+        self.rows.append(tuple(_cell(cell, style) for cell in cells))
+
+    def lines(self, width: int | None = None) -> Iterator[Text]:
+        """The table as lines. With a `width` long cells are wrapped between words; without, each row is one line."""
+        if self.title:
+            yield from _wrapped(Text(printable(self.title), "bold"), width)
+        names = tuple(_cell(name.removeprefix(">"), "dim") for name in self.columns)
+        rows = [names, *self.rows] if self.headed and any(self.columns) else self.rows
+        widths = _column_widths(rows, width, keep_first=not self.headed)
+        for row in rows:
+            yield from self._row_lines(row, widths)
+        for remark in self.remarks:
+            yield from _wrapped(Text(printable(remark)), width, _INDENT)
+
+    def _row_lines(self, row: tuple[Text, ...], widths: list[int]) -> Iterator[Text]:
+        wrapped = [list(_wrapped(cell, width)) for cell, width in zip(row, widths, strict=True)]
+        for number in range(max(map(len, wrapped))):
+            line = Text(_INDENT)
+            for name, cell, width in zip(self.columns, wrapped, widths, strict=True):
+                part = cell[number] if number < len(cell) else Text()
+                padding = " " * max(0, width - part.cell_len)
+                line = line + (Text(padding) + part if name.startswith(">") else part + Text(padding)) + _GAP
+            line.rstrip()
+            yield line
 
 
 def grid(title: str, *columns: str) -> Table:
     """A table with a headed column each; a leading ">" aligns one to the right."""
-    table = Table(title=escape(title), title_justify="left", caption_justify="left")
-    for column in columns:
-        table.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
-        )
-    return table
+    return Table(title, columns)
 
 
 def facts(title: str, rows: Mapping[str, str] = MappingProxyType({})) -> Table:
-    """A table of names and values, as text."""
-    table = Table(title=escape(title), show_header=False, title_justify="left")
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    """A table of names and values."""
+    table = Table(title, ("", ""), headed=False)
     for name, value in rows.items():
         fact(table, name, value)
     return table
@@ -40,7 +83,42 @@ def facts(title: str, rows: Mapping[str, str] = MappingProxyType({})) -> Table:
 
 def fact(table: Table, name: str, value: str) -> None:
     """One more row of `facts`."""
-    table.add_row(name, Text(value))
+    table.add_row(Text(name, "dim"), value)
+
+
+def _cell(content: str | Text, style: str) -> Text:
+    return (
+        Text(printable(content), style) if isinstance(content, str) else Text(printable(content.plain), content.style)
+    )
+
+
+def _wrapped(text: Text, width: int | None, indent: str = "") -> Iterator[Text]:
+    """Lines of at most `width` columns of the terminal, broken between words alone: what is cut can't be copied or found."""
+    line = indent
+    for number, word in enumerate(text.plain.split(" ")):
+        longer = f"{line} {word}" if number else line + word
+        if number and width is not None and cell_len(longer) > width:
+            yield Text(line, text.style)
+            longer = indent + word
+        line = longer
+    yield Text(line, text.style)
+
+
+def _column_widths(rows: list[tuple[Text, ...]], width: int | None, *, keep_first: bool) -> list[int]:
+    """As wide as the columns' content; where that is too much, the widest are narrowed first, down to their longest word."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(cell.cell_len for cell in column) for column in columns]
+    if width is None:
+        return widths
+    longest = [max(cell_len(word) for cell in column for word in cell.plain.split(" ")) for column in columns]
+    longest[:1] = widths[:1] if keep_first else longest[:1]
+    room = width - len(_INDENT) - len(_GAP) * (len(columns) - 1)
+    while sum(widths) > room:
+        narrower = [number for number in range(len(widths)) if widths[number] > longest[number]]
+        if not narrower:
+            break
+        widths[max(narrower, key=lambda number: widths[number])] -= 1
+    return widths
 
 
 def size_text(size_bytes: int) -> str:
@@ -110,7 +188,7 @@ def detect_table(report: DetectReport) -> Table:
         found = ", ".join(f"{count} {name}" for name, count in summary.counts.items()) or "none"
         frames = "" if summary.frames is None else f", {summary.frames} frames"
         row = (summary.file, f"{width}x{height}{frames}", found, summary.overlay or "not drawn")
-        table.add_row(*(escape(text) for text in row))
+        table.add_row(*row)
     return table
 
 
@@ -163,7 +241,7 @@ def doctor_tables(report: dict[str, Any]) -> Iterator[Table]:
     table = grid("what can be done here", "ability", "", "why")
     for ability in report["abilities"]:
         mark = Text("yes", "green") if ability["available"] else Text("no", "yellow")
-        table.add_row(ability["name"], mark, Text(ability["reason"]))
+        table.add_row(ability["name"], mark, ability["reason"])
     yield table
 
 
@@ -203,15 +281,12 @@ def _spec_table(spec: dict[str, Any]) -> Table:
 
 
 def _evidence_table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("field", style="dim", overflow="fold")
-    for column in ("value", "from"):
-        table.add_column(column, overflow="fold")
+    table = grid(title, "field", "value", "from")
     for row in rows:
         value = "?" if row["value"] is None else _shortened(row["value"])
         shape = "" if row["shape"] is None else f" {row['shape']}"
         source = row["how"] if row["tensor"] is None else f"{row['tensor']}{shape}: {row['how']}"
-        table.add_row(row["field"], Text(value), Text(source))
+        table.add_row(Text(row["field"], "dim"), value, source)
     return table
 
 
@@ -226,7 +301,7 @@ def _io_table(tensors: list[dict[str, Any]]) -> Table:
     for tensor in tensors:
         sizes = ["any" if size == -1 else str(size) for size in tensor["shape"]]
         shape = " x ".join(["B" if sizes[:1] == ["any"] else sizes[0], *sizes[1:]] if sizes else [])
-        table.add_row(*(Text(text) for text in (tensor["name"], tensor["mode"], tensor["dtype"], shape)))
+        table.add_row(tensor["name"], tensor["mode"], tensor["dtype"], shape)
     return table
 
 

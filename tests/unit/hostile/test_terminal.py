@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.text import Text
+from typer.testing import CliRunner
 
+from tests.goldens import SHAPES
 from tests.unit.hostile.image_files import chunk, encoded, noise
+from yolact_deploy.cli import app
+from yolact_deploy.cli.console import console, print_tables, progress_bar, say
 from yolact_deploy.reference.images import read_image
+from yolact_deploy.reports.tables import fact, facts, grid
 
 
 def _detect(model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -124,3 +132,75 @@ def test_other_lines_of_the_moment_are_handed_on(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.stderr == "of another thread\nhalf"
     assert done.stdout == "['Corrupt JPEG data: bad Huffman code']\n"
+
+
+HOSTILE = "[red]a:x:\x1b[2J\u202e\n[/]"
+SHOWN = r"[red]a:x:\x1b[2J\u202e\n[/]"
+
+
+@pytest.mark.parametrize("width", [None, 30])
+def test_tables_show_names_as_they_are_and_act_on_nothing(width: int | None) -> None:
+    table = grid(HOSTILE, HOSTILE, f">{HOSTILE}")
+    table.add_row(HOSTILE, Text(HOSTILE, "red"))
+    fact(named := facts(HOSTILE), HOSTILE, HOSTILE)
+    table.remarks.append(HOSTILE)
+    lines = [line.plain for each in (table, named) for line in each.lines(width)]
+    assert lines == [SHOWN, *[f"  {SHOWN}  {SHOWN}"] * 2, f"  {SHOWN}", SHOWN, f"  {SHOWN}  {SHOWN}"]
+
+
+@pytest.mark.parametrize("command", ["detect", "eval", "bench", "inspect", "lint"])
+def test_every_command_names_a_file_as_it_is(command: str, shapes_onnx: Path, tmp_path: Path) -> None:
+    model = tmp_path / "[red]a:x:\x1b[2J\n.onnx"
+    model.symlink_to(shapes_onnx)
+    photo = tmp_path / "[red]b:x:\x1b[2J\n.png"
+    photo.write_bytes(encoded(".png"))
+    arguments: dict[str, tuple[object, ...]] = {
+        "detect": ("detect", model, photo, "--no-overlays"),
+        "eval": ("eval", model, "--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json", "--limit", 1),
+        "bench": ("bench", model, "--iterations", 1, "--warmup", 0),
+        "inspect": ("inspect", model),
+        "lint": ("inspect", model, "--lint"),
+    }  # fmt: skip
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments[command]])
+    assert result.exit_code == 0, result.stderr
+    assert (r"/[red]b:x:\x1b[2J\n.png" if command == "detect" else r"/[red]a:x:\x1b[2J\n.onnx") in result.stdout
+    assert "\x1b" not in result.output
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is printed goes to a terminal of 80 columns."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    console.cache_clear()
+    yield
+    console.cache_clear()
+
+
+@pytest.mark.usefixtures("terminal")
+def test_progress_bars_errors_and_notes_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as progress:
+        progress(HOSTILE, 1, 2)
+        say(f"error: {HOSTILE}")
+    shown = capsys.readouterr().err
+    assert SHOWN.removesuffix(r"\n[/]") in shown
+    assert rf"error: [red]a:x:\x1b[2J\u202e{chr(10)}[/]" in shown
+    assert "\x1b[2J" not in shown
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_gets_lines_of_its_width_that_break_between_words_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    table = grid("t" * 100, "name", "why")
+    path = f"/a/{'long-' * 15}path.onnx"
+    table.add_row(path, " ".join(["because"] * 10))
+    print_tables([table, facts("", {"name": " ".join(["word"] * 30)})])
+    lines = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert lines[:3] == ["t" * 100, f"  name{' ' * (len(path) - 2)}why", f"  {path}  because"]
+    assert lines[3:13] == [f"  {' ' * len(path)}  because"] * 9 + [""]
+    assert lines[13:] == ["  name" + "  word" + " word" * 13, "        word" + " word" * 13, "        word word"]
+
+
+def test_elsewhere_each_row_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    print_tables([facts("", {"name": " ".join(["word"] * 30)})])
+    assert capsys.readouterr().out == "  name" + "  word" + " word" * 29 + "\n"
