@@ -212,12 +212,13 @@ def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:
             fact(table, key, _inline(report[key]))
     for note in report.get("notes", ()):
         fact(table, "note", note)
-    yield table
+    if table.rows:
+        yield table
     if report.get("inferred"):
         yield _evidence_table("seen in the tensors", report["inferred"])
         yield _evidence_table("not in the tensors", report["not_in_tensors"])
     if report.get("spec"):
-        yield _spec_table(report["spec"])
+        yield _spec_table("spec" if table.rows else f"spec {report['path']}", report["spec"])
     if report.get("io_tensors"):
         yield _io_table(report["io_tensors"])
     modules = report.get("module_counts") or (report.get("layers") or {}).get("module_counts")
@@ -269,8 +270,8 @@ def _cuda_tables(report: dict[str, Any]) -> Iterator[Table]:
         yield table
 
 
-def _spec_table(spec: dict[str, Any]) -> Table:
-    table = facts("spec")
+def _spec_table(title: str, spec: dict[str, Any]) -> Table:
+    table = facts(title)
     for key in ("name", "input_size", "conf_activation"):
         fact(table, key, str(spec[key]))
     names = spec["class_names"]

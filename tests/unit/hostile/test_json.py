@@ -7,8 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.hostile.json_readers import KINDS, SPEC, JsonReader, comparable, json_readers
-from yolact_deploy.errors import SpecError
+import exporters
+from tests.unit.hostile.json_readers import (
+    ANNOTATIONS,
+    BASELINE,
+    KINDS,
+    SIDECAR,
+    SPEC,
+    JsonReader,
+    comparable,
+    json_readers,
+)
+from yolact_deploy.errors import ArtifactError, SpecError
+from yolact_deploy.reports.tables import inspect_tables
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import MAX_DEPTH, JsonError, parse_json
 
@@ -72,3 +83,44 @@ def test_the_spec_inside_an_onnx_is_read_as_strictly() -> None:
     with pytest.raises(SpecError, match="'name' is given twice"):
         ModelSpec.from_json(SPEC.to_json().replace('"name"', '"name": "other", "name"', 1))
     assert ModelSpec.from_json("\ufeff" + SPEC.to_json()) == SPEC
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (SIDECAR.to_dict(), "the sidecar of a plan; inspect the plan beside it"),
+        (BASELINE, "what `bench --json` printed"),
+        (ANNOTATIONS, "COCO annotations"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}], "COCO results"),
+        ({"images": [], "failed": [], "backend": "x", "fallback": None}, "what `detect --json` printed"),
+        ({}, "JSON without any of the fields of a spec"),
+        ([], "JSON without any of the fields of a spec"),
+        ("text", "JSON without any of the fields of a spec"),
+    ],
+    ids=["sidecar", "bench", "annotations", "results", "detections", "empty", "list", "text"],
+)
+def test_inspect_says_what_a_json_is_that_is_no_artifact(content: object, what: str, tmp_path: Path) -> None:
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=f"some.json is no artifact: it is {what}"):
+        exporters.inspect(file)
+
+
+def test_inspect_says_that_the_ranges_of_a_calibration_are_no_artifact(tmp_path: Path) -> None:
+    (file := tmp_path / "ranges.json").write_text(json.dumps(json_readers(tmp_path)["calibration cache"].valid))
+    with pytest.raises(ArtifactError, match="it is the ranges of a calibration"):
+        exporters.inspect(file)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.onnx", "a.pth", "a.engine", "a"])
+def test_inspect_says_that_a_file_is_empty(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ArtifactError, match=f"{name} is empty"):
+        exporters.inspect(tmp_path / name)
+
+
+def test_a_spec_is_one_table(tmp_path: Path) -> None:
+    (file := tmp_path / "spec.json").write_text(SPEC.to_json())
+    (table,) = inspect_tables(exporters.inspect(file))
+    assert table.title == f"spec {file}"
+    assert table.rows[0][1].plain == SPEC.name
