@@ -18,8 +18,7 @@ from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
-from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
+from yolact_deploy.runtime.gpu.pipeline import REAL_GPU, GpuBackend, GpuPipeline
 from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, ExecutionContext
 
 NewExecutionContext = Callable[[int], ExecutionContext]  # on a stream
@@ -36,12 +35,12 @@ _METHOD = (
 
 def open_driver(detector: Detector) -> Driver:
     """The driver of a Detector's GPU; all drivers of a GPU share its primary context."""
-    return gpu_backend.BACKEND.open_driver(detector.gpu_index or 0)
+    return _backend(detector).open_driver(detector.gpu_index or 0)
 
 
 def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:
     """The network of a Detector's artifact on its GPU, for itself alone."""
-    return gpu_backend.BACKEND.open_network(detector.file, driver, detector.arguments["threads"])
+    return _backend(detector).open_network(detector.file, driver, detector.arguments["threads"])
 
 
 class Memory(ExitStack):
@@ -140,7 +139,7 @@ def open_pipeline(detector: Detector, driver: Driver, network: DeviceNetwork) ->
     pipeline = GpuPipeline(
         driver,
         network,
-        gpu_backend.BACKEND.load_kernels,
+        _backend(detector).load_kernels,
         nms=arguments["nms"],
         cuda_graph=arguments["cuda_graph"],
     )
@@ -262,3 +261,8 @@ def device_memory(detector: Detector, images: list[Image], score_threshold: floa
     except YolactDeployError as exc:
         return {"device_bytes": None, "device_method": f"unmeasured: {exc}"}
     return {"device_bytes": taken, "device_method": _METHOD}
+
+
+def _backend(detector: Detector) -> GpuBackend:
+    backend: GpuBackend | None = detector.arguments["gpu"]
+    return backend or REAL_GPU

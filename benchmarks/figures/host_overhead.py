@@ -36,7 +36,6 @@ from yolact_deploy.cuda.launches import Launch, mask_pitch_words, result_buffers
 from yolact_deploy.cuda.program import pack
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.postprocess import MaskIouModel
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 from yolact_deploy.spec import ModelSpec
 
@@ -105,11 +104,7 @@ def _frames(driver: Any, config: str, folder: str, image: Any, detections: int) 
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", [INPUT], [OUTPUTS[0]])], "null", [], [])
     onnx.save(onnx.helper.make_model(graph), str(artifact))
     spec = published_spec(config)
-    backend, gpu_backend.BACKEND = gpu_backend.BACKEND, null_backend(driver, NullNetwork(spec))
-    try:
-        detector = Detector(artifact, device="cuda:0")
-    finally:
-        gpu_backend.BACKEND = backend
+    detector = Detector(artifact, device="cuda:0", gpu=null_backend(driver, NullNetwork(spec)))
     results = pack(result_buffers(specialize(spec), 1))
     detector(image)
     write_block(driver.results, results.offsets["count"], np.array([detections], np.int32))
@@ -285,7 +280,7 @@ class NullNetwork:
 
 
 def null_backend(driver: Any, network: NullNetwork) -> GpuBackend:
-    """In the place of `gpu_backend.BACKEND`."""
+    """In the place of a GPU."""
 
     def open_network(artifact: object, driver: Driver, threads: int | None) -> NullNetwork:
         return network

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from tests.emulator.cpu_network import CpuNetwork
 from tests.emulator.driver import EmulatedDriver
+from yolact_deploy import Detector
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
@@ -22,6 +24,10 @@ class EmulatedGpu:
         self.driver = driver or EmulatedDriver()
         self.networks: list[CpuNetwork] = []
         self.network_options = network_options
+
+    def open(self, artifact: str | os.PathLike[str] | Runnable, **options: Any) -> Detector:
+        """A Detector on it."""
+        return Detector(artifact, device="cuda:0", gpu=self.backend, **options)
 
     @property
     def backend(self) -> GpuBackend:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from yolact_deploy.cli import app
 from yolact_deploy.cli.console import console
 from yolact_deploy.errors import DeviceError
 from yolact_deploy.reference.images import read_image
-from yolact_deploy.runtime.gpu import pipeline as gpu_pipeline
+from yolact_deploy.runtime.onnxruntime.network import choose_providers
 
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 
@@ -60,11 +59,13 @@ def test_detect_json_is_all_there_is_on_stdout(shapes_onnx: Path) -> None:
 def test_a_fallback_to_the_cpu_is_a_line_on_stderr_and_a_field(
     command: str, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: object) -> None:
+    def refuse(ort: Any, device: str) -> Any:
+        if device == "cpu":
+            return choose_providers(ort, device)
         raise DeviceError("the driver\n  is out of date.")
 
     monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
-    monkeypatch.setattr(gpu_pipeline, "BACKEND", dataclasses.replace(gpu_pipeline.BACKEND, check_network=refuse))
+    monkeypatch.setattr("yolact_deploy.runtime.onnxruntime.network.choose_providers", refuse)
     rest: dict[str, tuple[object, ...]] = {
         "detect": (PHOTO, "--no-overlays"),
         "eval": ("--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json", "--limit", 1),

@@ -28,7 +28,7 @@ from yolact_deploy.errors import (
     SpecError,
 )
 from yolact_deploy.reference.images import read_image
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
+from yolact_deploy.runtime.gpu.pipeline import REAL_GPU
 from yolact_deploy.spec import ModelSpec
 
 PHOTOS = [SHAPES / "val" / f"val_public_000{i}.jpg" for i in range(4)]
@@ -231,8 +231,6 @@ def test_a_plan_runs_on_gpus_only(tmp_path: Path) -> None:
 
 
 def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
-
     def refuse(error: Exception) -> Callable[[object], None]:
         def check(artifact: object) -> None:
             raise error
@@ -244,16 +242,15 @@ def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.Mo
         (MissingDependencyError("cuda-bindings", extra="gpu", purpose="running on a GPU"), False),
         (SpecError("the kernels do not pad"), True),  # a GPU that is there, but not for this model: worth a word
     ):
-        backend = dataclasses.replace(gpu_backend.BACKEND, check_network=refuse(error))
-        monkeypatch.setattr(gpu_backend, "BACKEND", backend)
-        detector = Detector(shapes_onnx, threads=1)
+        gpu = dataclasses.replace(REAL_GPU, check_network=refuse(error))
+        detector = Detector(shapes_onnx, threads=1, gpu=gpu)
         assert "(CPU)" in detector.description
         assert (str(error) in detector.description) is described
         assert str(error) in detector.notes[0]
         assert detector.fallback == " ".join(str(error).split())
         assert detector.gpu_index is None
         with pytest.raises(type(error)):
-            Detector(shapes_onnx, device="cuda:0")
+            Detector(shapes_onnx, device="cuda:0", gpu=gpu)
     monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: False)
     without = Detector(shapes_onnx, threads=1)
     assert (without.notes, without.fallback) == ((), "this machine has no NVIDIA driver.")
@@ -262,14 +259,10 @@ def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("error", [DeviceMemoryError("no room for 'proto'"), EngineError("the kernels do not compile")])
-def test_auto_takes_no_cpu_for_a_gpu_on_which_the_work_fails(
-    shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch, error: EngineError
-) -> None:
+def test_auto_takes_no_cpu_for_a_gpu_on_which_the_work_fails(shapes_onnx: Path, error: EngineError) -> None:
     def fail(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
-    backend = dataclasses.replace(gpu_backend.BACKEND, check_network=lambda _: None, open_driver=fail)
-    monkeypatch.setattr(gpu_backend, "BACKEND", backend)
+    gpu = dataclasses.replace(REAL_GPU, check_network=lambda _: None, open_driver=fail)
     with pytest.raises(type(error), match=str(error)):
-        Detector(shapes_onnx)
+        Detector(shapes_onnx, gpu=gpu)

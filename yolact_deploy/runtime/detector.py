@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, get_args, overload
+from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from yolact_deploy.runtime.opening import open_pipeline, open_runnable
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
 from yolact_deploy.runtime.streaming import stream_detections
 from yolact_deploy.spec import ModelSpec, NmsMode
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 
 BATCH_DIMENSIONS = 4  # [B, H, W, 3]
 _GPU_BATCH = 4  # images of a run where there are many: each takes buffers for its masks at full size
@@ -62,8 +65,9 @@ class Detector:
     read again. `device` is "cpu", "cuda:N", or "auto": a GPU where all that the model needs there is installed, else the CPU,
     and `fallback` says why. `threads` bounds the CPU threads of the network; `nms` overrides the spec's; `batch_size` is the
     most images in one run of the network; `cuda_graph` allows whole batches to be replayed as CUDA graphs; image files of more
-    than `max_pixels` are refused. Not safe to share between threads; pickles as its arguments, so that every process opens
-    the model itself. Memory of a GPU is given back by `close`, at the end of a `with` block, or with the last reference.
+    than `max_pixels` are refused; `gpu` stands in for the machine's own, as in tests. Not safe to share between threads;
+    pickles as its arguments, so that every process opens the model itself. Memory of a GPU is given back by `close`, at the
+    end of a `with` block, or with the last reference.
 
     Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used here; "auto" takes
     no CPU for a GPU whose memory is full (DeviceMemoryError).
@@ -88,6 +92,7 @@ class Detector:
         batch_size: int = 1,
         cuda_graph: bool = True,
         max_pixels: int = MAX_PIXELS,
+        gpu: GpuBackend | None = None,
     ) -> None:
         _check_count("batch_size", batch_size)
         if nms is not None and nms not in get_args(NmsMode):
@@ -103,10 +108,11 @@ class Detector:
             "batch_size": batch_size,
             "cuda_graph": cuda_graph,
             "max_pixels": max_pixels,
+            "gpu": gpu,
         }
         file = open_runnable(artifact)
         self.artifact = file.path
-        self._opened = open_pipeline(file, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        self._opened = open_pipeline(file, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph, gpu=gpu)
         self._file = file.without_content() if isinstance(file, PlanFile) else file
         self._close = weakref.finalize(self, self._opened.close)
         self._batch_size = self._bounded(batch_size)
@@ -322,6 +328,7 @@ def detector_for_many(
     threads: int | None,
     nms: NmsMode | None,
     max_pixels: int = MAX_PIXELS,
+    gpu: GpuBackend | None = None,
 ) -> Iterator[tuple[Detector, int | None]]:
     """A Detector for as long as the block lasts, and the `batch_size` of its `stream`; one that is given keeps its own.
 
@@ -330,7 +337,7 @@ def detector_for_many(
     if isinstance(artifact, Detector):
         yield artifact, None
         return
-    with Detector(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels) as detector:
+    with Detector(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels, gpu=gpu) as detector:
         yield detector, _GPU_BATCH if detector.on_gpu else 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.artifacts.names import END_TO_END, ONNX_SUFFIX, PLAN_SUFFIXES, is_checkpoint, is_onnx, is_plan
 from yolact_deploy.artifacts.onnx_file import OnnxFile
@@ -22,6 +22,9 @@ from yolact_deploy.optional import has_nvidia_driver
 from yolact_deploy.runtime.host import HostPipeline
 from yolact_deploy.runtime.protocols import Pipeline
 from yolact_deploy.spec import NmsMode
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 
 _NO_DRIVER = "this machine has no NVIDIA driver."
 
@@ -46,7 +49,13 @@ def open_runnable(artifact: str | os.PathLike[str] | Runnable) -> Runnable:
 
 
 def open_pipeline(
-    artifact: Runnable, *, device: str, threads: int | None, nms: NmsMode | None, cuda_graph: bool
+    artifact: Runnable,
+    *,
+    device: str,
+    threads: int | None,
+    nms: NmsMode | None,
+    cuda_graph: bool,
+    gpu: GpuBackend | None,  # in the place of the machine's own
 ) -> Pipeline:
     """Device "auto" takes the CPU where there is no GPU, or one that can't run the model, and says why in `fallback`; work
     that fails on a GPU, as for want of memory, is an error there as well. A machine without a driver is not told in `notes`
@@ -55,10 +64,11 @@ def open_pipeline(
     Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there.
     """
     kind, index = _parse_device(device)
+    options: dict[str, Any] = {"threads": threads, "nms": nms, "cuda_graph": cuda_graph, "backend": gpu}
     if isinstance(artifact, PlanFile):
-        return _open_plan(artifact, kind, index, threads, nms, cuda_graph)
+        return _open_plan(artifact, kind, index, options)
     fallback = None
-    if kind == "auto" and not has_nvidia_driver():
+    if kind == "auto" and gpu is None and not has_nvidia_driver():
         kind, device, fallback = "cpu", "cpu", _NO_DRIVER
     if artifact.form == END_TO_END:
         from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndPipeline
@@ -69,9 +79,9 @@ def open_pipeline(
     from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 
     if kind == "cuda":
-        return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        return open_gpu_pipeline(artifact, index, **options)
     try:
-        return open_gpu_pipeline(artifact, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        return open_gpu_pipeline(artifact, index, **options)
     except DeviceMemoryError:
         raise
     except (DeviceError, MissingDependencyError, SpecError) as exc:
@@ -95,9 +105,7 @@ def _parse_device(device: Any) -> tuple[str, int]:
     return kind, int(index or 0)
 
 
-def _open_plan(
-    plan: PlanFile, kind: str, index: int, threads: int | None, nms: NmsMode | None, cuda_graph: bool
-) -> Pipeline:
+def _open_plan(plan: PlanFile, kind: str, index: int, options: dict[str, Any]) -> Pipeline:
     runtime, onnx = plan.sidecar.runtime, plan.sidecar.onnx_name
     if kind == "cpu":
         raise DeviceError(
@@ -107,7 +115,7 @@ def _open_plan(
     from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 
     try:
-        return open_gpu_pipeline(plan, index, threads=threads, nms=nms, cuda_graph=cuda_graph)
+        return open_gpu_pipeline(plan, index, **options)
     except DeviceMemoryError:
         raise
     except (DeviceError, MissingDependencyError) as exc:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from yolact_deploy.artifacts.open import Checkpoint, open_artifact
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import ArtifactError, PlanMismatchError
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
+from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 
@@ -63,15 +64,13 @@ def test_what_is_no_artifact_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def on_emulator(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Plans run in the kernels' emulator."""
+def plan_gpu(bench: Bench) -> GpuBackend:
+    """A GPU that runs plans in the kernels' emulator."""
 
     def open_network(plan: Any, driver: Driver, threads: int | None) -> PlanNetwork:
         return PlanNetwork(plan, driver, threads=threads)
 
-    backend = dataclasses.replace(EmulatedGpu(bench.driver).backend, open_network=open_network)
-    monkeypatch.setattr(gpu_backend, "BACKEND", backend)
-    return bench
+    return dataclasses.replace(EmulatedGpu(bench.driver).backend, open_network=open_network)
 
 
 needs_emulator = pytest.mark.skipif(
@@ -80,10 +79,10 @@ needs_emulator = pytest.mark.skipif(
 
 
 @needs_emulator
-def test_a_plan_is_read_once_to_run_it_and_tell_what_it_is(on_emulator: Bench) -> None:
-    plan = on_emulator.write()
+def test_a_plan_is_read_once_to_run_it_and_tell_what_it_is(bench: Bench, plan_gpu: GpuBackend) -> None:
+    plan = bench.write()
     digest = hashlib.sha256(plan.read_bytes()).hexdigest()
-    with opens_of(plan) as count, Detector(plan, device="cuda:0") as detector:
+    with opens_of(plan) as count, Detector(plan, device="cuda:0", gpu=plan_gpu) as detector:
         assert describe(detector)["sha256"] == digest
     assert count == [1]
     assert isinstance(detector.file, PlanFile)
@@ -91,8 +90,11 @@ def test_a_plan_is_read_once_to_run_it_and_tell_what_it_is(on_emulator: Bench) -
 
 
 @needs_emulator
-def test_a_plan_is_read_once_to_be_compared(on_emulator: Bench) -> None:
-    plan = on_emulator.write()
+def test_a_plan_is_read_once_to_be_compared(
+    bench: Bench, plan_gpu: GpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.comparison.report.Detector", partial(Detector, gpu=plan_gpu))
+    plan = bench.write()
     with opens_of(plan) as count:
         side = open_side(plan)
     assert count == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,8 +50,8 @@ def _photo(image_hw: tuple[int, int] = (60, 80)) -> Image:
 def test_the_report_says_what_was_on(
     emulated: Emulate, shapes_onnx: Path, in_stream: bool, cuda_graph: bool, graph_stages: list[str]
 ) -> None:
-    emulated(in_stream=in_stream)
-    with Detector(shapes_onnx, device="cuda:0", cuda_graph=cuda_graph) as detector:
+    gpu = emulated(in_stream=in_stream)
+    with gpu.open(shapes_onnx, cuda_graph=cuda_graph) as detector:
         report = time_detectors([detector], [_photo()], iterations=2, warmup=1)
     (run,) = report["runs"]
     assert run["graph_stages"] == graph_stages
@@ -63,8 +64,8 @@ def test_the_report_says_what_was_on(
 
 
 def test_whole_calls_are_of_the_host_and_stages_of_the_device(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    gpu = emulated(in_stream=True)
+    with gpu.open(shapes_onnx) as detector:
         run = time_detectors([detector], [_photo()], iterations=3, warmup=1)["runs"][0]
     assert tuple(run["stages_ms"]) == TIMED_STAGES
     device = {stage: run["stages_ms"][stage]["p50"] for stage in ALL_STAGES}
@@ -111,7 +112,7 @@ def test_the_latency_ends_with_masks_as_a_user_has_them() -> None:
 
 def test_device_memory_is_that_of_a_detector_like_it(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         run = time_detectors([detector], [_photo()], iterations=1, warmup=2)["runs"][0]
         assert run["peak_memory"]["device_bytes"] == gpu.driver.device_bytes > 0
         assert "not the CUDA context" in run["peak_memory"]["device_method"]
@@ -119,11 +120,11 @@ def test_device_memory_is_that_of_a_detector_like_it(emulated: Emulate, shapes_o
 
 def test_without_room_for_a_second_detector_device_memory_is_unmeasured(emulated: Emulate, shapes_onnx: Path) -> None:
     probe = emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with probe.open(shapes_onnx) as detector:
         detector(_photo())
         needed = probe.driver.device_bytes
-    emulated(EmulatedDriver(memory_bytes=int(1.2 * needed)), in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    gpu = emulated(EmulatedDriver(memory_bytes=int(1.2 * needed)), in_stream=True)
+    with gpu.open(shapes_onnx) as detector:
         report = time_detectors([detector], [_photo()], iterations=1, warmup=0)
     assert report["runs"][0]["peak_memory"]["device_bytes"] is None
     assert any("device memory is unmeasured: no memory for" in note for note in report["notes"])
@@ -132,7 +133,7 @@ def test_without_room_for_a_second_detector_device_memory_is_unmeasured(emulated
 def test_why_something_is_not_used_is_noted(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
     gpu.driver.fail_capture = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         report = time_detectors([detector], [_photo()], iterations=1, warmup=2)
     assert any("CAPTURE_INVALIDATED" in note for note in report["notes"])
     assert report["options"]["cuda_graph"] is False
@@ -141,8 +142,8 @@ def test_why_something_is_not_used_is_noted(emulated: Emulate, shapes_onnx: Path
 def test_a_gpu_and_a_cpu_side_by_side_have_options_of_their_own(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
-    emulated()
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    gpu = emulated()
+    with gpu.open(shapes_onnx) as detector:
         report = time_detectors([on_cpu, detector], [_photo()], iterations=1, warmup=1)
     assert report["options"]["clock"] == ["host", "host; stages: device (CUDA events)"]
     assert report["options"]["precision"] == "fp32"
@@ -151,8 +152,8 @@ def test_a_gpu_and_a_cpu_side_by_side_have_options_of_their_own(
 
 
 def test_a_network_on_a_gpu_whose_rest_is_on_the_cpu_says_so(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated()
-    with Detector(shapes_onnx, device="cuda:0", nms="traditional") as detector:
+    gpu = emulated()
+    with gpu.open(shapes_onnx, nms="traditional") as detector:
         report = time_detectors([detector], [_photo()], iterations=1, warmup=0)
     assert report["options"]["clock"] == "host"
     assert report["options"]["transfers"].startswith("counted, within the network")
@@ -162,11 +163,11 @@ def test_a_network_on_a_gpu_whose_rest_is_on_the_cpu_says_so(emulated: Emulate, 
 def test_where_a_network_runs_is_known_whatever_its_description_says(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulated()
+    gpu = emulated()
     monkeypatch.setattr(Detector, "description", "any words")
     with (
-        Detector(shapes_onnx, device="cuda:0", nms="traditional") as halfway,
-        Detector(shapes_onnx, device="cuda:0") as whole,
+        gpu.open(shapes_onnx, nms="traditional") as halfway,
+        gpu.open(shapes_onnx) as whole,
     ):
         assert [detector.gpu_index for detector in (on_cpu, halfway, whole)] == [None, 0, 0]
         transfers = [conditions(detector)["transfers"].partition(":")[0] for detector in (on_cpu, halfway, whole)]
@@ -174,8 +175,8 @@ def test_where_a_network_runs_is_known_whatever_its_description_says(
 
 
 def test_a_detector_says_how_it_was_opened_and_what_it_replays(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0", threads=2, cuda_graph=True) as detector:
+    gpu = emulated(in_stream=True)
+    with gpu.open(shapes_onnx, threads=2, cuda_graph=True) as detector:
         assert detector.arguments["device"] == "cuda:0"
         assert (detector.arguments["threads"], detector.in_flight) == (2, 2)
         seen = []
@@ -200,7 +201,7 @@ def test_a_sweep_finds_on_the_gpu_what_was_planted(
         monkeypatch.setattr(f"benchmarks.rounds._REPEAT_{name}", value)
     monkeypatch.setattr(OnnxFile, "batch", (1, 2))
     monkeypatch.setattr("benchmarks.sweep.IMAGE_SIZES_HW", ((60, 80),))
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         found = sweep(detector, [_photo()])
     assert [point["batch"] for point in found["batch"]] == [1, 2]
     assert tuple(found["batch"][0]["stages_ms"]) == TIMED_STAGES
@@ -216,7 +217,7 @@ def test_a_sweep_finds_on_the_gpu_what_was_planted(
 
 def test_a_sweep_without_room_says_so(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         detector(_photo())
         object.__setattr__(gpu.driver.device, "memory_bytes", gpu.driver.device_bytes)
         found = sweep(detector, [_photo()])
@@ -255,7 +256,7 @@ def test_loadgens_offline_scenario_streams_in_batches(emulated: Emulate, shapes_
             answered.extend(queries)
 
     gpu = emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0", batch_size=2) as detector:
+    with gpu.open(shapes_onnx, batch_size=2) as detector:
         server = _QueryServer(LoadGen, detector, [_photo(), _photo((30, 40))], streams=True)
         server.issue([SimpleNamespace(id=10 + number, index=number % 2) for number in range(5)])
         server.close()
@@ -264,8 +265,10 @@ def test_loadgens_offline_scenario_streams_in_batches(emulated: Emulate, shapes_
     assert gpu.networks[0].batches == [2, 2, 1]
 
 
-def test_the_command_measures_a_gpu(emulated: Emulate, shapes_onnx: Path, tmp_path: Path) -> None:
-    emulated(in_stream=True)
+def test_the_command_measures_a_gpu(
+    emulated: Emulate, shapes_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.command.Detector", partial(Detector, gpu=emulated(in_stream=True).backend))
     page, photo = tmp_path / "report.html", tmp_path / "photo.png"
     cv2.imwrite(str(photo), _photo())
     arguments = ["bench", str(shapes_onnx), "--device", "cuda:0", "--images", str(photo), "--streams", "1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from yolact_deploy import Detector
 from yolact_deploy.artifacts.plan_file import Layer, Layers, layers_path, write_layers
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import BenchmarkError
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
@@ -36,25 +36,19 @@ LAYERS = [
 ]
 
 
-def _open(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Detector:
+def _open(bench: Bench) -> Detector:
     def open_network(plan: Any, driver: Driver, threads: int | None) -> PlanNetwork:
         return PlanNetwork(plan, driver, threads=threads, rtx_cache=bench.folder / "cache")
 
-    backend = dataclasses.replace(
-        EmulatedGpu(bench.driver).backend,
-        open_network=open_network,
-    )
-    monkeypatch.setattr(gpu_backend, "BACKEND", backend)
-    return Detector(bench.write(), device="cuda:0", batch_size=2)
+    gpu = dataclasses.replace(EmulatedGpu(bench.driver).backend, open_network=open_network)
+    return Detector(bench.write(), device="cuda:0", batch_size=2, gpu=gpu)
 
 
 @pytest.mark.parametrize("rtx", [False, True], ids=["tensorrt", "tensorrt-rtx"])
-def test_layers_of_a_plan_stand_under_their_modules(
-    rtx: bool, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_of_a_plan_stand_under_their_modules(rtx: bool, make_bench: MakeBench) -> None:
     bench = make_bench(rtx=rtx)
     bench.behaviour.layers = LAYERS
-    with _open(bench, monkeypatch) as detector:
+    with _open(bench) as detector:
         found = layer_times(detector, IMAGES, runs=3)
     assert found["profiler"] == "TensorRT"
     assert found["network_ms"] == 2.0
@@ -71,21 +65,19 @@ def test_layers_of_a_plan_stand_under_their_modules(
     assert bench.behaviour.engines_alive() == 0
 
 
-def test_a_plan_is_profiled_at_the_batch_that_was_given(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_profiled_at_the_batch_that_was_given(make_bench: MakeBench) -> None:
     bench = make_bench()
     bench.behaviour.layers = LAYERS
-    with _open(bench, monkeypatch) as detector:
+    with _open(bench) as detector:
         layer_times(detector, IMAGES, runs=1)
     size = detector.spec.input_size
     assert ("set_input_shape", "image", (2, 3, size, size)) in bench.behaviour.calls
 
 
-def test_what_the_builder_stored_names_modules_better_than_the_names(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_builder_stored_names_modules_better_than_the_names(make_bench: MakeBench) -> None:
     bench = make_bench()
     bench.behaviour.layers = [("__myl_Fc_myl0_1", 1.0), ("__myl_Fc_myl0_1", 0.5), ("another", 0.5)]
-    detector = _open(bench, monkeypatch)
+    detector = _open(bench)
     plan = detector.artifact
     layers = Layers("engine", (Layer("__myl_Fc_myl0_1", "gemm", ("fpn.lat_layers.0", "proto_net.0"), ()),))
     for digest, expected in (
@@ -98,16 +90,17 @@ def test_what_the_builder_stored_names_modules_better_than_the_names(
     detector.close()
 
 
-def test_a_profiler_that_is_told_nothing_is_an_error(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profiler_that_is_told_nothing_is_an_error(make_bench: MakeBench) -> None:
     with (
-        _open(make_bench(), monkeypatch) as detector,
+        _open(make_bench()) as detector,
         pytest.raises(BenchmarkError, match=r"tiny\.engine: TensorRT 10\.3\.0.*told its profiler of no layer"),
     ):
         layer_times(detector, IMAGES)
 
 
 def test_a_plan_says_its_precision_and_batches(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _open(make_bench(), monkeypatch) as detector:
+    with _open(make_bench()) as detector:
+        monkeypatch.setattr("benchmarks.command.Detector", partial(Detector, gpu=detector.arguments["gpu"]))
         assert describe(detector)["precision"] == "fp32"
         assert detector.file.batch == (1, 4)
         with pytest.raises(BenchmarkError, match=r"was built for batches of 1 to 4, and 5 .*build-engine --batch"):
@@ -148,10 +141,10 @@ def test_kernels_are_summed_per_node_and_run() -> None:
 def test_an_onnxruntime_that_does_not_count_kernels_says_who_does(
     emulated: Callable[..., EmulatedGpu], shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulated()
+    gpu = emulated()
     monkeypatch.setattr(layer_profiles, "choose_providers", lambda ort, device: [CPU_PROVIDER])
     with (
-        Detector(shapes_onnx, device="cuda:0") as detector,
+        gpu.open(shapes_onnx) as detector,
         pytest.raises(BenchmarkError, match=r"only how long it takes to launch it.*build-engine.*--device cpu"),
     ):
         layer_times(detector, IMAGES[:1], runs=1)

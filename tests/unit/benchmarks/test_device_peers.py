@@ -17,7 +17,6 @@ from benchmarks.subjects import bench_images
 from benchmarks.torch_peer import TorchSide
 from tests.emulator.backend import EmulatedGpu
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
-from yolact_deploy import Detector
 from yolact_deploy.cuda.drivers.interface import Driver
 
 Emulate = Callable[..., EmulatedGpu]
@@ -46,7 +45,7 @@ def test_each_peer_does_its_part_on_the_clock_of_ours(
     gpu = emulated(in_stream=True)
     monkeypatch.setattr(device_peers, "torch_side", _without_a_gpu)
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         found = compare_peers(detector, PHOTO, checkpoint=SHAPES_CHECKPOINT, iterations=1)
         expected = len(detector(PHOTO))
     bare = gpu.networks[0].engine
@@ -66,8 +65,8 @@ def test_each_peer_does_its_part_on_the_clock_of_ours(
 
 
 def test_a_network_that_cannot_be_recorded_has_no_graph(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated(in_stream=False)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    gpu = emulated(in_stream=False)
+    with gpu.open(shapes_onnx) as detector:
         found = compare_peers(detector, PHOTO, iterations=1)
     assert [row["what"] for row in found["rows"]] == ["network"]
     assert any(note.startswith("no PyTorch peer: ") and "CUDA" in note for note in found["notes"])
@@ -78,7 +77,7 @@ def test_without_room_for_peers_there_are_none(
 ) -> None:
     gpu = emulated(in_stream=True)
     monkeypatch.setattr(device_peers, "torch_side", _without_a_gpu)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         detector(PHOTO)
         object.__setattr__(gpu.driver.device, "memory_bytes", gpu.driver.device_bytes)
         found = compare_peers(detector, PHOTO, iterations=1)

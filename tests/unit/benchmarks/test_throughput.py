@@ -30,7 +30,7 @@ def test_several_streams_are_several_detectors(shapes_onnx: Path) -> None:
 
 def test_batches_of_a_gpu_are_counted_image_by_image(emulated: Callable[..., EmulatedGpu], shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0", batch_size=2) as detector:
+    with gpu.open(shapes_onnx, batch_size=2) as detector:
         found = stream_throughput(detector, IMAGES, batch=2, iterations=3)
     assert found["in_flight"] == 2
     assert found["images"] % 2 == 0

@@ -11,7 +11,6 @@ from tests.emulator.availability import skip_without_compiler
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
 from yolact_deploy import Detector
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,14 +18,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EmulatedGpu]]:
-    """Puts an EmulatedGpu in the place of cuda:0; at the end nothing may be left on it that its Detectors did not close."""
+def emulated() -> Iterator[Callable[..., EmulatedGpu]]:
+    """Makes EmulatedGpus; at the end nothing may be left on them that their Detectors did not close."""
     made: list[EmulatedGpu] = []
 
     def emulate(driver: EmulatedDriver | None = None, **network_options: Any) -> EmulatedGpu:
         gpu = EmulatedGpu(driver, **network_options)
-        monkeypatch.setattr(gpu_backend, "BACKEND", gpu.backend)
-        monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: True)
         made.append(gpu)
         return gpu
 

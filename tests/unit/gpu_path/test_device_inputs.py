@@ -44,7 +44,7 @@ def place(gpu: EmulatedGpu) -> Any:
 def test_images_on_the_device_are_read_where_they_are(
     gpu: EmulatedGpu, place: Place, shapes_onnx: Path, on_cpu: Detector, wrap: Any, batch_size: int
 ) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=batch_size)
+    detector = gpu.open(shapes_onnx, batch_size=batch_size)
     expected = on_cpu(PIXELS[:3])
     gpu.driver.copied.clear()
     for _ in range(3):  # other addresses each time: no graph may remember one
@@ -58,7 +58,7 @@ def test_images_on_the_device_are_read_where_they_are(
 def test_images_of_host_and_device_go_together_in_a_batch(
     gpu: EmulatedGpu, place: Place, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=4)
+    detector = gpu.open(shapes_onnx, batch_size=4)
     expected = on_cpu(PIXELS)
     for _ in range(2):
         images: list[Any] = [PIXELS[0], Dlpack(place(PIXELS[1])), PIXELS[2], ArrayInterface(place(PIXELS[3]))]
@@ -69,7 +69,7 @@ def test_images_of_host_and_device_go_together_in_a_batch(
 def test_work_of_the_owners_stream_is_waited_for(
     gpu: EmulatedGpu, place: Place, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     expected = on_cpu(PIXELS[1])
     with gpu.driver.current():
         stream = gpu.driver.create_stream()
@@ -87,7 +87,7 @@ def test_work_of_the_owners_stream_is_waited_for(
 def test_a_stream_of_none_promises_that_the_image_is_there(
     gpu: EmulatedGpu, place: Place, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     image = place()
     with gpu.driver.current():
         gpu.driver.synchronize(image.stream)
@@ -95,7 +95,7 @@ def test_a_stream_of_none_promises_that_the_image_is_there(
 
 
 def test_what_dlpack_lends_is_given_back_once(gpu: EmulatedGpu, place: Place, shapes_onnx: Path) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     lent = Dlpack(place())
     results = detector.stream([lent, PIXELS[0]], prefetch=0)
     next(results)
@@ -115,7 +115,7 @@ def test_what_dlpack_lends_is_given_back_once(gpu: EmulatedGpu, place: Place, sh
 def test_rgb_and_streams_take_device_images(
     gpu: EmulatedGpu, place: Place, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     images = [ArrayInterface(place(np.ascontiguousarray(image[..., ::-1]))) for image in PIXELS[:3]]
     for found, image in zip(detector.stream(images, channel_order="rgb"), PIXELS, strict=False):
         assert_identical(found, on_cpu(image))
@@ -136,7 +136,7 @@ def test_rgb_and_streams_take_device_images(
 def test_other_layouts_are_refused_with_what_was_found(
     gpu: EmulatedGpu, place: Place, shapes_onnx: Path, on_cpu: Detector, changes: dict[str, Any], message: str
 ) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     with pytest.raises(ImageError, match=message):
         detector(ArrayInterface(place(), **changes))
     assert_identical(detector(PIXELS[0]), on_cpu(PIXELS[0]))
@@ -154,7 +154,7 @@ def test_other_layouts_are_refused_with_what_was_found(
 def test_other_dlpack_tensors_are_refused_with_what_was_found(
     gpu: EmulatedGpu, place: Place, shapes_onnx: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     lent = Dlpack(place(), **options)
     with pytest.raises(error, match=message):
         detector(lent)
@@ -162,7 +162,7 @@ def test_other_dlpack_tensors_are_refused_with_what_was_found(
 
 
 def test_memory_of_another_device_is_refused(gpu: EmulatedGpu, place: Place, shapes_onnx: Path) -> None:
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     host = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(DeviceError, match="does not know as a GPU's"):
         detector(ArrayInterface(place(), shape=(4, 4, 3), strides=None, data=(host.ctypes.data, False)))
@@ -175,6 +175,6 @@ def test_images_on_a_gpu_are_refused_by_a_detector_on_the_cpu(gpu: EmulatedGpu, 
 
 def test_tensors_of_the_host_are_images_of_the_host(gpu: EmulatedGpu, shapes_onnx: Path) -> None:
     torch = pytest.importorskip("torch")
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     pixels = np.full((40, 60, 3), 90, np.uint8)
     np.testing.assert_array_equal(detector(torch.from_numpy(pixels)).scores, detector(pixels).scores)

@@ -58,7 +58,7 @@ def test_graphs_captured_before_a_buffer_grew_are_not_used_again(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     small, large = on_cpu(SMALL), on_cpu(LARGE)
     for _ in range(2):
         assert_identical(detector(SMALL), small)
@@ -82,7 +82,7 @@ def test_more_runs_than_expected_are_made_again_with_room(
 ) -> None:
     monkeypatch.setattr("yolact_deploy.cuda.program.FIRST_RUN_CAPACITY", 64)
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=2)
+    detector = gpu.open(shapes_onnx, batch_size=2)
     for again in range(4):
         for found, expected in zip(detector([LARGE, SMALL], masks="rle"), on_cpu([LARGE, SMALL]), strict=True):
             assert found.rle() == expected.rle()
@@ -94,7 +94,7 @@ def test_graphs_of_sizes_long_unused_are_dropped(
 ) -> None:
     monkeypatch.setattr(gpu_lane, "MAX_PREPARED", 2)
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     whole = PIXELS[0]
     images = [whole, whole[:300], whole[:250]]
     detector(whole)
@@ -111,11 +111,11 @@ def test_memory_that_runs_out_names_the_buffer_and_the_detector_goes_on(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
     measured = emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with measured.open(shapes_onnx) as detector:
         detector(SMALL)
         needed = measured.driver.device_bytes
     gpu = emulated(EmulatedDriver(memory_bytes=needed + 50_000), in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     for _ in range(2):
         assert_identical(detector(SMALL), on_cpu(SMALL))
         with pytest.raises(DeviceMemoryError, match=r"the buffer '\w+'.* bytes were asked for"):
@@ -128,7 +128,7 @@ def test_memory_that_runs_out_names_the_buffer_and_the_detector_goes_on(
 def test_a_detector_that_cannot_be_set_up_leaves_nothing(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(EmulatedDriver(memory_bytes=1000))
     with pytest.raises(DeviceMemoryError, match="'priors'"):
-        Detector(shapes_onnx, device="cuda:0")
+        gpu.open(shapes_onnx)
     assert gpu.driver.left_over == {}
     assert gpu.networks[0].is_closed
 
@@ -147,8 +147,8 @@ def test_what_fails_on_the_way_leaves_the_detector_usable(
             raise KeyboardInterrupt
         return heads
 
-    emulated(in_stream=True, alter=fail_once)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(in_stream=True, alter=fail_once)
+    detector = gpu.open(shapes_onnx)
     expected = on_cpu(PHOTOS[0])
     assert_identical(detector(PHOTOS[0]), expected)
     with pytest.raises(EngineError, match="the network failed"):
@@ -163,19 +163,19 @@ def test_a_context_that_another_library_resets_is_an_error_and_a_new_detector_wo
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     detector(PHOTOS[0])
     gpu.driver.torn_down = True
     with pytest.raises(DeviceError, match="CONTEXT_IS_DESTROYED"):
         detector(PHOTOS[0])
     detector.close()
-    emulated(in_stream=True)
-    assert_identical(Detector(shapes_onnx, device="cuda:0")(PHOTOS[0]), on_cpu(PHOTOS[0]))
+    gpu = emulated(in_stream=True)
+    assert_identical(gpu.open(shapes_onnx)(PHOTOS[0]), on_cpu(PHOTOS[0]))
 
 
 def test_memory_is_given_back_with_the_last_reference(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated()
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     detector(PHOTOS[0])
     detector.run_network(detector.preprocess([PIXELS[0]]))
     assert gpu.driver.left_over["memory"] > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from yolact_deploy.errors import EngineError
 from yolact_deploy.evaluation import evaluate
 from yolact_deploy.file_detection import detect_files
 from yolact_deploy.reference.mask_sources import MaskForm
+from yolact_deploy.runtime.detector import detector_for_many
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import NmsMode
 
@@ -33,7 +35,7 @@ def test_detections_are_those_of_the_cpu(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, in_stream: bool, cuda_graph: bool, batch_size: int
 ) -> None:
     gpu = emulated(in_stream=in_stream)
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=batch_size, cuda_graph=cuda_graph)
+    detector = gpu.open(shapes_onnx, batch_size=batch_size, cuda_graph=cuda_graph)
     expected = on_cpu(PHOTOS[:3])  # each of another size
     for _ in range(3):  # step by step, captured, replayed
         for found, reference in zip(detector(PHOTOS[:3]), expected, strict=True):
@@ -45,8 +47,8 @@ def test_detections_are_those_of_the_cpu(
 
 
 def test_a_driver_without_graphs_does_without(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
-    emulated(EmulatedDriver(captures_cuda_graphs=False), in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(EmulatedDriver(captures_cuda_graphs=False), in_stream=True)
+    detector = gpu.open(shapes_onnx)
     for _ in range(2):
         assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))
 
@@ -56,7 +58,7 @@ def test_a_graph_that_cannot_be_captured_is_a_note_and_no_error(
 ) -> None:
     gpu = emulated(in_stream=True)
     gpu.driver.fail_capture = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     for _ in range(3):
         assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))
     (note,) = detector.notes
@@ -68,9 +70,9 @@ def test_a_graph_that_cannot_be_captured_is_a_note_and_no_error(
 def test_masks_cross_in_any_form(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, nms: NmsMode, masks: MaskForm
 ) -> None:
-    emulated()
+    gpu = emulated()
     reference = on_cpu if nms == "fast" else Detector(shapes_onnx, device="cpu", threads=1, nms=nms)
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=3, nms=nms)
+    detector = gpu.open(shapes_onnx, batch_size=3, nms=nms)
     for found, expected in zip(detector(PHOTOS[:3], masks=masks), reference(PHOTOS[:3]), strict=True):
         assert_identical(found, expected)
 
@@ -84,7 +86,7 @@ def test_an_unknown_form_of_masks_is_refused(on_cpu: Detector) -> None:
 
 def test_only_the_masks_that_were_found_cross_to_the_host(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     height, width = PIXELS[0].shape[:2]
     crossed = {}
     for threshold in (0.0, 0.3, 1.0):
@@ -99,8 +101,8 @@ def test_only_the_masks_that_were_found_cross_to_the_host(emulated: Emulate, sha
 
 
 def test_results_are_not_touched_by_the_next_call(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
-    emulated()
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated()
+    detector = gpu.open(shapes_onnx)
     first = detector(PIXELS[0])
     for image in PIXELS[1:]:
         detector(image)
@@ -109,8 +111,8 @@ def test_results_are_not_touched_by_the_next_call(emulated: Emulate, shapes_onnx
 
 
 def test_score_threshold_keeps_what_the_cpu_keeps(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
-    emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(in_stream=True)
+    detector = gpu.open(shapes_onnx)
     scores = on_cpu(PHOTOS[0]).scores
     exactly = float(scores[len(scores) // 2])
     for threshold in (exactly, 0.3, exactly):
@@ -120,9 +122,9 @@ def test_score_threshold_keeps_what_the_cpu_keeps(emulated: Emulate, shapes_onnx
 
 
 def test_an_image_without_detections(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated()
+    gpu = emulated()
     forms: tuple[MaskForm, ...] = ("bits", "rle", "dense")
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     for form in forms:
         found = detector(np.zeros((33, 21, 3), np.uint8), score_threshold=0.9999, masks=form)
         assert (len(found), found.class_names, found.rle(), found.to_coco(1)) == (0, [], [], [])
@@ -130,8 +132,8 @@ def test_an_image_without_detections(emulated: Emulate, shapes_onnx: Path) -> No
 
 
 def test_rgb_and_gray_images_are_read_as_they_are(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
-    emulated()
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated()
+    detector = gpu.open(shapes_onnx)
     rgb = np.ascontiguousarray(PIXELS[1][..., ::-1])
     assert_identical(detector(rgb, channel_order="rgb"), on_cpu(PIXELS[1]))
     gray = PIXELS[1][..., 1]
@@ -140,8 +142,8 @@ def test_rgb_and_gray_images_are_read_as_they_are(emulated: Emulate, shapes_onnx
 
 
 def test_a_network_in_half_precision_is_read_as_the_reference_reads_it(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated(half=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(half=True)
+    detector = gpu.open(shapes_onnx)
     for image in PIXELS[:2]:
         (raw,) = detector.suppress(detector.run_network(detector.preprocess([image])))
         assert_identical(detector(image), detector.assemble(raw, (image.shape[0], image.shape[1])))
@@ -154,8 +156,8 @@ def test_heads_that_hold_nan_and_infinity_are_dropped_as_on_the_cpu(emulated: Em
         heads.loc[:, 2::11] = np.nan
         return heads
 
-    emulated(alter=spoil)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(alter=spoil)
+    detector = gpu.open(shapes_onnx)
     (raw,) = detector.suppress(detector.run_network(detector.preprocess([PIXELS[0]])))
     found = detector(PIXELS[0])
     assert len(found) > 0
@@ -164,7 +166,7 @@ def test_heads_that_hold_nan_and_infinity_are_dropped_as_on_the_cpu(emulated: Em
 
 def test_a_batch_is_never_larger_than_the_network_takes(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated(max_batch=2)
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=8)
+    detector = gpu.open(shapes_onnx, batch_size=8)
     for found, expected in zip(detector(PHOTOS[:3]), on_cpu(PHOTOS[:3]), strict=True):
         assert_identical(found, expected)
     assert gpu.networks[0].batches == [2, 1]
@@ -174,19 +176,23 @@ def test_files_and_evaluation_go_through_a_gpu_in_batches(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, tmp_path: Path
 ) -> None:
     gpu = emulated()
+    with detector_for_many(shapes_onnx, device="auto", threads=1, nms=None, gpu=gpu.backend) as (detector, batch_size):
+        assert detector.on_gpu
+        assert batch_size == 4
     arguments = (SHAPES / "val", SHAPES / "val/instances.json")
-    found = evaluate(shapes_onnx, *arguments, limit=6)
-    assert gpu.networks[0].batches == [4, 2]
+    on_gpu = gpu.open(shapes_onnx, batch_size=4)
+    found = evaluate(on_gpu, *arguments, limit=6)
+    assert gpu.networks[1].batches == [4, 2]
     assert {**found, "backend": ""} == {**evaluate(on_cpu, *arguments, limit=6), "backend": ""}
-    detect_files(shapes_onnx, PHOTOS[:3], coco=tmp_path / "gpu.json")
-    assert gpu.networks[1].batches == [3]
+    detect_files(on_gpu, PHOTOS[:3], coco=tmp_path / "gpu.json")
+    assert gpu.networks[1].batches == [4, 2, 3]
     detect_files(on_cpu, PHOTOS[:3], coco=tmp_path / "cpu.json")
     assert (tmp_path / "gpu.json").read_text() == (tmp_path / "cpu.json").read_text()
 
 
 def test_traditional_nms_runs_on_the_host_and_says_so(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated()
-    detector = Detector(shapes_onnx, device="cuda:0", nms="traditional")
+    gpu = emulated()
+    detector = gpu.open(shapes_onnx, nms="traditional")
     expected = Detector(shapes_onnx, device="cpu", threads=1, nms="traditional")(PHOTOS[0])
     assert_identical(detector(PHOTOS[0]), expected)
     assert "the rest on the CPU" in detector.description
@@ -194,8 +200,8 @@ def test_traditional_nms_runs_on_the_host_and_says_so(emulated: Emulate, shapes_
 
 
 def test_derived_detections_keep_their_masks(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
-    emulated()
-    found, expected = Detector(shapes_onnx, device="cuda:0")(PIXELS[0]), on_cpu(PIXELS[0])
+    gpu = emulated()
+    found, expected = gpu.open(shapes_onnx)(PIXELS[0]), on_cpu(PIXELS[0])
     rows = np.array([4, 0, 2])
     assert_identical(found.take(rows), expected.take(rows))
     assert_identical(found.top(3), expected.top(3))
@@ -210,15 +216,15 @@ def test_derived_detections_keep_their_masks(emulated: Emulate, shapes_onnx: Pat
 
 
 def test_without_its_masks_a_detection_of_a_gpu_cannot_be_assembled(emulated: Emulate, shapes_onnx: Path) -> None:
-    emulated()
-    found = Detector(shapes_onnx, device="cuda:0")(PIXELS[0])
+    gpu = emulated()
+    found = gpu.open(shapes_onnx)(PIXELS[0])
     with pytest.raises(ValueError, match="prototypes"):
         dataclasses.replace(found, mask_source=None)
 
 
 def test_stages_are_timed_on_the_device(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
-    emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(in_stream=True)
+    detector = gpu.open(shapes_onnx)
     (found,), stages = detector.timed([PHOTOS[0]])
     assert_identical(found, on_cpu(PHOTOS[0]))
     # the emulated clock counts pieces of work: the last stage copies the detections, and then their masks
@@ -236,10 +242,10 @@ def test_stages_are_timed_on_the_device(emulated: Emulate, shapes_onnx: Path, on
 
 def test_a_closed_detector_says_so(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated()
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         detector(PHOTOS[0])
     assert gpu.driver.left_over == {}
     detector.close()
     with pytest.raises(EngineError, match="is closed"):
         detector(PHOTOS[0])
-    assert_identical(pickle.loads(pickle.dumps(detector))(PHOTOS[0]), on_cpu(PHOTOS[0]))
+    assert_identical(copy.copy(detector)(PHOTOS[0]), on_cpu(PHOTOS[0]))

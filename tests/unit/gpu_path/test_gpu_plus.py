@@ -17,9 +17,9 @@ Emulate = Callable[..., EmulatedGpu]
 
 
 def test_masks_are_scored_as_on_the_cpu(emulated: Emulate, plus_native: Path) -> None:
-    emulated(in_stream=True)
+    gpu = emulated(in_stream=True)
     on_cpu = Detector(plus_native, device="cpu", threads=1)
-    detector = Detector(plus_native, device="cuda:0", batch_size=2)
+    detector = gpu.open(plus_native, batch_size=2)
     images = [PIXELS[0], PIXELS[1]]
     for _ in range(2):
         for found, expected in zip(detector(images), on_cpu(images), strict=True):
@@ -40,7 +40,7 @@ def test_a_mask_iou_network_that_fails_leaves_the_detector_usable(
     emulated: Emulate, plus_native: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = emulated()
-    detector = Detector(plus_native, device="cuda:0")
+    detector = gpu.open(plus_native)
     expected = detector(PIXELS[0])
 
     def fail(masks: object) -> None:

@@ -26,16 +26,14 @@ from tests.emulator import standin
 from tests.emulator.cpu_network import CpuNetwork
 from yolact_deploy import Detector
 from yolact_deploy.errors import DeviceError
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
+from yolact_deploy.runtime.gpu.pipeline import REAL_GPU
 
 def open_network(path, driver, threads):
     return CpuNetwork(path, driver, threads=1)
 
-gpu_backend.BACKEND = dataclasses.replace(
-    gpu_backend.BACKEND, check_network=lambda path: None, open_network=open_network
-)
+gpu = dataclasses.replace(REAL_GPU, check_network=lambda path: None, open_network=open_network)
 model, photos, target = sys.argv[1], sys.argv[2:-1], sys.argv[-1]
-with Detector(model, device="cuda:0", batch_size=2) as detector:
+with Detector(model, device="cuda:0", gpu=gpu, batch_size=2) as detector:
     rounds = [detector(photos), detector(photos), detector(photos, masks="rle")]
     rounds.append(list(detector.stream(photos)))
     _, stages = detector.timed(photos[:1])
@@ -43,7 +41,7 @@ with Detector(model, device="cuda:0", batch_size=2) as detector:
 live = standin.live_by_kind()
 live.pop("context", None)  # held by the driver, which the frames above may still hold
 
-lost = Detector(model, device="cuda:0")
+lost = Detector(model, device="cuda:0", gpu=gpu)
 rounds.append(lost(photos, masks="dense"))
 standin.reset_device()
 try:
@@ -52,7 +50,7 @@ try:
 except DeviceError as exc:
     error = str(exc)
 lost.close()
-with Detector(model, device="cuda:0", cuda_graph=False) as fresh:
+with Detector(model, device="cuda:0", gpu=gpu, cuda_graph=False) as fresh:
     rounds.append(fresh(photos))
 print(json.dumps([description, detector.notes, sorted(stages), live, error]))
 Path(target).write_bytes(pickle.dumps(rounds))

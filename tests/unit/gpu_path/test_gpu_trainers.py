@@ -47,9 +47,9 @@ def model(request: pytest.FixtureRequest, shapes_onnx: Path, tmp_path_factory: p
 @pytest.mark.slow
 @pytest.mark.parametrize("masks", ["bits", "rle", "dense"])
 def test_detections_are_those_of_the_cpu(emulated: Emulate, model: Path, masks: MaskForm) -> None:
-    emulated(in_stream=True)
+    gpu = emulated(in_stream=True)
     on_cpu = Detector(model, device="cpu", threads=1)
-    detector = Detector(model, device="cuda:0", batch_size=4)
+    detector = gpu.open(model, batch_size=4)
     expected = on_cpu(IMAGES)
     assert sum(map(len, expected)) > 30
     for _ in range(2):  # step by step, then as a graph
@@ -66,7 +66,7 @@ def test_the_models_do_differ(model: Path, shapes_onnx: Path) -> None:
 def test_images_on_the_device_are_padded_too(emulated: Emulate, model: Path) -> None:
     gpu = emulated(in_stream=True)
     expected = Detector(model, device="cpu", threads=1)(IMAGES[:2])
-    detector = Detector(model, device="cuda:0")
+    detector = gpu.open(model)
     for image, reference in zip(IMAGES[:2], expected, strict=True):
         whole: Image = np.ascontiguousarray(image)
         placed = OnDevice(gpu.driver, whole, pitch=pitched(whole))

@@ -60,8 +60,8 @@ def test_masks_are_those_of_the_cpu_as_their_number_grows_and_shrinks(
     emulated: Emulate, shapes_onnx: Path, batch: int, masks: MaskForm
 ) -> None:
     thinned = Thinned()
-    emulated(in_stream=True, alter=thinned)
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=2)
+    gpu = emulated(in_stream=True, alter=thinned)
+    detector = gpu.open(shapes_onnx, batch_size=2)
     images = PIXELS[:batch]
     kept: list[tuple[list[Detections], list[Detections]]] = []
     for thinned.left in GROWS_AND_SHRINKS:
@@ -78,7 +78,7 @@ def test_only_a_frame_that_finds_more_than_the_last_is_waited_for_twice(
 ) -> None:
     thinned = Thinned()
     gpu = emulated(in_stream=True, alter=thinned)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     height, width = PIXELS[0].shape[:2]
     mask_bytes = height * mask_pitch_words(width) * 4
     detections = gpu.driver.copied["to_host"]
@@ -95,8 +95,8 @@ def test_only_a_frame_that_finds_more_than_the_last_is_waited_for_twice(
 
 
 def test_a_stream_of_images_is_waited_for_once_each(emulated: Emulate, shapes_onnx: Path, waits: list[int]) -> None:
-    emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(in_stream=True)
+    detector = gpu.open(shapes_onnx)
     for _ in detector.stream([PIXELS[0]] * 2):
         pass  # both lanes know what to expect
     waits.clear()
@@ -107,7 +107,7 @@ def test_a_stream_of_images_is_waited_for_once_each(emulated: Emulate, shapes_on
 def test_where_pages_cannot_be_locked_masks_are_copied(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated(in_stream=True)
     gpu.driver.locks_pages = False
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     kept = [detector(photo) for photo in PHOTOS * 2]
     for found, photo in zip(kept, PHOTOS * 2, strict=True):
         assert_identical(found, on_cpu(photo))
@@ -119,7 +119,7 @@ def test_masks_outlive_a_context_that_another_library_resets(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     found = detector(PHOTOS[0])
     gpu.driver.torn_down = True
     detector.close()

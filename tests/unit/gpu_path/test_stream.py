@@ -27,8 +27,8 @@ def expected(on_cpu: Detector) -> list[Detections]:
 
 @pytest.fixture(params=["cpu", "cuda:0"])
 def detector(request: pytest.FixtureRequest, emulated: Emulate, shapes_onnx: Path) -> Iterator[Detector]:
-    emulated(in_stream=True)
-    with Detector(shapes_onnx, device=request.param, threads=1) as opened:
+    gpu = emulated(in_stream=True)
+    with Detector(shapes_onnx, device=request.param, threads=1, gpu=gpu.backend) as opened:
         yield opened
 
 
@@ -45,7 +45,7 @@ def test_batches_are_filled_and_the_last_may_be_short(
     emulated: Emulate, shapes_onnx: Path, expected: list[Detections]
 ) -> None:
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=3)
+    detector = gpu.open(shapes_onnx, batch_size=3)
     found = list(detector.stream([*PIXELS, PIXELS[0]], score_threshold=0.3, masks="rle"))
     for one, other in zip(found, [*expected, expected[0]], strict=True):
         assert_identical(one, other.take(np.flatnonzero(other.scores > 0.3)))
@@ -56,7 +56,7 @@ def test_one_image_is_enqueued_while_another_is_awaited(
     emulated: Emulate, shapes_onnx: Path, expected: list[Detections]
 ) -> None:
     gpu = emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    detector = gpu.open(shapes_onnx)
     asked: list[int] = []
 
     def source() -> Iterator[Any]:
@@ -101,8 +101,8 @@ def test_a_stream_that_is_closed_half_way_leaves_the_detector_usable(
 def test_an_error_of_the_source_comes_after_the_results_before_it(
     emulated: Emulate, shapes_onnx: Path, expected: list[Detections], prefetch: int, batch_size: int
 ) -> None:
-    emulated(in_stream=True)
-    detector = Detector(shapes_onnx, device="cuda:0", batch_size=batch_size)
+    gpu = emulated(in_stream=True)
+    detector = gpu.open(shapes_onnx, batch_size=batch_size)
 
     def source() -> Iterator[Any]:
         yield from PIXELS[:2]
@@ -141,8 +141,8 @@ def test_a_network_that_fails_is_an_error_at_its_place(
             raise EngineError("the network failed")
         return heads
 
-    emulated(in_stream=True, alter=fail_second)
-    detector = Detector(shapes_onnx, device="cuda:0")
+    gpu = emulated(in_stream=True, alter=fail_second)
+    detector = gpu.open(shapes_onnx)
     results = detector.stream(PIXELS)
     assert_identical(next(results), expected[0])
     with pytest.raises(EngineError, match="the network failed"):
@@ -173,7 +173,7 @@ def test_reading_ahead_asks_for_no_more_than_it_may() -> None:
 
 def test_a_stream_that_outlives_its_gpu_detector_enqueues_nothing_more(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
-    with Detector(shapes_onnx, device="cuda:0") as detector:
+    with gpu.open(shapes_onnx) as detector:
         results = detector.stream(PIXELS * 2, prefetch=4)
         next(results)
     with pytest.raises(EngineError, match=r"closed|discarded"):

@@ -16,7 +16,6 @@ from tests.unit.engines.tiny_network import TINY_SPEC
 from tests.unit.runtime.conftest import Bench, MakeBench
 from yolact_deploy import Detector
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.runtime.gpu import pipeline as gpu_backend
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
 pytestmark = pytest.mark.skipif(
@@ -24,25 +23,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _detector(bench: Bench, monkeypatch: pytest.MonkeyPatch, **options: object) -> Detector:
+def _detector(bench: Bench, **options: object) -> Detector:
     def open_network(plan: Any, driver: Driver, threads: int | None) -> PlanNetwork:
         return PlanNetwork(plan, driver, threads=threads, rtx_cache=bench.folder / "cache")
 
-    backend = dataclasses.replace(
-        EmulatedGpu(bench.driver).backend,
-        open_network=open_network,
-    )
-    monkeypatch.setattr(gpu_backend, "BACKEND", backend)
-    return Detector(bench.write(), device="cuda:0", **options)  # type: ignore[arg-type]
+    gpu = dataclasses.replace(EmulatedGpu(bench.driver).backend, open_network=open_network)
+    return Detector(bench.write(), device="cuda:0", gpu=gpu, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rtx", [False, True], ids=["tensorrt", "tensorrt-rtx"])
-def test_batches_in_turns_are_graphs_and_find_what_numpy_finds(
-    rtx: bool, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_in_turns_are_graphs_and_find_what_numpy_finds(rtx: bool, make_bench: MakeBench) -> None:
     bench = make_bench(rtx=rtx)
     images = [np.random.default_rng(seed).integers(0, 256, (48, 40, 3), np.uint8) for seed in range(3)]
-    detector = _detector(bench, monkeypatch, batch_size=2)
+    detector = _detector(bench, batch_size=2)
     expected = [
         detector.assemble(detector.suppress(detector.run_network(detector.preprocess([image])))[0], (48, 40))
         for image in images
@@ -59,10 +52,8 @@ def test_batches_in_turns_are_graphs_and_find_what_numpy_finds(
     assert bench.behaviour.engines_alive() == 0
 
 
-def test_a_device_that_another_library_has_reset_leaves_nothing_that_raises(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    detector = _detector(bench, monkeypatch)
+def test_a_device_that_another_library_has_reset_leaves_nothing_that_raises(bench: Bench) -> None:
+    detector = _detector(bench)
     detector(np.zeros((40, 40, 3), np.uint8))
     bench.driver.torn_down = True
     detector.close()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -257,7 +257,8 @@ class HeadsOnHost:
 
 @dataclass(frozen=True)
 class GpuBackend:
-    """The parts. All raise DeviceError, EngineError or MissingDependencyError for what is not there."""
+    """How each part of a GPU is opened; tests hand in their own. All raise DeviceError, EngineError or MissingDependencyError
+    for what is not there."""
 
     check_network: Callable[[Runnable], None]  # whether networks of its kind can run on a GPU at all; costs nothing
     open_driver: Callable[[int], Driver]
@@ -272,12 +273,13 @@ def open_gpu_pipeline(
     threads: int | None,
     nms: NmsMode | None,
     cuda_graph: bool,
+    backend: GpuBackend | None = None,  # REAL_GPU
 ) -> GpuPipeline | HostPipeline:
     """The kernels around the network; for traditional NMS, which they do not do, NumPy around the network.
 
     Raises DeviceError, EngineError, MissingDependencyError, and SpecError for a model that the kernels are not made for.
     """
-    parts = BACKEND
+    parts = backend or REAL_GPU
     parts.check_network(artifact)
     driver = parts.open_driver(index)
     network = parts.open_network(artifact, driver, threads)
@@ -322,4 +324,4 @@ def _load_kernels(driver: Driver, specialization: Specialization, notice: Callab
     return load_kernels(driver, specialization, notice)
 
 
-BACKEND = GpuBackend(_check_network, _open_driver, _open_network, _load_kernels)  # tests put another one here
+REAL_GPU: Final = GpuBackend(_check_network, _open_driver, _open_network, _load_kernels)
