@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import stat
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -273,15 +272,9 @@ def cache_folder(kind: str) -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser() / kind
-    home = Path("~").expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        xdg = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(xdg) if Path(xdg).is_absolute() else home / ".cache"  # the standard ignores relative ones
-    return base / "yolact-deploy" / kind
+    import platformdirs  # only here: a machine that names a folder does without it
+
+    return platformdirs.user_cache_path("yolact-deploy", appauthor=False, opinion=False) / kind
 
 
 def _reason(exc: OSError, folder: Path, temporary: Path | None = None) -> str:
