@@ -135,7 +135,10 @@ def _remove_dead(name: Path) -> bool:
 
 
 def _lock(descriptor: int, *, wait: bool = True) -> bool:
-    """Lock an open file until it is closed or its process ends; False where another one has, or nothing can be locked."""
+    """Lock an open file until it is closed or its process ends; False where another one has, or nothing can be locked.
+
+    Not by filelock, whose locks are files of their own that stay beside what they guard.
+    """
     try:
         import fcntl
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from yolact_deploy.errors import OutputError
 from yolact_deploy.files import CACHE_VARIABLE, atomic_path, cache_folder
@@ -104,26 +105,11 @@ def _read(path: Path) -> bytes | None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time, where the platform can; the system lets go of it when its process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: files are written whole, so that two processes only compile twice
-        yield
-        return
+    """Held by one process at a time, where that can be had; the system lets go of it when its process ends. Files are written
+    whole, so that without it two processes only compile twice."""
     with contextlib.ExitStack() as stack:
-        try:
+        # no time left, a folder that can't be written, a file system without locks
+        with contextlib.suppress(Timeout, OSError, NotImplementedError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.with_suffix(".lock").open("ab"))
-        except OSError:
-            yield
-            return
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_POLL_S)
-            except OSError:  # a file system without locks
-                break
+            stack.enter_context(FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S, poll_interval=_POLL_S))
         yield

@@ -2,7 +2,8 @@
 
 NVRTC is NVIDIA's compiler as a library, here by ctypes: it needs neither a driver nor a GPU, nor one package of Python more.
 It is found in NVIDIA's wheels (nvidia-cuda-nvrtc for CUDA 13, nvidia-cuda-nvrtc-cu12 for CUDA 12), in a CUDA toolkit, or
-where the system looks for libraries.
+where the system looks for libraries. cuda-pathfinder finds one of them, and cuda-bindings calls that of its own CUDA version;
+here all are wanted, to choose the one whose cubins the driver loads.
 """
 
 from __future__ import annotations
