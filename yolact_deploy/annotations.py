@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,7 @@ def load_annotations(path: str | os.PathLike[str]) -> Any:
     """
     from pycocotools.coco import COCO
 
-    try:
-        content = read_json(path)
-    except OSError as exc:
-        raise AnnotationError(f"can't read the annotations {path}: {exc.strerror or exc}.") from exc
-    except JsonError as exc:
-        raise AnnotationError(f"the annotations {path} are not valid JSON: {exc}.") from exc
+    content = _read(path)
     if problem := _problem(content):
         raise AnnotationError(f"{path} is no COCO instance annotation file: {problem}.")
     annotated = [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(content["annotations"], 1)]
@@ -55,6 +50,17 @@ def load_annotations(path: str | os.PathLike[str]) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def read_image_ids(path: str | os.PathLike[str]) -> dict[int, str]:
+    """File names by image id, ascending, of a COCO file that may hold no annotations, as those of COCO's test images do.
+
+    Raises AnnotationError for a file without such a list, or with names that leave its folder.
+    """
+    content = _read(path)
+    if problem := _form_problem(content, ("images",)) or _image_problem(content["images"]):
+        raise AnnotationError(f"{path} has no list of images as COCO files do: {problem}.")
+    return dict(sorted((image["id"], image["file_name"]) for image in content["images"]))
 
 
 def check_categories(coco: Any, category_ids: Sequence[int], annotations: str | os.PathLike[str]) -> None:
@@ -92,9 +98,9 @@ def category_mismatches(coco: Any, spec: ModelSpec) -> list[str]:
     return doubts
 
 
-def image_paths(coco: Any, image_ids: Sequence[int], images: Path, annotations: str | os.PathLike[str]) -> list[Path]:
-    """Where the images with these ids lie below the folder `images`. Raises AnnotationError when one does not."""
-    paths = [images / coco.imgs[image_id]["file_name"] for image_id in image_ids]
+def image_paths(file_names: Iterable[str], images: Path, annotations: str | os.PathLike[str]) -> list[Path]:
+    """Where these images of an annotation file lie below the folder `images`. Raises AnnotationError when one does not."""
+    paths = [images / name for name in file_names]
     missing = [path.name for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - False for any name, however odd
     if missing:
         raise AnnotationError(
@@ -104,11 +110,30 @@ def image_paths(coco: Any, image_ids: Sequence[int], images: Path, annotations: 
     return paths
 
 
+def _read(path: str | os.PathLike[str]) -> Any:
+    try:
+        return read_json(path)
+    except OSError as exc:
+        raise AnnotationError(f"can't read the annotations {path}: {exc.strerror or exc}.") from exc
+    except JsonError as exc:
+        raise AnnotationError(f"the annotations {path} are not valid JSON: {exc}.") from exc
+
+
 def _problem(content: Any) -> str | None:
     """What keeps `content` from being evaluated; the first malformed entry by its place."""
+    return (
+        _form_problem(content, _FIELDS)
+        or _image_problem(content["images"])
+        or _repeated("categories", content)
+        or _annotation_problem(content)
+    )
+
+
+def _form_problem(content: Any, keys: Iterable[str]) -> str | None:
     if not isinstance(content, dict):
         return f"it holds no JSON object but {type(content).__name__}"
-    for key, fields in _FIELDS.items():
+    for key in keys:
+        fields = _FIELDS[key]
         if not isinstance(content.get(key), list):
             return f"it lacks {key}" if key not in content else f"{key} is no list"
         for number, entry in enumerate(content[key]):
@@ -117,9 +142,7 @@ def _problem(content: Any) -> str | None:
                     return f"{key}[{number}] lacks {name}"
                 if type(entry[name]) not in types:
                     return f"{name} of {key}[{number}] is malformed"
-    if not content["images"]:
-        return "it lists no images"
-    return _image_problem(content["images"]) or _repeated("categories", content) or _annotation_problem(content)
+    return None if content["images"] else "it lists no images"
 
 
 def _image_problem(images: list[dict[str, Any]]) -> str | None:

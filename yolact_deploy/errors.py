@@ -14,7 +14,9 @@
     ├── BenchmarkError           a measurement can't be made, or compared with an earlier one
     ├── AnnotationError          an annotation file can't be read, or does not go with the images or the model
     ├── ImageError               an input image can't be used
+    ├── OptionError              an argument makes no sense; a ValueError as well
     ├── OutputError              a result can't be written where it was asked for
+    │   └── OutputFailure        writing it failed half-way: the disk is full, or gone
     └── MissingDependencyError   an optional package is needed; the message has the exact `pip install`
 
 A message says what failed, on which file or value, what was found, and what to do. ``exit_code`` is what the command line
@@ -134,10 +136,22 @@ class ImageError(YolactDeployError):
     exit_code = 2
 
 
+class OptionError(YolactDeployError, ValueError):
+    """An argument makes no sense: a share above 1, a count of 0, text in place of a number."""
+
+    exit_code = 2
+
+
 class OutputError(YolactDeployError):
     """A result can't be written where it was asked for."""
 
     exit_code = 2
+
+
+class OutputFailure(OutputError):  # noqa: N818 - OutputError is its base
+    """Writing a result failed half-way, where all was well before: the disk is full, or gone."""
+
+    exit_code = 1
 
 
 class MissingDependencyError(YolactDeployError):

@@ -55,7 +55,8 @@ def evaluate(
         coco = load_annotations(annotations)
         check_categories(coco, detector.spec.category_ids, annotations)
         image_ids = sorted(coco.getImgIds())[:limit]
-        paths = image_paths(coco, image_ids, Path(images), annotations)
+        names = [coco.imgs[image_id]["file_name"] for image_id in image_ids]
+        paths = image_paths(names, Path(images), annotations)
         doubt = on_doubt or (lambda _: None)
         for each in category_mismatches(coco, detector.spec):
             doubt(each)

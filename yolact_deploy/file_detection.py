@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,20 +14,22 @@ from typing import Any
 
 import numpy as np
 
+from yolact_deploy.annotations import image_paths, read_image_ids
+from yolact_deploy.arguments import check_count, check_flag, check_path, check_paths, check_share
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import StepProgress
-from yolact_deploy.errors import ImageError, OutputError
-from yolact_deploy.files import JsonArray, atomic_path, check_writable
-from yolact_deploy.reference.detections import Detections
-from yolact_deploy.reference.drawing import video_writer, write_image
-from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, is_video, list_images, open_video, read_image
+from yolact_deploy.detection_run import DetectReport, FileSummary, Journal, Run, journal_path
+from yolact_deploy.errors import ImageError, OptionError
+from yolact_deploy.files import check_writable
+from yolact_deploy.reference.decoding import is_video
+from yolact_deploy.reference.detections import Detections, find_classes
+from yolact_deploy.reference.drawing import make_overlay_folder, overlay_paths, video_writer, write_image
+from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, list_images
 from yolact_deploy.runtime.detector import Detector, detector_for_many
+from yolact_deploy.runtime.streaming import EndOfFile, SourceImage, stream_files
 from yolact_deploy.spec import NmsMode
 
 PathLike = str | os.PathLike[str]
-
-_KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # an overlay of another format is written as PNG
-_COCO_KEYS = ("image_id", "category_id", "bbox", "segmentation", "score")
 
 
 @dataclass(frozen=True)
@@ -62,178 +65,154 @@ class FileResult:
         return {key: value for key, value in content.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class FileSummary:
-    """An image, or a whole video."""
-
-    file: str
-    image_hw: tuple[int, int]
-    counts: dict[str, int]  # of detections by class name
-    overlay: str | None
-    frames: int | None  # None for an image
-
-
-@dataclass(frozen=True)
-class DetectReport:
-    """What `detect_files` did; what it found went to `coco`, to the overlays and to `on_result`."""
-
-    files: list[FileSummary]  # without those that failed
-    failures: dict[str, str]  # file -> why
-    backend: str
-    fallback: str | None  # why the CPU was taken, where device "auto" took it
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of `detect --json` without its "images"."""
-        return {
-            "failed": [{"file": file, "error": error} for file, error in self.failures.items()],
-            "backend": self.backend,
-            "fallback": self.fallback,
-        }
-
-
 def detect_files(
     artifact: PathLike | Detector,
-    inputs: Sequence[PathLike],
+    inputs: PathLike | Sequence[PathLike],
     *,
     overlays: PathLike | None = None,
     coco: PathLike | None = None,
+    recursive: bool = False,
+    classes: str | Sequence[str | int] | None = None,
+    image_ids: PathLike | None = None,
     score_threshold: float = 0.15,
     top_k: int = 15,
     nms: NmsMode | None = None,
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    overwrite: bool = False,
+    resume: bool = False,
     on_result: Callable[[FileResult], None] | None = None,
     on_failure: Callable[[int, str], None] | None = None,
+    on_listed: Callable[[dict[str, Any]], None] | None = None,
+    on_broken_off: Callable[[DetectReport], None] | None = None,
     progress: StepProgress | None = None,
 ) -> DetectReport:
-    """Detect in image files, videos and folders of them, in their order.
+    """Detect in image files, videos, folders of them and patterns such as "photos/**/*.jpg", in their order.
 
-    `overlays` is a folder for the drawn images and videos; `coco` a file for the detections as a COCO results list, whose
-    image_id is the number in the file's name (000000000139.jpg) where every file is an image with a number of its own; else
-    images and frames are counted from 1. Of each image the best `top_k` detections above `score_threshold` count. `nms`,
-    `device` and `threads` are those of `Detector`, and those of a Detector that is given instead of a file. Images and frames
-    of more than `max_pixels` are not read.
+    `overlays` is a folder for the drawn images and videos; those that are there already are replaced only with `overwrite`.
+    `coco` is a file for the detections as a COCO results list, whose image_id is the number in the file's name
+    (000000000139.jpg) where every file is an image with a number of its own; else images and frames are counted from 1. With
+    `image_ids`, a COCO annotation file, the images and their ids are those that it lists, and `inputs` is the one folder that
+    they lie in. `recursive` goes into the folders of folders.
 
-    Images are read ahead in a thread and go through `Detector.stream`; nothing is kept of one once it is done.
+    Of each image the best `top_k` detections above `score_threshold` count; with `classes` (names, or category ids; a text may
+    hold several with commas between them) only those of these classes. `nms`, `device` and `threads` are those of `Detector`,
+    and those of a Detector that is given instead of a file. Images and frames of more than `max_pixels` are not read.
+
+    Images are read ahead in a thread and go through `Detector.stream`; nothing is kept of one when its turn is over.
     `on_result` is given each, in order; masks and run lengths that nobody asks for are not made. A file that can't be read is
     put among the failures, and `on_failure(number, why)` is told; what was found in a video up to its break counts for nothing.
-    `progress(done, total)` counts files.
+    `progress(done, total)` counts files. At the end `on_listed` is given `FileResult.to_dict()` of every image and frame.
 
-    Raises ImageError for an input that does not exist, OutputError when overlays or `coco` can't be written, or would replace a
-    file that is to be read, and what `Detector` raises.
+    A run that is broken off (Ctrl-C, a full disk, any error) loses nothing of the files it is through with. They are in a
+    journal beside `coco`, NAME.journal, or in the folder `overlays`, and `resume` goes on from there to what an unbroken run
+    would have left, byte for byte; artifact, options and images have to be the same. Before the error goes on its way, the
+    results so far are written beside `coco` as NAME.partial.json and given to `on_listed`, and `on_broken_off` is given a report.
+    After a kill -9 there is the journal alone. A new run replaces a journal only with `overwrite`.
+
+    Raises ImageError for an input that does not exist, AnnotationError for `image_ids` that do not go with the images,
+    OptionError for arguments that make no sense, OutputError when overlays or `coco` can't be written, or would replace a file
+    that is to be read, and for a `resume` of another run; and what `Detector` raises.
 
     >>> report = detect_files("model.onnx", ["image.jpg", "annotations.json"], score_threshold=0.0)
     >>> [summary.file for summary in report.files], list(report.failures)
     (['image.jpg'], ['annotations.json'])
     """
+    for name, flag in (("recursive", recursive), ("overwrite", overwrite), ("resume", resume)):
+        check_flag(name, flag)
+    for name, path in (("overlays", overlays), ("coco", coco), ("image_ids", image_ids)):
+        if path is not None:
+            check_path(name, path)
+    check_paths("inputs", inputs)
+    check_share("score_threshold", score_threshold)
+    check_count("top_k", top_k)
     check_max_pixels(max_pixels)
-    files = list_images(inputs, videos=True)
+    if resume and (overwrite or (coco is None and overlays is None)):
+        raise OptionError(
+            "resume and overwrite contradict each other: give one of them."
+            if overwrite
+            else "resume goes on from the journal that lies beside the COCO file, or with the overlays: give one of them."
+        )
+    folder = None if overlays is None else Path(overlays)
+    files, ids = _sources(inputs, image_ids, recursive=recursive, outside=folder)
     if coco is not None:
         check_writable(coco)
     with contextlib.ExitStack() as stack:
         detector, batch_size = stack.enter_context(
             detector_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels)
         )
-        targets = _overlay_paths(files, None if overlays is None else Path(overlays))
-        listed = None if coco is None else stack.enter_context(_json_file(coco))
+        spec = detector.spec
+        chosen = None if classes is None else find_classes(classes, spec.class_names, spec.category_ids)
+        targets: Sequence[Path | None] = [None] * len(files)
+        if folder is not None:
+            make_overlay_folder(folder)
+            targets = overlay_paths(files, folder)
+        run = Run(detector, files, ids, targets, None if coco is None else Path(coco), on_listed, on_broken_off)
+        if run.is_listed or folder is not None:
+            options = {"score_threshold": score_threshold, "top_k": top_k, "classes": chosen, "overlays": str(folder)}
+            run.journal = stack.enter_context(Journal(journal_path(run.coco, folder)))
+            run.begin(options, resume=resume, overwrite=overwrite)
 
         def report(result: FileResult) -> None:
-            if listed is not None:
-                for entry in result.entries:
-                    listed.add({key: entry[key] for key in _COCO_KEYS}, group=result.number)
+            run.add(result.to_dict)
             if on_result is not None:
                 on_result(result)
 
-        read: deque[_SourceImage | _EndOfFile] = deque()
-        found = detector.stream(
-            _images(files, read, max_pixels),
+        stream = functools.partial(
+            detector.stream,
             prefetch=max(2, batch_size or 1),
             batch_size=batch_size,
             score_threshold=score_threshold,
-            masks="rle" if overlays is None else "bits",
+            masks="rle" if folder is None else "bits",
         )
-        frames = _frames(found, read, lambda detections: _best(detections, score_threshold, top_k))
-        summaries: list[FileSummary] = []
-        failures: dict[str, str] = {}
-        numbers, next_id = _numbers(files), 1
-        for number, file in enumerate(files):
+        frames = stream_files(stream, files[run.done :], max_pixels)
+        choose = functools.partial(_best, score_threshold=score_threshold, top_k=top_k, classes=chosen)
+        keep_masks = on_result is not None or run.is_listed
+        with run.kept():
+            for number in range(run.done, len(files)):
+                if progress is not None:
+                    progress(number, len(files))
+                try:
+                    summary = _detect_in_file(
+                        _FileTask(number, files[number], targets[number], run.first_id(number)),
+                        frames,
+                        choose,
+                        report,
+                        keep_masks=keep_masks,
+                    )
+                except ImageError as exc:
+                    run.fail(str(exc))
+                    if on_failure is not None:
+                        on_failure(number, str(exc))
+                else:
+                    run.finish(summary)
             if progress is not None:
-                progress(number, len(files))
-            task = _FileTask(number, file, targets[number], numbers[number] if numbers else next_id)
-            try:
-                summary = _detect_in_file(task, frames, report, keep_masks=on_result is not None or coco is not None)
-            except ImageError as exc:
-                failures[str(file)] = str(exc)
-                next_id += 1
-                if listed is not None:
-                    listed.remove_group(number)
-                if on_failure is not None:
-                    on_failure(number, str(exc))
-            else:
-                summaries.append(summary)
-                next_id += summary.frames or 1
-        if progress is not None:
-            progress(len(files), len(files))
-        return DetectReport(summaries, failures, detector.description, detector.fallback, detector.notes)
+                progress(len(files), len(files))
+            run.write()
+        return run.report()
 
 
-@contextlib.contextmanager
-def _json_file(path: PathLike) -> Iterator[JsonArray]:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        array = JsonArray(stream)
-        yield array
-        array.close()
+def _sources(
+    inputs: PathLike | Sequence[PathLike], image_ids: PathLike | None, *, recursive: bool, outside: Path | None
+) -> tuple[list[Path], list[int] | None]:
+    """The files, and their ids unless they are to be counted."""
+    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    if image_ids is None:
+        files = list_images(given, videos=True, recursive=recursive, outside=outside)
+        return files, _numbers(files)
+    if len(given) != 1 or not os.path.isdir(given[0]):  # noqa: PTH112 - False for any name, however long
+        raise OptionError(
+            f"with image_ids, give the one folder that the images of {image_ids} lie in, found {len(given)} sources."
+            if len(given) != 1
+            else f"with image_ids, {given[0]} must be the folder of the images."
+        )
+    listed = read_image_ids(image_ids)
+    return image_paths(listed.values(), Path(given[0]), image_ids), list(listed)
 
 
-@dataclass(frozen=True)
-class _SourceImage:
-    """An image that was handed to the Detector."""
-
-    image: Image
-    fps: float | None  # of a video
-
-
-@dataclass(frozen=True)
-class _EndOfFile:
-    """No more images of a file, and why."""
-
-    error: ImageError | None
-
-
-def _images(files: Sequence[Path], read: deque[_SourceImage | _EndOfFile], max_pixels: int) -> Iterator[Image]:
-    """The images of all files, for a thread that reads ahead; `read` tells of each, and where a file ends."""
-    for file in files:
-        error: ImageError | None = None
-        try:
-            if is_video(file):
-                with open_video(file, max_pixels=max_pixels) as video:
-                    for image in video.frames:
-                        read.append(_SourceImage(image, video.fps))
-                        yield image
-            else:
-                image = read_image(file, max_pixels=max_pixels)
-                read.append(_SourceImage(image, None))
-                yield image
-        except ImageError as exc:
-            error = exc
-        read.append(_EndOfFile(error))
-
-
-def _frames(
-    found: Iterator[Detections], read: deque[_SourceImage | _EndOfFile], best: Callable[[Detections], Detections]
-) -> Iterator[tuple[_SourceImage, Detections] | _EndOfFile]:
-    """What was read, each image with what was found in it."""
-    for detections in found:
-        while isinstance(event := read.popleft(), _EndOfFile):
-            yield event
-        yield event, best(detections)
-    yield from (event for event in read if isinstance(event, _EndOfFile))
-
-
-def _best(detections: Detections, score_threshold: float, top_k: int) -> Detections:
-    ranked = detections.by_mask_score()
+def _best(detections: Detections, *, score_threshold: float, top_k: int, classes: Sequence[int] | None) -> Detections:
+    ranked = detections.by_mask_score() if classes is None else detections.of_classes(classes).by_mask_score()
     # A mask's own score may be below the threshold that its box has passed.
     return ranked.take(np.flatnonzero(ranked.scores >= np.float32(score_threshold))).top(top_k)
 
@@ -250,7 +229,8 @@ class _FileTask:
 
 def _detect_in_file(
     task: _FileTask,
-    frames: Iterator[tuple[_SourceImage, Detections] | _EndOfFile],
+    frames: Iterator[tuple[SourceImage, Detections] | EndOfFile],
+    choose: Callable[[Detections], Detections],
     report: Callable[[FileResult], None],
     *,
     keep_masks: bool,  # as they are both drawn and listed
@@ -263,11 +243,11 @@ def _detect_in_file(
     with contextlib.ExitStack() as stack:
         add_frame: Callable[[Image], None] | None = None
         for image_id, event in enumerate(frames, task.first_id):
-            if isinstance(event, _EndOfFile):
+            if isinstance(event, EndOfFile):
                 if event.error is not None:
                     raise event.error
                 break
-            read, detections = event
+            read, detections = event[0], choose(event[1])
             if task.overlay is not None:
                 detections = detections.assembled() if keep_masks else detections
                 drawn = detections.plot(read.image)
@@ -289,39 +269,3 @@ def _numbers(files: Sequence[Path]) -> list[int] | None:
         return None
     numbers = [int(file.stem) for file in files]
     return numbers if len(set(numbers)) == len(numbers) else None
-
-
-def _overlay_paths(files: Sequence[Path], folder: Path | None) -> list[Path | None]:
-    """One name per file in `folder`, numbered where two files share a name."""
-    if folder is None:
-        return [None] * len(files)
-    taken: set[str] = set()
-    paths: list[Path | None] = []
-    for file in files:
-        suffix = file.suffix.lower()
-        suffix = ".mp4" if is_video(file) else suffix if suffix in _KEPT_SUFFIXES else ".png"
-        name, number = f"{file.stem}{suffix}", 1
-        while name in taken:
-            number += 1
-            name = f"{file.stem}-{number}{suffix}"
-        taken.add(name)
-        paths.append(folder / name)
-    _make_folder(folder)
-    _check_inputs_stay(files, paths)
-    return paths
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"can't write overlays to {folder}: it is a file. Give a folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise OutputError(f"can't write overlays to {folder}: {exc.strerror or exc}.") from exc
-
-
-def _check_inputs_stay(files: Sequence[Path], overlays: Sequence[Path | None]) -> None:
-    inputs = {file.resolve() for file in files}
-    replaced = [overlay for overlay in overlays if overlay is not None and overlay.resolve() in inputs]
-    if replaced:
-        raise OutputError(f"the overlay {replaced[0]} would replace the file it is drawn from. Give another folder.")

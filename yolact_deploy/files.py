@@ -16,15 +16,17 @@ import os
 import stat
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from yolact_deploy.errors import OutputError, YolactDeployError
+from yolact_deploy.errors import OutputError, OutputFailure, YolactDeployError
 
 _MAX_WRITERS = 1000  # of one target, at once
 CACHE_VARIABLE = "YOLACT_DEPLOY_CACHE"
 _CHUNK_BYTES = 1 << 20
+# The disk is full, the file too large for it or for what the user may have, or the disk is not there any more.
+_FAILURES = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.ENODEV})
 _unfinished: dict[Path, Path] = {}  # of this process: temporary file -> the target that it will be
 
 
@@ -54,7 +56,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             temporary = stack.enter_context(temporary_beside(path))
         except OSError as exc:
-            raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
+            raise _output_error(path, exc) from exc
         stack.callback(_unfinished.pop, temporary, None)
         _unfinished[temporary] = path
         with _errors_name(path, temporary):
@@ -69,7 +71,7 @@ def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise OutputError(f"can't write {target}: {_reason(exc, target.parent, temporary)}") from exc
+        raise _output_error(target, exc, temporary) from exc
     except YolactDeployError as exc:
         exc.args = tuple(
             part.replace(str(temporary), str(target)).replace(temporary.name, target.name)
@@ -148,6 +150,20 @@ def _lock(descriptor: int, *, wait: bool = True) -> bool:
     return True
 
 
+def claim(descriptor: int) -> bool:
+    """Lock an open file until it is closed or its process ends; False where another process has. Where nothing can be locked,
+    it is taken for nobody's."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
 def _is_open_file(name: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(name, follow_symlinks=False), os.fstat(descriptor))  # noqa: PTH116
@@ -159,6 +175,15 @@ def _name(target: Path, number: int) -> Path:
     return target.with_name(f".{target.stem}.tmp{number or ''}{target.suffix}")
 
 
+@contextlib.contextmanager
+def writing(target: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong in the block with a file is an OutputError of `target`: OutputFailure where the disk is full, or gone."""
+    try:
+        yield
+    except OSError as exc:
+        raise _output_error(Path(target), exc) from exc
+
+
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Raise OutputError now, before long work, if `target` could not be written at its end."""
     path = Path(target)
@@ -168,7 +193,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as exc:
-        raise OutputError(f"can't write {path}: {_reason(exc, path.parent)}") from exc
+        raise _output_error(path, exc) from exc
 
 
 def refuse_overwriting(target: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
@@ -190,40 +215,26 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
 
 
 class JsonArray:
-    """A JSON array that is written as its entries come, in the form of `json.dumps(..., indent=2)`, so that none is kept.
-
-    The entries of the last group can be taken back.
-    """
+    """A JSON array that is written as its entries come, in the form of `json.dumps(..., indent=2)`, so that none is kept."""
 
     def __init__(
         self,
-        stream: BinaryIO,  # seekable
+        write: Callable[[str], object],  # takes ASCII text
         *,
         depth: int = 0,  # of what the array is a part of
     ) -> None:
-        self._stream, self._outer = stream, "  " * depth
+        self._write, self._outer = write, "  " * depth
         self._count = 0
-        self._group: object = None
-        self._before_group = (0, 0)  # position and count
 
-    def add(self, value: Any, group: object = None) -> None:
+    def add(self, value: Any) -> None:
         """Write one more entry."""
-        if self._count == 0 or group != self._group:
-            self._group, self._before_group = group, (self._stream.tell(), self._count)
         text = textwrap.indent(json.dumps(value, indent=2), self._outer + "  ")
-        self._stream.write(f"{',' if self._count else '['}\n{text}".encode("ascii"))
+        self._write(f"{',' if self._count else '['}\n{text}")
         self._count += 1
-
-    def remove_group(self, group: object) -> None:
-        """As if the entries of this group had not been added, where they were the last."""
-        if self._count and group == self._group:
-            position, self._count = self._before_group
-            self._stream.seek(position)
-            self._stream.truncate()
 
     def close(self) -> None:
         """Write the end of the array."""
-        self._stream.write((f"\n{self._outer}]" if self._count else "[]").encode("ascii"))
+        self._write(f"\n{self._outer}]" if self._count else "[]")
 
 
 def sha256_file(*paths: str | os.PathLike[str]) -> str:
@@ -278,6 +289,11 @@ def cache_folder(kind: str) -> Path:
     import platformdirs  # only here: a machine that names a folder does without it
 
     return platformdirs.user_cache_path("yolact-deploy", appauthor=False, opinion=False) / kind
+
+
+def _output_error(target: Path, exc: OSError, temporary: Path | None = None) -> OutputError:
+    kind = OutputFailure if exc.errno in _FAILURES else OutputError
+    return kind(f"can't write {target}: {_reason(exc, target.parent, temporary)}")
 
 
 def _reason(exc: OSError, folder: Path, temporary: Path | None = None) -> str:

@@ -28,7 +28,7 @@ step "... checked for what TensorRT wants, and built" \
 step "What the plan is" \
     yolact-deploy inspect $out/shapes.int8.engine
 step "Images to masks" \
-    yolact-deploy detect $out/shapes.onnx $out/photos -o $out/overlays --coco $out/detections.json
+    yolact-deploy detect $out/shapes.onnx $out/photos -o $out/overlays --coco $out/detections.json --overwrite
 step "How good it is: COCO box and mask AP" \
     yolact-deploy eval $out/shapes.onnx --images $shapes/val --annotations $shapes/val/instances.json
 step "What INT8 changed, on five images" \

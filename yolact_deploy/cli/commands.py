@@ -9,7 +9,8 @@ import typer
 
 from yolact_deploy import __version__
 from yolact_deploy.cli import bench, build_engine, compare, detect, doctor, evaluate, export, inspect, quantize
-from yolact_deploy.cli.console import CommandGroup
+from yolact_deploy.cli.console import CommandGroup, say, to_stdout
+from yolact_deploy.errors import OutputFailure
 
 _HELP_WIDTH = 100  # of lines on a terminal that is wider
 _QUIET_DECODERS = {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # files they can't read, we name
@@ -38,7 +39,19 @@ def main() -> None:
     """The program `yolact-deploy`."""
     for variable, quiet in _QUIET_DECODERS.items():
         os.environ.setdefault(variable, quiet)
-    app()
+    ended = SystemExit(0)
+    try:
+        with to_stdout():
+            try:
+                app()
+            except SystemExit as exc:
+                ended = exc
+    except OutputFailure as exc:  # of --help and --version; for what commands print they answer themselves
+        say(f"error: {exc}")
+        ended = SystemExit(exc.exit_code)
+    except BrokenPipeError:
+        ended = SystemExit(1)
+    raise ended
 
 
 @app.callback(invoke_without_command=True)

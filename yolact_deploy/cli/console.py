@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, ParamSpec, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar
 
 import typer
 import typer.core
 
 from yolact_deploy.artifacts.names import Calibrator, IoPrecision, Progress
-from yolact_deploy.errors import InputWarning, YolactDeployError, one_line
+from yolact_deploy.errors import InputWarning, OutputFailure, YolactDeployError, one_line
 from yolact_deploy.spec import NmsMode
 from yolact_deploy.text import printable
 
@@ -56,7 +57,6 @@ R = TypeVar("R")
 
 INTERRUPTED = 130
 _TERMINATED = 143
-_CHUNK_BYTES = 1 << 20
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -74,21 +74,43 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 
             with warnings_as_notes(), capture_decoder_messages():
                 return command(*args, **kwargs)
-        except YolactDeployError as exc:
-            _fail(exc, str(exc), exc.exit_code, kwargs)
-        except _Terminated as exc:
-            _fail(exc, "terminated", _TERMINATED, kwargs)
-        except KeyboardInterrupt as exc:
-            _fail(exc, "interrupted", INTERRUPTED, kwargs)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # a reader that has seen enough is no error of ours
+        except (
+            typer.Exit,
+            typer.Abort,
+            BrokenPipeError,
+            SystemExit,
+        ):  # a reader that has seen enough is no error of ours
             raise
-        except Exception as exc:
-            message = (
-                f"{type(exc).__name__}: {exc}\nThis is a bug in yolact-deploy. Run it again with --debug and report it."
-            )
-            _fail(exc, message, 1, kwargs)
+        except BaseException as exc:
+            end_in_words(exc, debug=bool(kwargs.get("debug")), answer=print_json if kwargs.get("json_output") else None)
 
     return wrapped
+
+
+def end_in_words(exc: BaseException, *, debug: bool, answer: Callable[[dict[str, Any]], None] | None) -> NoReturn:
+    """End the command over an error: with its traceback first if `debug`, {"error": {"type", "message"}} for the `answer` on
+    stdout, a message, and the exit code. Raises typer.Exit."""
+    message, exit_code = _verdict(exc)
+    if debug:
+        traceback.print_exception(exc)
+    if answer is not None:
+        answer({"error": {"type": type(exc).__name__, "message": message}})
+    say(f"error: {message}")
+    raise typer.Exit(exit_code) from exc
+
+
+def _verdict(exc: BaseException) -> tuple[str, int]:
+    """What is said of an error, and the exit code."""
+    if isinstance(exc, YolactDeployError):
+        return str(exc), exc.exit_code
+    if isinstance(exc, _Terminated):
+        return "terminated", _TERMINATED
+    if isinstance(exc, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(exc, MemoryError):
+        return f"there is not enough memory for this: {exc or 'an allocation failed'}.", 1
+    said = f"{type(exc).__name__}: {exc}"
+    return f"{said}\nThis is a bug in yolact-deploy. Run it again with --debug and report it.", 1
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -124,20 +146,60 @@ class CommandGroup(typer.core.TyperGroup):
             raise
 
 
+@contextlib.contextmanager
+def to_stdout() -> Iterator[None]:
+    """What is written to stdout in the block has arrived at its end. Raises OutputFailure where there is no room for it, and
+    BrokenPipeError where nobody reads any more; what comes after goes nowhere."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as exc:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else the rest fails once more when the process ends
+        if isinstance(exc, BrokenPipeError):
+            raise
+        raise OutputFailure(f"can't write to standard output: {exc.strerror or exc}.") from exc
+
+
 def print_json(value: Any) -> None:
-    """On stdout in ASCII, as a terminal may have any encoding and a file name any bytes."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-    sys.stdout.flush()
+    """On stdout in ASCII, as a terminal may have any encoding and a file name any bytes. Raises as `to_stdout` does."""
+    with to_stdout():
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def print_json_with(key: str, array: BinaryIO, rest: Mapping[str, Any]) -> None:
-    """`rest` with the finished `JsonArray` in a file under `key` before it; the array is never in memory."""
-    sys.stdout.write(f'{{\n  "{key}": ')
-    array.seek(0)
-    while chunk := array.read(_CHUNK_BYTES):
-        sys.stdout.write(chunk.decode("ascii"))
-    sys.stdout.write("," + json.dumps(rest, indent=2).removeprefix("{") + "\n")
-    sys.stdout.flush()
+class JsonObject:
+    """A JSON object on stdout that begins with an array, whose entries are written as they come and are never all in memory.
+
+    When nobody reads any more, `add` goes on and `end` raises BrokenPipeError; else both raise as `to_stdout` does.
+    """
+
+    def __init__(self, key: str) -> None:
+        from yolact_deploy.files import JsonArray
+
+        self._key, self._is_begun = key, False
+        self._unread: BrokenPipeError | None = None
+        self._array = JsonArray(self._write, depth=1)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """One more entry of the array."""
+        try:
+            with to_stdout():
+                self._array.add(entry)
+        except BrokenPipeError as exc:
+            self._unread = exc
+
+    def end(self, rest: Mapping[str, Any]) -> None:
+        """The end of the array, and the object's other fields."""
+        if self._unread is not None:
+            raise self._unread
+        with to_stdout():
+            self._array.close()
+            sys.stdout.write("," + json.dumps(rest, indent=2).removeprefix("{") + "\n")
+
+    def _write(self, text: str) -> None:
+        if self._unread is None:
+            sys.stdout.write(text if self._is_begun else f'{{\n  "{self._key}": {text}')
+            self._is_begun = True
 
 
 @functools.cache
@@ -150,7 +212,8 @@ def console(*, stderr: bool = False) -> Console:
 
 def say(text: str) -> None:
     """A remark on stderr; what in it a terminal would act on, as in a hostile file name, is escaped."""
-    console(stderr=True).print(printable(text, keep_newlines=True), soft_wrap=True)
+    with contextlib.suppress(OSError):  # where stderr is full or closed, the exit code says it still
+        console(stderr=True).print(printable(text, keep_newlines=True), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -187,13 +250,17 @@ def say_notes(notes: Iterable[str], fallback: str | None) -> None:
 
 
 def print_tables(tables: Iterable[Table]) -> None:
-    """Print tables to stdout: in the width of a terminal; elsewhere each row as one line, for `grep` and other programs."""
+    """Print tables to stdout: in the width of a terminal; elsewhere each row as one line, for `grep` and other programs.
+
+    Raises as `to_stdout` does.
+    """
     out = console()
-    for number, table in enumerate(tables):
-        if number:
-            out.print()
-        for line in table.lines(out.width if out.is_terminal else None):
-            out.print(line, soft_wrap=True)
+    with to_stdout():
+        for number, table in enumerate(tables):
+            if number:
+                out.print()
+            for line in table.lines(out.width if out.is_terminal else None):
+                out.print(line, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -213,15 +280,6 @@ def progress_bar() -> Iterator[Progress]:
             bar.update(tasks[what], completed=step, total=total)
 
         yield update
-
-
-def _fail(exc: BaseException, message: str, exit_code: int, options: dict[str, Any]) -> NoReturn:
-    if options.get("debug"):
-        traceback.print_exception(exc)
-    if options.get("json_output"):
-        print_json({"error": {"type": type(exc).__name__, "message": message}})
-    say(f"error: {message}")
-    raise typer.Exit(exit_code)
 
 
 class _Terminated(BaseException):

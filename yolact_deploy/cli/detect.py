@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -12,11 +11,12 @@ from yolact_deploy.cli.console import (
     ArtifactArgument,
     DebugOption,
     DeviceOption,
+    JsonObject,
     JsonOption,
     MaxPixelsOption,
     NmsOption,
     ThreadsOption,
-    print_json_with,
+    end_in_words,
     print_tables,
     progress_bar,
     reports_errors,
@@ -25,51 +25,73 @@ from yolact_deploy.cli.console import (
 )
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 
+if TYPE_CHECKING:
+    from yolact_deploy.detection_run import DetectReport
+
 
 @reports_errors
 def detect(
     artifact: ArtifactArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files, video files or folders.")],
+    images: Annotated[
+        list[str], typer.Argument(help='Images, videos, folders, or patterns in quotes ("photos/**/*.jpg").')
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")] = Path("detections"),
     overlays: Annotated[bool, typer.Option(help="Draw the detections.")] = True,
     coco: Annotated[Path | None, typer.Option(help="Write the detections as a COCO results file.")] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Go into the folders of folders.")] = False,
+    classes: Annotated[str | None, typer.Option(help="Only these, by name or category id, as person,car.")] = None,
+    image_ids: Annotated[
+        Path | None, typer.Option(help="The images of this COCO annotation file, with its ids; IMAGES is their folder.")
+    ] = None,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Scores must be above it.")] = 0.15,
     top_k: Annotated[int, typer.Option(min=1, help="The best so many per image.")] = 15,
     nms: NmsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace overlays that are there; begin a broken-off run again.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was broken off.")] = False,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Detect in images, folders and videos; draw overlays, write COCO JSON."""
     from yolact_deploy.file_detection import detect_files
-    from yolact_deploy.files import JsonArray
     from yolact_deploy.reports.tables import detect_table
 
-    with tempfile.TemporaryFile() as file:  # what a long video gives is kept there until it is known to be whole
-        found = JsonArray(file, depth=1)
+    listed = JsonObject("images") if json_output else None
+    broken_off: list[DetectReport] = []
+    try:
         with progress_bar() as progress:
             report = detect_files(
                 artifact,
                 images,
                 overlays=output if overlays else None,
                 coco=coco,
+                recursive=recursive,
+                classes=classes,
+                image_ids=image_ids,
                 score_threshold=score_threshold,
                 top_k=top_k,
                 nms=nms,
                 device=device,
                 threads=threads,
                 max_pixels=max_pixels,
-                on_result=(lambda result: found.add(result.to_dict(), result.number)) if json_output else None,
-                on_failure=lambda number, _: found.remove_group(number),
+                overwrite=overwrite,
+                resume=resume,
+                on_listed=listed.add if listed is not None else None,
+                on_broken_off=broken_off.append,
                 progress=lambda done, total: progress("detect", done, total),
             )
-        found.close()
-        if json_output:
-            print_json_with("images", file, report.to_dict())
-        elif report.files:
-            print_tables([detect_table(report)])
+    except BaseException as exc:
+        if not broken_off:
+            raise
+        _end_early(broken_off[0], exc, listed, debug=debug)
+    if listed is not None:
+        listed.end(report.to_dict())
+    elif report.files:
+        print_tables([detect_table(report)])
     say_notes(report.notes, report.fallback)
     for error in report.failures.values():
         say(f"error: {error}")
@@ -78,3 +100,21 @@ def detect(
         say(f"{len(report.failures)} of {count} files failed{'; the others are done' if report.files else ''}.")
     if report.failures:
         raise typer.Exit(1 if report.files else 2)
+
+
+def _end_early(report: DetectReport, exc: BaseException, listed: JsonObject | None, *, debug: bool) -> NoReturn:
+    run = report.broken_off
+    assert run is not None
+    say(f"{run.done} of {run.of} files are done.")
+    if run.coco is not None:
+        say(f"What was found in them is in {run.coco}.")
+    if run.trouble is not None:
+        say(f"What was found in them could not be written: {run.trouble}")
+    if run.journal is not None:
+        say(f"{run.journal} holds all of it. Go on with the same command and --resume.")
+    else:
+        say(
+            "Of a run with --coco or overlays there is a journal, from which --resume goes on; there is none of this one."
+        )
+    answer = None if listed is None else (lambda error: listed.end({**report.to_dict(), **error}))
+    end_in_words(exc, debug=debug, answer=answer)

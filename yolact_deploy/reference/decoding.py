@@ -1,4 +1,4 @@
-"""Decoding image files: in words where it fails, and without what decoders print by themselves."""
+"""Decoding image and video files: in words where it fails, and without what decoders print by themselves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,27 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from yolact_deploy.arrays import Image
-from yolact_deploy.reference.image_headers import END_MARKER, HEAD_BYTES, MAX_SCANS, JpegLayout, image_kind, read_header
+from yolact_deploy.errors import ImageError
+from yolact_deploy.reference.image_headers import (
+    END_MARKER,
+    HEAD_BYTES,
+    MAX_PIXELS,
+    MAX_SCANS,
+    JpegLayout,
+    image_kind,
+    read_header,
+)
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
+_FALLBACK_FPS = 25.0
+_COUNTED_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # say how many frames they hold; others let one guess
+_MIN_DECODED = 0.9  # of the frames a file says it holds: edit lists and repeated frames leave out a few
 
 _STDERR = 2
 _DECODER_MESSAGE = re.compile(
@@ -191,13 +207,13 @@ def _decode(data: bytes, on_warning: Callable[[str], None] | None = None) -> Ima
 
     with quiet_opencv(), decoder_messages_to(on_warning):
         try:
-            if not hasattr(os, "memfd_create"):
-                decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            else:  # imdecode's pixels are copied for Python: twice the memory, and a third of the time
+            try:  # imdecode's pixels are copied for Python: twice the memory, and a third of the time
                 with os.fdopen(os.memfd_create("image"), "wb") as file:
                     file.write(data)
                     file.flush()
                     decoded = cv2.imread(f"/proc/self/fd/{file.fileno()}", None, cv2.IMREAD_COLOR)
+            except (AttributeError, OSError):  # another platform, or a limit on the size of files
+                decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:
             return None
     return None if decoded is None else decoded.astype(np.uint8, copy=False)
@@ -215,3 +231,57 @@ def _decode_unended(data: bytes) -> Image:
 
 def _truncated(data: bytes) -> str:
     return f"the file is truncated ({len(data)} bytes, without its end)"
+
+
+class Video(NamedTuple):
+    """An open video: `frames` gives each as uint8 [H, W, 3] BGR."""
+
+    fps: float
+    frames: Iterator[Image]
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+@contextlib.contextmanager
+def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Video]:
+    """A video file, one frame at a time. Raises ImageError when it can't be opened, or has frames of more than `max_pixels`;
+    its frames do at their end, when there was none, or fewer than the file says it holds."""
+    import cv2
+
+    if path.exists() and not path.is_file():  # a decoder would wait for ever for what comes through a pipe
+        raise ImageError(f"can't read the video {path}: it is no file, but a pipe, a device, a socket or a folder.")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise ImageError(f"can't read the video {path}: no decoder knows it, or it is damaged.")
+        width, height = (int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        try:
+            check_pixels(width, height, max_pixels)
+        except UndecodableError as exc:
+            raise ImageError(f"can't read the video {path}: {exc}") from exc
+        yield Video(capture.get(cv2.CAP_PROP_FPS) or _FALLBACK_FPS, _frames(capture, path))
+    finally:
+        capture.release()
+
+
+def _frames(capture: Any, path: Path) -> Iterator[Image]:
+    import cv2
+
+    count = 0
+    while True:
+        more, frame = capture.read()
+        if not more:
+            break
+        count += 1
+        yield frame
+    if not count:
+        raise ImageError(f"can't read the video {path}: no frame could be decoded.")
+    promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if path.suffix.lower() in _COUNTED_SUFFIXES and count < _MIN_DECODED * promised:
+        raise ImageError(
+            f"can't read the video {path} to its end: {count} of its {promised} frames could be decoded. "
+            "If it was copied or downloaded, get it again."
+        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.arrays import BoolArray, FloatArray, Image, IntArray
-from yolact_deploy.errors import ImageError
+from yolact_deploy.errors import ImageError, OptionError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.images import check_image, read_image
 from yolact_deploy.reference.mask_sources import MaskSource, PrototypeMasks, RunMasks, WindowMasks
 from yolact_deploy.reference.masks import MaskRegion
+from yolact_deploy.text import shorten
+
+_SHOWN_CLASSES = 10
+_MAX_DIGITS = 19
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +148,10 @@ class Detections:
             mask_ious=None if self.mask_ious is None else self.mask_ious[rows],
             mask_source=None if self.mask_source is None else self.mask_source.take(rows),
         )
+
+    def of_classes(self, class_ids: Iterable[int]) -> Detections:
+        """Those of some classes, 0 = first foreground class."""
+        return self.take(np.flatnonzero(np.isin(self.class_ids, list(class_ids))))
 
     def by_mask_score(self) -> Detections:
         """The same detections with the mask's score as the one score, best first: what the original displays.
@@ -271,3 +280,43 @@ def _rows(index: Any, count: int) -> IntArray:
             raise IndexError(f"there is no detection {rows[(rows < -count) | (rows >= count)][0]}: there are {count}.")
         return rows.astype(np.int64) % max(count, 1)
     raise IndexError(f"detections are chosen by a number, a slice, numbers or a mask of booleans, found {index!r}.")
+
+
+def find_classes(
+    wanted: str | Sequence[str | int], names: Sequence[str], category_ids: Sequence[int]
+) -> tuple[int, ...]:
+    """The classes that are meant by names or category ids, 0 = first foreground class, ascending. A text may be several of
+    them with commas between. Raises OptionError for one that the model does not know, with those that are like it.
+
+    >>> find_classes("cat,7", names=("cat", "dog"), category_ids=(3, 7))
+    (0, 1)
+    >>> find_classes(["dgo"], names=("cat", "dog"), category_ids=(3, 7))
+    Traceback (most recent call last):
+        ...
+    yolact_deploy.errors.OptionError: the model has no class 'dgo'. Did you mean dog?
+    """
+    given = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(given, (list, tuple)) or not given:
+        raise OptionError(f"classes must be names or category ids, found {shorten(repr(wanted))}.")
+    parts: list[Any] = []
+    for each in given:
+        is_several = isinstance(each, str) and each not in names
+        parts += [part.strip() for part in each.split(",") if part.strip()] if is_several else [each]
+    return tuple(sorted({_class_of(part, names, category_ids) for part in parts or [""]}))
+
+
+def _class_of(wanted: Any, names: Sequence[str], category_ids: Sequence[int]) -> int:
+    if isinstance(wanted, str) and wanted in names:
+        return list(names).index(wanted)
+    if isinstance(wanted, str) and wanted.isascii() and wanted.isdecimal():
+        wanted = int(wanted) if len(wanted) < _MAX_DIGITS else wanted
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted in category_ids:
+        return list(category_ids).index(wanted)
+    folded = {name.casefold(): name for name in names}
+    like = get_close_matches(wanted.casefold(), folded, cutoff=0.5) if isinstance(wanted, str) else []
+    some = ", ".join(
+        f"{name} ({number})" for name, number in list(zip(names, category_ids, strict=False))[:_SHOWN_CLASSES]
+    )
+    others = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
+    hint = f"Did you mean {' or '.join(folded[name] for name in like)}?" if like else f"It has {some}{others}."
+    raise OptionError(f"the model has no class {shorten(repr(wanted))}. {hint}")

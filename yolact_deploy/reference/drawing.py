@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import colorsys
 import contextlib
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 from yolact_deploy.arrays import AnyArray, Image, IntArray
 from yolact_deploy.errors import OutputError
 from yolact_deploy.files import atomic_path
+from yolact_deploy.reference.decoding import is_video
 from yolact_deploy.reference.masks import MaskRegion
 
 Colour: TypeAlias = tuple[int, int, int]  # BGR
@@ -29,6 +32,7 @@ _LINE_PER_PIXEL = 2.5e-3
 _PADDING = 0.35  # around a label's text, of its height
 _SMALL = 6  # an object of less than so many labels' area is not to be covered
 _CODEC = "mp4v"
+_KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # an overlay of another format is written as PNG
 _GOLDEN_RATIO = 0.618034  # turns of the colour circle between one class and the next: neighbours differ most
 
 
@@ -197,3 +201,46 @@ def video_writer(target: Path, fps: float) -> Iterator[Callable[[Image], None]]:
             writer.write(np.ascontiguousarray(frame))
 
         yield add
+
+
+def overlay_paths(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Where the drawing of each file goes: one name per file in `folder`, numbered where two files share a name.
+
+    Raises OutputError for a drawing that would replace the file it is drawn from.
+    """
+    taken: Counter[str] = Counter()
+    paths: list[Path] = []
+    for file in files:
+        suffix = file.suffix.lower()
+        suffix = ".mp4" if is_video(file) else suffix if suffix in _KEPT_SUFFIXES else ".png"
+        wanted = name = f"{file.stem}{suffix}"
+        while name in taken:
+            taken[wanted] += 1
+            name = f"{file.stem}-{taken[wanted]}{suffix}"
+        taken[name] = 1
+        paths.append(folder / name)
+    inputs = {file.resolve() for file in files}
+    replaced = [overlay for overlay in paths if overlay.resolve() in inputs]
+    if replaced:
+        raise OutputError(f"the overlay {replaced[0]} would replace the file it is drawn from. Give another folder.")
+    return paths
+
+
+def make_overlay_folder(folder: Path) -> None:
+    """Raises OutputError where `folder` is a file, or can't be made."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"can't write overlays to {folder}: it is a file. Give a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"can't write overlays to {folder}: {exc.strerror or exc}.") from exc
+
+
+def check_not_there(overlays: Sequence[Path | None]) -> None:
+    """Raise OutputError where a drawing is there already: another folder has to be chosen, or overwriting asked for."""
+    there = [overlay for overlay in overlays if overlay is not None and os.path.lexists(overlay)]
+    if there:
+        others = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise OutputError(
+            f"the overlay {there[0]} is there already{others}. Give another folder (--output), or replace it (--overwrite)."
+        )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import glob
+import itertools
 import os
+import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from yolact_deploy.arguments import check_count
 from yolact_deploy.arrays import FloatArray, Image, IntArray, is_device_array
 from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.errors import ImageError, InputWarning
 from yolact_deploy.files import read_bytes
-from yolact_deploy.reference.decoding import UndecodableError, check_pixels, decode_file
+from yolact_deploy.reference.decoding import UndecodableError, decode_file, is_video
 from yolact_deploy.reference.image_headers import HEAD_BYTES, image_kind
 from yolact_deploy.reference.image_headers import MAX_PIXELS as MAX_PIXELS
 from yolact_deploy.spec import ModelSpec
@@ -42,12 +45,6 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam"),
     }
 )
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
-
-_FALLBACK_FPS = 25.0
-_COUNTED_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # say how many frames they hold; others let one guess
-_MIN_DECODED = 0.9  # of the frames a file says it holds: edit lists and repeated frames leave out a few
-
 _MAX_BYTES_PER_PIXEL, _MAX_METADATA_BYTES = (
     16,
     1 << 26,
@@ -82,9 +79,8 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
 
 def check_max_pixels(max_pixels: int) -> None:
-    """Raise ValueError for a limit that is no positive whole number."""
-    if not isinstance(max_pixels, int) or isinstance(max_pixels, bool) or max_pixels < 1:
-        raise ValueError(f"max_pixels must be a positive whole number, found {max_pixels!r}.")
+    """Raise OptionError for a limit that is no positive whole number."""
+    check_count("max_pixels", max_pixels)
 
 
 def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "bgr") -> Image:
@@ -160,37 +156,91 @@ def check_channel_order(channel_order: str) -> None:
         raise ImageError(f'channel_order must be "bgr" or "rgb", found {channel_order!r}.')
 
 
-def list_images(inputs: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:
-    """The files named by `inputs`: files as given, folders as their images (and `videos`) sorted by name.
+def list_images(
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    videos: bool = False,
+    recursive: bool = False,
+    outside: str | os.PathLike[str] | None = None,
+) -> list[Path]:
+    """The files named by `inputs`: files as given, folders as their images (and `videos`) sorted by name, patterns such as
+    "photos/*.jpg" and "photos/**/*.jpg" as what they match.
 
-    Of a folder, a file is an image by its content or by its name, so that a damaged photo is not passed over; what is left out
-    is counted in an InputWarning. Raises ImageError for a path that does not exist and for a folder without images.
+    `recursive` goes into the folders of folders, but for links; nothing that lies in the folder `outside` is taken then. Of a
+    folder or a pattern, a file is an image by its content or by its name, so that a damaged photo is not passed over; what is
+    left out is counted in an InputWarning. Raises ImageError for a path that does not exist, a folder that can't be read, and
+    a folder or a pattern without images.
+
+    >>> [str(path) for path in list_images(["image.jpg", "*.jp[eg]*"])]
+    ['image.jpg', 'image.jpg']
     """
     files: list[Path] = []
     for given in map(Path, inputs):
         if os.path.isdir(given):  # noqa: PTH112 - False for any name, however long
-            files += _images_in(given, videos)
+            files += _images_in(f"the folder {printable(str(given))}", *_entries(given, recursive, outside), videos)
         elif os.path.exists(given):  # noqa: PTH110
             files.append(given)
+        elif glob.has_magic(str(given)):
+            files += _images_in(f"the pattern {printable(str(given))}", *_matches(given, recursive, outside), videos)
         else:
-            raise ImageError(f"{given} does not exist. Give image files or a folder of images.")
+            raise ImageError(f"{printable(str(given))} does not exist. Give image files or a folder of images.")
     return files
 
 
-def _images_in(folder: Path, videos: bool) -> list[Path]:
-    entries = sorted(folder.iterdir())
+def _entries(folder: Path, recursive: bool, outside: str | os.PathLike[str] | None) -> tuple[list[Path], list[Path]]:
+    """The files of a folder, sorted, and the folders in it that are not gone into."""
+    files: list[Path] = []
+    folders: list[Path] = []
+    try:
+        for entry in sorted(folder.iterdir()):
+            if not entry.is_dir():
+                files.append(entry)
+            elif recursive and not entry.is_symlink():
+                if outside is None or entry.resolve() != Path(outside).resolve():
+                    inner = _entries(entry, recursive, outside)
+                    files += inner[0]
+                    folders += inner[1]
+            else:
+                folders.append(entry)
+    except OSError as exc:
+        raise ImageError(f"can't read the folder {printable(str(folder))}: {exc.strerror or exc}.") from exc
+    return files, folders
+
+
+def _matches(pattern: Path, recursive: bool, outside: str | os.PathLike[str] | None) -> tuple[list[Path], list[Path]]:
+    """What a pattern matches, hidden names and what lies behind links aside; of the folders that it matches their files as well
+    if `recursive`."""
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    base, rest = Path(*fixed), pattern.parts[len(fixed) :]
+    try:  # by pathlib, as `**` of the glob module goes through links, for ever where one leads back
+        found = sorted(base.glob(str(Path(*rest))))
+    except (OSError, ValueError, re.error) as exc:
+        raise ImageError(f"can't look for the pattern {printable(str(pattern))}: {exc}.") from exc
+    if not any(part.startswith(".") for part in rest):
+        found = [path for path in found if not any(part.startswith(".") for part in path.parts[len(base.parts) :])]
+    files = [path for path in found if not path.is_dir()]
+    folders = [path for path in found if path.is_dir()]
+    if not recursive:
+        return files, folders
+    inner = [_entries(folder, recursive, outside) for folder in folders]
+    return sorted({*files, *(path for listed, _ in inner for path in listed)}), [
+        path for _, left in inner for path in left
+    ]
+
+
+def _images_in(where: str, entries: list[Path], folders: list[Path], videos: bool) -> list[Path]:
     files = [entry for entry in entries if entry.is_file() and (_is_image(entry) or (videos and is_video(entry)))]
-    chosen, folders = set(files), {entry for entry in entries if entry.is_dir()}
-    left_out = [entry.name for entry in entries if entry not in chosen and entry not in folders]
+    chosen = set(files)
+    left_out = [entry.name for entry in entries if entry not in chosen]
     inner = f"{_counted(folders, 'folder')} in it" if folders else ""
     if not files:
         found = " and ".join(part for part in (_counted(left_out, "other file") if left_out else "", inner) if part)
-        raise ImageError(f"the folder {folder} holds no images{f', only {found}' if found else ''}.")
+        raise ImageError(f"{where} holds no images{f', only {found}' if found else ''}.")
     if left_out:
         listed = ", ".join(map(printable, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
         kinds = "image or video" if videos else "image"
         warnings.warn(
-            f"of the folder {printable(str(folder))}, {_counted(left_out, 'file')} without an {kinds} left out: "
+            f"of {where}, {_counted(left_out, 'file')} without an {kinds} left out: "
             f"{listed}{f'; and {inner}' if inner else ''}.",
             InputWarning,
             stacklevel=3,
@@ -210,58 +260,6 @@ def _is_image(file: Path) -> bool:
             return image_kind(stream.read(HEAD_BYTES)) is not None
     except OSError:
         return False
-
-
-class Video(NamedTuple):
-    """An open video: `frames` gives each as uint8 [H, W, 3] BGR."""
-
-    fps: float
-    frames: Iterator[Image]
-
-
-def is_video(path: Path) -> bool:
-    """Whether a file is a video by its name."""
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-@contextlib.contextmanager
-def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Video]:
-    """A video file, one frame at a time. Raises ImageError when it can't be opened, or has frames of more than `max_pixels`;
-    its frames do at their end, when there was none, or fewer than the file says it holds."""
-    import cv2
-
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise ImageError(f"can't read the video {path}: no decoder knows it, or it is damaged.")
-        width, height = (int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        try:
-            check_pixels(width, height, max_pixels)
-        except UndecodableError as exc:
-            raise ImageError(f"can't read the video {path}: {exc}") from exc
-        yield Video(capture.get(cv2.CAP_PROP_FPS) or _FALLBACK_FPS, _frames(capture, path))
-    finally:
-        capture.release()
-
-
-def _frames(capture: Any, path: Path) -> Iterator[Image]:
-    import cv2
-
-    count = 0
-    while True:
-        more, frame = capture.read()
-        if not more:
-            break
-        count += 1
-        yield frame
-    if not count:
-        raise ImageError(f"can't read the video {path}: no frame could be decoded.")
-    promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if path.suffix.lower() in _COUNTED_SUFFIXES and count < _MIN_DECODED * promised:
-        raise ImageError(
-            f"can't read the video {path} to its end: {count} of its {promised} frames could be decoded. "
-            "If it was copied or downloaded, get it again."
-        )
 
 
 def preprocess(

@@ -13,7 +13,7 @@ from rich.text import Text
 from yolact_deploy.text import printable
 
 if TYPE_CHECKING:
-    from yolact_deploy.file_detection import DetectReport
+    from yolact_deploy.detection_run import DetectReport
 
 MIB = 2**20
 _SHOWN_MODULES = 12

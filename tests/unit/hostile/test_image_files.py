@@ -19,8 +19,9 @@ from tests.unit.hostile.image_files import HEIGHT, KINDS, WIDTH, chunk, encoded,
 from yolact_deploy import Detector, detect_files
 from yolact_deploy.errors import ImageError, InputWarning
 from yolact_deploy.files import read_bytes
+from yolact_deploy.reference.decoding import open_video
 from yolact_deploy.reference.image_headers import JpegLayout, image_kind, read_header
-from yolact_deploy.reference.images import MAX_PIXELS, list_images, open_video, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, list_images, read_image
 
 PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
 RESTARTS = (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)
@@ -113,7 +114,7 @@ def test_gigabytes_in_kilobytes_are_refused_without_taking_them(tmp_path: Path) 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "100"])
 def test_a_limit_is_a_positive_whole_number(tmp_path: Path, limit: object) -> None:
-    with pytest.raises(ValueError, match="max_pixels must be a positive whole number"):
+    with pytest.raises(ValueError, match="max_pixels must be a whole number of at least 1"):
         read_image(_file(tmp_path, encoded(".png")), max_pixels=limit)  # type: ignore[arg-type]
     assert MAX_PIXELS == 100_000_000
 

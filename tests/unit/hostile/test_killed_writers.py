@@ -123,6 +123,6 @@ def test_a_disk_that_is_full_half_way_leaves_the_old_file(tmp_path: Path) -> Non
         "write_text(sys.argv[1], 'x' * 5000)\n"
     )
     done = subprocess.run([sys.executable, "-c", limited, str(target)], capture_output=True, text=True)
-    assert f"OutputError: can't write {target}: File too large." in done.stderr
+    assert f"OutputFailure: can't write {target}: File too large." in done.stderr
     assert target.read_text() == "old"
     assert _names(tmp_path) == ["m.onnx"]
