@@ -27,16 +27,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from yolact_deploy.text import printable
+
 DISTRIBUTION = "yolact-deploy"  # the name that pip knows
+_MAX_MESSAGE_CHARS = 4000
+_END_CHARS = 1000  # of a longer one: what to do stands there
 
 
 class YolactDeployError(Exception):
-    """Whatever this project raises on purpose; `exit_code` is the command line's.
+    r"""Whatever this project raises on purpose; `exit_code` is the command line's.
 
-    Survives pickle and copy with its fields, whatever its constructor takes, so that workers can raise it.
+    Survives pickle and copy with its fields, whatever its constructor takes, so that workers can raise it. A message names
+    what files hold, which may be anyone's: as text it has no control characters and 4,000 characters at most, `args` have all
+    of it.
+
+    >>> print(ImageError("can't read the image \x1b[2J.png"))
+    can't read the image \x1b[2J.png
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return _bounded(printable(_bounded(super().__str__()), keep_newlines=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
@@ -46,6 +58,13 @@ def _restored(kind: type[YolactDeployError], args: tuple[Any, ...], fields: dict
     error = kind.__new__(kind, *args)  # a constructor need not take the message
     error.__dict__.update(fields)
     return error
+
+
+def _bounded(text: str) -> str:
+    """The beginning and the end of a long text."""
+    if len(text) <= _MAX_MESSAGE_CHARS:
+        return text
+    return f"{text[: _MAX_MESSAGE_CHARS - _END_CHARS - 1]}…{text[-_END_CHARS:]}"
 
 
 def one_line(text: object) -> str:

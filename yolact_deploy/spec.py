@@ -18,8 +18,8 @@ from yolact_deploy.spec_json import (
     lowest_schema_version,
     parse_json,
     read_spec_file,
+    require_showable_name,
 )
-from yolact_deploy.text import require_showable_name
 
 SCHEMA_VERSION = 2  # the highest that is read; a spec is written in the lowest that holds it
 _OLDEST_SCHEMA_VERSION = 1

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from yolact_deploy.errors import SpecError
 from yolact_deploy.files import read_bytes
+from yolact_deploy.text import is_printable, shorten
 
 MAX_DEPTH = 64  # our own files need 6
 _MAX_INTEGER_CHARS = 18  # what surely fits 64 bits
@@ -26,6 +27,7 @@ _HALF_CHARACTER = re.compile(
 _NOT_STRUCTURE = bytes(sorted(set(range(256)) - set(b'"[]{}')))
 T = TypeVar("T")
 _SHOWN_CHARS = 60
+_MAX_NAME_CHARS = 200  # names are printed, drawn and put into tables
 SINCE = "since"  # in a field's metadata: the schema version that brought it; without it, 1
 
 
@@ -193,3 +195,18 @@ def read_spec_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SpecError(f"{path} must hold a JSON object, found {type(value).__name__}.")
     return value
+
+
+def require_showable_name(field: str, name: str) -> None:
+    """Raise SpecError for a name of a class or a model that can't be shown: empty, too long, or with control characters."""
+    problem = (
+        "is empty"
+        if not name.strip()
+        else f"has {len(name)} characters, {_MAX_NAME_CHARS} are allowed"
+        if len(name) > _MAX_NAME_CHARS
+        else "holds control characters"
+        if not is_printable(name)
+        else None
+    )
+    if problem:
+        raise SpecError(f"{field} {problem}: '{shorten(name)}'. Give a name that can be shown.")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 
-from yolact_deploy.errors import SpecError
-
-_MAX_NAME_CHARS = 200  # names are printed, drawn and put into tables
-
 # What moves the cursor, changes colours, ends the line or turns the direction of reading; and halves of characters.
 _UNSHOWABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
 _ANY = re.compile(f"[{_UNSHOWABLE}]")
@@ -40,21 +36,6 @@ def shorten(text: str, length: int = 60) -> str:
     """
     shown = printable(text[:length])
     return shown if len(text) <= length and len(shown) <= length else f"{shown[: length - 1]}…"
-
-
-def require_showable_name(field: str, name: str) -> None:
-    """Raise SpecError for a name of a class or a model that can't be shown: empty, too long, or with control characters."""
-    problem = (
-        "is empty"
-        if not name.strip()
-        else f"has {len(name)} characters, {_MAX_NAME_CHARS} are allowed"
-        if len(name) > _MAX_NAME_CHARS
-        else "holds control characters"
-        if not is_printable(name)
-        else None
-    )
-    if problem:
-        raise SpecError(f"{field} {problem}: '{shorten(name)}'. Give a name that can be shown.")
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from yolact_deploy.errors import MissingDependencyError, YolactDeployError, pip_install
+from yolact_deploy.errors import ArtifactError, MissingDependencyError, YolactDeployError, pip_install
 
 Passage = Callable[[YolactDeployError], YolactDeployError]
 
@@ -79,3 +79,17 @@ def test_a_source_tree_that_nobody_installed_is_installed_from_where_it_lies(mon
 
     monkeypatch.setattr("importlib.metadata.distribution", missing)
     assert pip_install("cpu", "--upgrade") == f'pip install --upgrade -e "{Path(__file__).parents[2]}[cpu]"'
+
+
+def test_a_message_has_no_control_characters_whatever_it_names() -> None:
+    error = ArtifactError("can't read \x1b[2J\x00\u202e\udcff.onnx:\nexport it again.")
+    assert str(error) == "can't read \\x1b[2J\\x00\\u202e\\udcff.onnx:\nexport it again."
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("filler", ["a", "\x00", "甲"])
+def test_a_message_is_never_long_and_keeps_what_to_do(filler: str) -> None:
+    text = str(ArtifactError(f"the tensor {filler * 1_000_000} is missing. Export it again."))
+    assert len(text) <= 4000
+    assert text.startswith("the tensor ")
+    assert text.endswith(" is missing. Export it again.")
