@@ -16,7 +16,7 @@ from benchmarks.latency import SCHEMA
 from benchmarks.machine import BUSY_SHARE, TOO_BUSY_SHARE, disturbed_share
 from benchmarks.statistics import bootstrap_quantiles, order_interval
 from yolact_deploy.errors import BenchmarkError
-from yolact_deploy.files import sha256_file
+from yolact_deploy.files import is_file, sha256_file
 from yolact_deploy.spec_json import JsonError, read_json
 
 Verdict = Literal["passed", "regressed", "inconclusive"]
@@ -24,6 +24,7 @@ ATTEMPTS = 3  # a regression is still there when measured again; a busy neighbou
 _LEVEL = 0.99
 _MIN_SAMPLES = 20
 _FAST, _MEDIAN = 0.1, 0.5  # quantiles: noise only ever adds time, so the fast tenth moves when the code does
+_SHORTEST_MS, _LONGEST_MS = 1e-9, 1e12  # of what can have been measured
 _MACHINE = ("cpu", "cores", "gpus")
 _OPTIONS = ("batch", "threads", "score_threshold", "image_sizes_hw")
 
@@ -227,14 +228,63 @@ def read_baseline(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"the baseline {path} has schema {report['schema']!r}, this version writes and reads {SCHEMA}. "
             f"{_how_to_make(path)}"
         )
-    try:
-        _ = [(run["artifact"], run["latency_ms"]["p50"], run["batch"]) for run in report["runs"]]
-        _ = [report[part][key] for part, keys in (("environment", ("cpu", "cores")), ("options", ())) for key in keys]
-    except (KeyError, TypeError) as exc:
-        raise BenchmarkError(
-            f"the baseline {path} is damaged: it lacks {exc}, or has it in another form. {_how_to_make(path)}"
-        ) from exc
+    if problem := _problem(report):
+        raise BenchmarkError(f"the baseline {path} is damaged: {problem}. {_how_to_make(path)}")
     return report
+
+
+def _problem(report: dict[str, Any]) -> str | None:
+    """The first thing that judging by a report needs and that is not there, or is something else."""
+    for part in ("environment", "options"):
+        if not isinstance(report.get(part), dict):
+            return _lacks(part, report)
+    if missing := [key for key in ("cpu", "cores") if key not in report["environment"]]:
+        return _lacks(missing[0], report["environment"])
+    if not isinstance(report["environment"].get("packages", {}), dict):
+        return _lacks("packages", report["environment"])
+    runs = report.get("runs")
+    if not (isinstance(runs, list) and runs and all(isinstance(run, dict) for run in runs)):
+        return _lacks("runs", report)
+    yardstick = "yardstick_samples_ms"
+    if not _are_times(report.get(yardstick, [])):
+        return _lacks(yardstick, report)
+    if report.get("yardstick_ms") and not _has_median(report["yardstick_ms"]):
+        return _lacks("yardstick_ms", report)
+    return next((problem for run in runs if (problem := _run_problem(run))), None)
+
+
+def _run_problem(run: dict[str, Any]) -> str | None:
+    intervals = run.get("latency_ci_ms", {})
+    interval = intervals.get("p50", [None, None]) if isinstance(intervals, dict) else None
+    samples = run.get("samples_ms", {"latency": [1.0]})
+    found = {
+        "artifact": isinstance(run.get("artifact"), str),
+        "latency_ms": _has_median(run.get("latency_ms")),
+        "batch": type(run.get("batch")) is int,
+        "cpu_ms": _has_median(run.get("cpu_ms", {"p50": 1.0})),
+        "sha256": isinstance(run.get("sha256", ""), (str, type(None))),
+        "latency_ci_ms": isinstance(interval, list)
+        and len(interval) == 2
+        and all(end is None or _is_time(end) for end in interval),
+        "samples_ms": isinstance(samples, dict) and bool(samples.get("latency")) and _are_times(samples["latency"]),
+    }
+    return next((_lacks(key, run) for key, is_sound in found.items() if not is_sound), None)
+
+
+def _has_median(times: Any) -> bool:
+    return isinstance(times, dict) and _is_time(times.get("p50"))
+
+
+def _are_times(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_time, values))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and _SHORTEST_MS < value < _LONGEST_MS
+
+
+def _lacks(key: str, part: dict[str, Any]) -> str:
+    return f"it has {key!r} in another form" if key in part else f"it lacks {key!r}"
 
 
 def check_same_machine(baseline: dict[str, Any], environment: dict[str, Any], *, allow_other: bool) -> list[str]:
@@ -275,7 +325,7 @@ def present_artifact(run: dict[str, Any], current: Path) -> Path | None:
     """The file that a baseline's run measured, if it is still there unchanged and is not the current one's content."""
     path = Path(run["artifact"])
     digest = run.get("sha256")
-    if digest is None or not path.is_file() or sha256_file(path) != digest or sha256_file(current) == digest:
+    if digest is None or not is_file(path) or sha256_file(path) != digest or sha256_file(current) == digest:
         return None
     return path
 

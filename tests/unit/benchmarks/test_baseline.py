@@ -173,3 +173,48 @@ def test_a_checkpoint_without_peers_is_wrong_usage(shapes_onnx: Path) -> None:
     result = _bench(shapes_onnx, "--checkpoint", shapes_onnx)
     assert result.exit_code == 2
     assert "give --peers" in result.stderr
+
+
+FULL_RUN: dict[str, Any] = {
+    **BASELINE["runs"][0],
+    "sha256": "ab" * 32,
+    "cpu_ms": {"p50": 9.0},
+    "latency_ci_ms": {"p50": [9.0, None]},
+    "samples_ms": {"latency": [10.0, 11.0]},
+}
+FULL: dict[str, Any] = {**BASELINE, "yardstick_ms": {"p50": 1.0}, "yardstick_samples_ms": [1.0], "runs": [FULL_RUN]}
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("artifact", [None, 3, ["m.onnx"]]),
+        ("batch", [None, "1", True]),
+        ("latency_ms", [3, {}, {"p50": None}, {"p50": "10"}, {"p50": 0}, {"p50": -1.0}, {"p50": float("nan")}]),
+        ("cpu_ms", [3, {"p50": 0}, {"p50": float("inf")}]),
+        ("sha256", [3, {}]),
+        ("latency_ci_ms", [[], {"p50": 3}, {"p50": [1.0]}, {"p50": ["a", "b"]}, {"p50": [0, 1]}]),
+        ("samples_ms", [3, {}, {"latency": []}, {"latency": "x"}, {"latency": [1.0, "2"]}, {"latency": [[1.0]]}]),
+    ],
+)
+def test_what_is_malformed_in_a_run_is_named(tmp_path: Path, key: str, values: list[Any]) -> None:
+    assert read_baseline(_written(tmp_path, FULL)) == FULL
+    for value in values:
+        with pytest.raises(BenchmarkError, match=f"is damaged: it has '{key}' in another form"):
+            read_baseline(_written(tmp_path, {**FULL, "runs": [{**FULL_RUN, key: value}]}))
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("environment", [None, 3, []]),
+        ("options", [None, "batch", []]),
+        ("runs", [None, 3, [], {}, [3]]),
+        ("yardstick_ms", [3, {"p50": "x"}]),
+        ("yardstick_samples_ms", [3, None, "x", [None], [{}]]),
+    ],
+)
+def test_what_is_malformed_in_a_report_is_named(tmp_path: Path, key: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(BenchmarkError, match=f"is damaged: it has '{key}' in another form"):
+            read_baseline(_written(tmp_path, {**FULL, key: value}))
