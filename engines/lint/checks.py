@@ -145,7 +145,9 @@ def _pair(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
         return
     first, second = graph.scale(quantize), graph.scale(node)
     # Half and single precision of one number count as one.
-    if first is not None and second is not None and not _same_scales(first, second):
+    if first is None or second is None or not len(first) or not len(second):
+        return
+    if not _same_scales(first, second):
         yield finding(graph, node, "scale-mismatch", f"quantized with {first[0]:g}, dequantized with {second[0]:g}")
 
 
@@ -176,9 +178,8 @@ def _bias(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
 
 def _type_name(elem_type: int) -> str:
     """ "FLOAT16"; "" for an unknown type."""
-    return (
-        "" if not elem_type else str(require("onnx", extra="rtx", purpose="lint").TensorProto.DataType.Name(elem_type))
-    )
+    types = require("onnx", extra="rtx", purpose="lint").TensorProto.DataType
+    return str(types.Name(elem_type)) if elem_type and elem_type in types.values() else ""
 
 
 def _count(values: np.ndarray, what: str) -> str:
@@ -222,6 +223,8 @@ def _weighted(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
     if scale is None or stored is None:
         return
     axis, wanted = graph.axis(weight, len(stored.dims)), _channel_axis(node, len(stored.dims))
+    if not 0 <= wanted < len(stored.dims):
+        return  # no weight of this operator: TensorRT's parser says so
     channels = stored.dims[wanted] * (attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1)
     if len(scale) == 1 and channels > 1:
         yield finding(graph, node, "weights-per-tensor", f"one scale for {channels} output channels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import graphlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from yolact_deploy.arrays import AnyArray
 from yolact_deploy.artifacts.names import module_of
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE
+from yolact_deploy.errors import ArtifactError, one_line
 from yolact_deploy.optional import require
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ _COPIES = ("Identity", "Cast")
 _INDEX_OPERATORS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero")
 _LOGIC_OPERATORS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "IsNaN", "IsInf")
 _DEFAULT_AXIS = 1  # of QuantizeLinear and DequantizeLinear
+_NO_REAL_NUMBERS = "OSUc"  # kinds of NumPy's types: texts, and complex numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +104,14 @@ class QdqGraph:
         return True
 
     def constant(self, tensor: str) -> AnyArray | None:
-        """The value of an initializer or Constant, also behind Identity or Cast; None where it would take computing."""
+        """The value of an initializer or Constant, also behind Identity or Cast; None where it would take computing.
+
+        Raises ArtifactError for a tensor whose values are not what its type and shape say.
+        """
         numpy_helper = require("onnx", extra="rtx", purpose="reading an ONNX file").numpy_helper
         for _ in range(len(self.nodes) + 1):
             if tensor in self.weights:
-                return np.asarray(numpy_helper.to_array(self.weights[tensor]))
+                return _values(self.weights[tensor], numpy_helper)
             node = self.producer(tensor)
             if node is None:
                 return None
@@ -119,12 +125,12 @@ class QdqGraph:
     def scale(self, node: onnx.NodeProto) -> AnyArray | None:
         """float64, flat, of a Q or DQ node."""
         value = self.constant(node.input[1])
-        return None if value is None else value.astype(np.float64).ravel()
+        return None if value is None or value.dtype.kind in _NO_REAL_NUMBERS else value.astype(np.float64).ravel()
 
     def zero_point(self, node: onnx.NodeProto) -> AnyArray | None:
         """Flat, of a Q or DQ node; None for none, and for one that is not a plain constant."""
         value = self.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        return None if value is None else value.ravel()
+        return None if value is None or value.dtype.kind in _NO_REAL_NUMBERS else value.ravel()
 
     def stored_type(self, node: onnx.NodeProto) -> int:
         """The TensorProto type that a Q node writes or a DQ node reads; 0 for unknown."""
@@ -172,7 +178,8 @@ class QdqGraph:
             value = attribute(node, "value", None)
             if value is not None:
                 return int(value.data_type)
-            return int(proto.INT64 if node.attribute[0].name.startswith("value_int") else proto.FLOAT)
+            holds_integers = any(entry.name.startswith("value_int") for entry in node.attribute)
+            return int(proto.INT64 if holds_integers else proto.FLOAT)
         if operator == "ConstantOfShape":
             value = attribute(node, "value", None)
             return int(proto.FLOAT if value is None else value.data_type)
@@ -224,9 +231,53 @@ def label(node: onnx.NodeProto) -> str:
 def _constant_value(node: onnx.NodeProto, numpy_helper: Any) -> AnyArray | None:
     for entry in node.attribute:
         if entry.name == "value":
-            return np.asarray(numpy_helper.to_array(entry.t))
+            return _values(entry.t, numpy_helper)
         if entry.name in ("value_float", "value_floats"):
             return np.asarray(attribute(node, entry.name, None), np.float32)
         if entry.name in ("value_int", "value_ints"):
             return np.asarray(attribute(node, entry.name, None), np.int64)
     return None
+
+
+def _values(tensor: onnx.TensorProto, numpy_helper: Any) -> AnyArray:
+    if tensor.data_location == tensor.EXTERNAL:
+        raise ArtifactError(f"the tensor {tensor.name} of the graph keeps its values in another file.")
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except Exception as exc:  # onnx lets through whatever NumPy or a dictionary of types raises
+        raise ArtifactError(f"the tensor {tensor.name} of the graph is malformed: {one_line(exc)}.") from exc
+
+
+def structure_problem(graph: QdqGraph) -> str | None:
+    """Why a graph can't be looked at: a node with fewer tensors than its operator takes or gives, an attribute of another type
+    than the operator's, or nodes that wait for each other."""
+    defs = require("onnx", extra="rtx", purpose="reading an ONNX file").defs
+    for node in graph.nodes:
+        if not defs.has(node.op_type):  # of a plugin or another domain: nothing is asked of it
+            continue
+        schema = _schema(defs, node.op_type, graph.opset)
+        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+            return (
+                f"{label(node)} has {len(node.input)} inputs and {len(node.output)} outputs, {node.op_type} needs "
+                f"{schema.min_input} and {schema.min_output}"
+            )
+        for entry in node.attribute:
+            known = schema.attributes.get(entry.name)
+            if known is not None and entry.type != int(known.type.value):
+                return f"the attribute {entry.name} of {label(node)} is of another type than {node.op_type} has"
+    needs = {
+        position: [id(producer) for name in node.input if (producer := graph.producer(name)) is not None]
+        for position, node in ((id(node), node) for node in graph.nodes)
+    }
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError:
+        return "its nodes form a circle"
+    return None
+
+
+def _schema(defs: Any, operator: str, opset: int) -> Any:
+    try:
+        return defs.get_schema(operator, min(max(opset, 1), defs.onnx_opset_version()))
+    except defs.SchemaError:  # younger than the opset that the file claims
+        return defs.get_schema(operator)

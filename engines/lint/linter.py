@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from engines.lint.checks import parameter_findings, placement_findings
-from engines.lint.graph import QdqGraph
+from engines.lint.graph import QdqGraph, structure_problem
 from engines.lint.rules import RULES, Finding, Severity
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, one_line
@@ -89,8 +89,13 @@ def lint_onnx(source: str | os.PathLike[str] | OnnxFile) -> LintReport:
     file = open_onnx(source, whole=True)
     file.require_one_file()
     graph = QdqGraph(_model(file))
+    if problem := structure_problem(graph):
+        raise ArtifactError(f"{file.path} holds a malformed graph, which no runtime reads: {problem}.")
     positions = {id(node): index for index, node in enumerate(graph.nodes)}
-    found = [*parameter_findings(graph), *placement_findings(graph)]
+    try:
+        found = [*parameter_findings(graph), *placement_findings(graph)]
+    except ArtifactError as exc:
+        raise ArtifactError(f"can't check {file.path}: {exc}") from exc
     found.sort(key=lambda item: (item[1].severity != "error", positions[id(item[0])]))
     operators = Counter(node.op_type for node in graph.nodes)
     convolutions = [node for node in graph.nodes if node.op_type in _CONVOLUTIONS]
