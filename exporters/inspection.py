@@ -10,6 +10,7 @@ from typing import Any
 from yolact_deploy.artifacts.names import is_onnx, is_plan
 from yolact_deploy.artifacts.open import inspect_onnx, inspect_plan
 from yolact_deploy.errors import ArtifactError
+from yolact_deploy.files import is_file, what_is_there
 from yolact_deploy.optional import require_export
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import JsonError, read_json
@@ -42,9 +43,8 @@ def inspect(artifact: str | os.PathLike[str]) -> dict[str, Any]:
     ('onnx', 'fp32', 'image')
     """
     path = Path(artifact)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
-        raise ArtifactError(f"{path} {found}; nothing to inspect.")
+    if not is_file(path):
+        raise ArtifactError(f"{path} {what_is_there(path)}; nothing to inspect.")
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty (0 bytes). Copy or download it again.")
     if is_onnx(path):

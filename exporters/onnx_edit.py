@@ -15,7 +15,7 @@ from onnx import TensorProto
 from yolact_deploy.arrays import AnyArray
 from yolact_deploy.artifacts.contract import is_end_to_end
 from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY
-from yolact_deploy.artifacts.onnx_file import no_stages, spec_in
+from yolact_deploy.artifacts.onnx_file import no_stages, open_onnx, spec_in
 from yolact_deploy.errors import ArtifactError, ExportError
 from yolact_deploy.optional import require
 from yolact_deploy.runtime.onnxruntime.network import session_options
@@ -97,9 +97,12 @@ def is_inside(module: str, prefixes: Iterable[str]) -> bool:
 def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Raises ArtifactError for what is missing, is no ONNX model, or has nodes without distinct names."""
     try:
+        open_onnx(path)  # onnx.load alone reads on where a file has no end
         model = onnx.load(str(path))
     except OSError as exc:
         raise ArtifactError(f"can't read {path}: {exc.strerror or exc}. Give an exported .onnx file.") from exc
+    except ArtifactError:
+        raise
     except Exception as exc:  # protobuf's own error type, which moved between its versions
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged: {exc}.") from exc
     names = [node.name for node in model.graph.node]

@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from yolact_deploy.errors import OutputError, OutputFailure, YolactDeployError
 
@@ -237,6 +237,29 @@ class JsonArray:
         self._write(f"\n{self._outer}]" if self._count else "[]")
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file lies there; False for a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
+
+
+def what_is_there(path: str | os.PathLike[str]) -> str:
+    """Of what is no file, for an error: "is a folder", "is no file" or "does not exist"."""
+    is_folder, is_something = os.path.isdir(path), os.path.exists(path)  # noqa: PTH110, PTH112 - as in is_file
+    return "is a folder" if is_folder else "is no file" if is_something else "does not exist"
+
+
+def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file to read from, at any place in it.
+
+    Neither waits for a pipe's writer nor opens a device without an end. Raises OSError.
+    """
+    descriptor, kind = _descriptor(path)
+    if stat.S_ISREG(kind):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is a pipe, a device or a socket and no file", str(path))
+
+
 def sha256_file(*paths: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file's bytes, or of several files' one after the other."""
     digest = hashlib.sha256()
@@ -252,14 +275,8 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int | None = None) ->
 
     Neither waits for a writer that never comes, nor reads from a device without an end. Raises OSError.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except ValueError as exc:  # a NUL in it, or half a character
-        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from exc
+    descriptor, kind = _descriptor(path)
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
-        kind = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
             raise OSError(errno.EINVAL, "it is a device or a socket and no file", str(path))
         part: bytes | None = stream.read(_CHUNK_BYTES)  # None: of a pipe whose writer has not written yet
@@ -276,6 +293,19 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int | None = None) ->
             parts.append(part or b"")
             size += len(parts[-1])
     return b"".join(parts)
+
+
+def _descriptor(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Of what is opened for reading without waiting, and what it is (`st_mode`); never of a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as exc:  # a NUL in it, or half a character
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from exc
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(kind):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return descriptor, kind
 
 
 def cache_folder(kind: str) -> Path:

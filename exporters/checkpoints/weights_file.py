@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from yolact_deploy.errors import CheckpointError
+from yolact_deploy.files import open_bytes
 from yolact_deploy.text import printable
 
 # Where training scripts put the weights inside a larger dictionary, and what they put before every name.
@@ -47,16 +49,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def _check_is_weights(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder. Give the .pth file in it.")
     try:
-        size_bytes = path.stat().st_size
-        with path.open("rb") as stream:
+        with open_bytes(path) as stream:
             head = stream.read(_SNIFF_BYTES)
+            size_bytes = stream.seek(0, os.SEEK_END)
+    except IsADirectoryError as exc:
+        raise CheckpointError(f"{path} is a folder. Give the .pth file in it.") from exc
     except FileNotFoundError as exc:
         raise CheckpointError(f"no such file: {path}.") from exc
     except OSError as exc:
-        raise CheckpointError(f"can't read {path}: {exc.strerror}.") from exc
+        raise CheckpointError(f"can't read {path}: {exc.strerror or exc}.") from exc
     if not head:
         raise CheckpointError(f"{path} is empty (0 bytes). Copy or download it again.")
     if head.startswith(_ZIP_MAGIC):

@@ -33,7 +33,7 @@ from yolact_deploy.artifacts.names import (
 )
 from yolact_deploy.artifacts.protobuf import Message, Window, WireError, each
 from yolact_deploy.errors import ArtifactError, SpecError
-from yolact_deploy.files import sha256_file
+from yolact_deploy.files import is_file, open_bytes, sha256_file
 from yolact_deploy.spec import ModelSpec
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -186,7 +186,7 @@ def open_onnx(source: str | os.PathLike[str] | OnnxFile, *, whole: bool = False)
         return source
     path = Path(source)
     try:
-        with path.open("rb") as stream:
+        with open_bytes(path) as stream:
             if whole:
                 return parse_onnx(stream.read(), path)
             return _look_into(path, stream, stream.seek(0, os.SEEK_END))
@@ -333,7 +333,7 @@ def _beside(path: Path, weight: Message) -> Path:
             f"opened. {_EXPORT_AGAIN}"
         )
     file = path.parent.joinpath(*parts)
-    if not file.is_file():
+    if not is_file(file):
         raise ArtifactError(
             f"{path} keeps weights in {location} (tensor {weight.text(8)}), which is not beside it. Copy the files together."
         )

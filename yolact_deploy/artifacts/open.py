@@ -15,7 +15,7 @@ from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_K
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
 from yolact_deploy.artifacts.plan_file import Layers, PlanFile, open_plan
 from yolact_deploy.errors import ArtifactError, SpecError
-from yolact_deploy.files import sha256_file
+from yolact_deploy.files import is_file, sha256_file, what_is_there
 from yolact_deploy.spec_json import encode
 
 _LARGE_METADATA = (SPEC_METADATA_KEY, MASK_IOU_METADATA_KEY)
@@ -65,9 +65,10 @@ def open_artifact(path: str | os.PathLike[str]) -> Checkpoint | OnnxFile | PlanF
     path = Path(path)
     if is_plan(path):
         return open_plan(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise ArtifactError(f"{path} {found}. Give a checkpoint (.pth), an exported .onnx or a plan (.engine).")
+    if not is_file(path):
+        raise ArtifactError(
+            f"{path} {what_is_there(path)}. Give a checkpoint (.pth), an exported .onnx or a plan (.engine)."
+        )
     if is_onnx(path):
         return open_onnx(path)
     if path.suffix.lower() in _NO_ARTIFACT_SUFFIXES:

@@ -20,9 +20,10 @@ from typing import Any, ClassVar, Literal
 from yolact_deploy.artifacts.contract import IoTensor, describe, form_of
 from yolact_deploy.artifacts.names import Form, Precision, RuntimeName
 from yolact_deploy.errors import PlanMismatchError, SpecError
-from yolact_deploy.files import write_json, write_text
+from yolact_deploy.files import open_bytes, read_bytes, write_json, write_text
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import JsonError, decode, encode, read_json
+from yolact_deploy.text import is_printable
 
 SIDECAR_SCHEMA_VERSION = 1
 LAYERS_SCHEMA_VERSION = 1
@@ -56,7 +57,7 @@ class CompanionFile:
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.sha256):
             raise SpecError(f"sha256 must be 64 lower-case hexadecimal digits, found {self.sha256!r}.")
-        if self.name != _file_name(self.name):
+        if not _is_file_name(self.name):
             raise SpecError(f"{self.name!r} must be a file name without folders.")
 
 
@@ -89,7 +90,7 @@ class Sidecar:
             raise SpecError(f"plan_bytes must be positive, found {self.plan_bytes}.")
         if bad := [target for target in self.targets if not _TARGET.fullmatch(target)]:
             raise SpecError(f"targets must look like sm86, found {', '.join(map(repr, bad))}.")
-        if self.onnx_name != _file_name(self.onnx_name):
+        if not _is_file_name(self.onnx_name):
             raise SpecError(f"onnx_name must be a file name without folders, found {self.onnx_name!r}.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,8 +142,7 @@ class _LayersFile:
 
 def sidecar_path(plan: str | os.PathLike[str]) -> Path:
     """`model.engine` -> `model.engine.json`"""
-    path = Path(plan)
-    return path.with_name(f"{path.name}.json")
+    return Path(f"{Path(plan)}.json")
 
 
 def mask_iou_path(plan: str | os.PathLike[str]) -> Path:
@@ -274,7 +274,7 @@ def open_plan(source: str | os.PathLike[str] | PlanFile) -> PlanFile:
     path = source.path if isinstance(source, PlanFile) else Path(source)
     sidecar = read_sidecar(path)
     try:
-        with path.open("rb") as stream:
+        with open_bytes(path) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
             content = stream.read(size) if size == sidecar.plan_bytes else b""
@@ -290,7 +290,7 @@ def _read_mask_iou(plan: Path, sidecar: Sidecar) -> bytes | None:
         return None
     path = plan.with_name(companion.name)
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError as exc:
         raise PlanMismatchError(
             f"{plan} is a YOLACT++, but the network that scores its masks is missing: {companion.name} is not beside it. "
@@ -323,8 +323,9 @@ def _check_plan(plan: str | os.PathLike[str], sidecar: Sidecar, size: int, diges
         )
 
 
-def _file_name(name: str) -> str:
-    return PurePosixPath(PureWindowsPath(name).name).name
+def _is_file_name(name: str) -> bool:
+    """Whether a file in the same folder can have that name, on any system."""
+    return name == PurePosixPath(PureWindowsPath(name).name).name not in ("", "..") and is_printable(name)
 
 
 def _short(digest: str) -> str:

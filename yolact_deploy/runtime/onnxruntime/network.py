@@ -17,6 +17,7 @@ from yolact_deploy.arrays import FloatArray
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, DeviceError, DeviceMemoryError, EngineError, SpecError, pip_install
+from yolact_deploy.files import is_file, what_is_there
 from yolact_deploy.optional import require
 from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.protocols import HeadTensors
@@ -83,10 +84,8 @@ def open_session(
 ) -> Any:
     """A session of an exported file. Raises ArtifactError for a file that is no ONNX model; with the CUDA provider,
     DeviceMemoryError where the model has no room on the GPU, and DeviceError where CUDA fails."""
-    if not path.is_file():
-        raise ArtifactError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give an exported .onnx file."
-        )
+    if not is_file(path):
+        raise ArtifactError(f"{path} {what_is_there(path)}. Give an exported .onnx file.")
     options = session_options(ort, threads)
     # Its own fallback would print to stdout, and go on with the CPU.
     own_fallback = {} if providers[0] == CPU_PROVIDER else {"enable_fallback": 0}
