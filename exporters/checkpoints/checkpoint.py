@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ from exporters.network.yolact import Yolact
 from yolact_deploy.errors import CheckpointError
 from yolact_deploy.files import sha256_file
 from yolact_deploy.spec import ModelSpec
+from yolact_deploy.text import shorten
 
 _OTHER_TRAINERS = (mmdetection.TRAINER, YOLACT_EDGE, YOLACT_MINIMAL)
 _NEVER_RUN = "semantic_seg_conv."  # a loss of training
+_LONG_NUMBER = re.compile(r"\d{5}")
+_MOST_PARAMETERS = 1 << 29  # of ResNet101: 50 million
 _COUNTER = ".num_batches_tracked"
 _CONVERTED = (torch.float16, torch.bfloat16, torch.float64)
 
@@ -81,6 +85,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
     """Whose checkpoint it is and which network its tensors show. Raises CheckpointError for one that is no YOLACT."""
     path = Path(path)
     stored, notes = read_weights(path)
+    _check_plausible(stored, path)
     weights = to_original_names(stored, path)
     tensors, old_names = _without_old_names(weights.tensors)
     return CheckpointContent(
@@ -90,6 +95,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
         num_stored=len(stored),
         notes=(*notes, *weights.notes, *old_names),
     )
+
+
+def _check_plausible(stored: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError for numbers that no network has: a file of some kilobytes can say that its tensors hold terabytes."""
+    if name := next((name for name in stored if _LONG_NUMBER.search(name)), None):
+        raise CheckpointError(f"{path} is no YOLACT: no network numbers a layer as {shorten(name)} does.")
+    count = sum(tensor.numel() for tensor in stored.values())
+    if count > _MOST_PARAMETERS:
+        raise CheckpointError(
+            f"{path} is no YOLACT: its tensors hold {count} numbers, and at most {_MOST_PARAMETERS} are read."
+        )
 
 
 def to_original_names(stored: Mapping[str, Tensor], path: Path) -> Weights:
@@ -150,7 +166,9 @@ def _fitted(content: CheckpointContent, spec: ModelSpec, notes: list[str]) -> di
     strange = [
         name
         for name, like in wanted.items()
-        if name in tensors and like.is_floating_point() and tensors[name].dtype not in (torch.float32, *_CONVERTED)
+        if name in tensors
+        and (like.is_floating_point() or tensors[name].is_complex())
+        and tensors[name].dtype not in (torch.float32, *_CONVERTED)
     ]
     if strange:
         stored_as = str(tensors[strange[0]].dtype).removeprefix("torch.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exporters.checkpoints.trainers.mapping import ORIGINAL, Conventions, examples
+from exporters.checkpoints.trainers.mapping import ORIGINAL, Conventions, convolution_shape, examples
 from yolact_deploy.errors import CheckpointError
 from yolact_deploy.spec import BackboneKind, BackboneSpec, DownsampleSource, ModelSpec
 
@@ -91,18 +91,21 @@ def infer_architecture(
     """
     _check_is_yolact(tensors, path)
     kind, stages, stage_channels = _backbone(tensors, path)
-    channels_in = [_shape(tensors, name, path)[1] for name in _numbered(tensors, r"fpn\.lat_layers\.(\d+)\.weight")]
+    channels_in = [
+        convolution_shape(tensors, name, path)[1] for name in _numbered(tensors, r"fpn\.lat_layers\.(\d+)\.weight")
+    ]
     if not channels_in or any(channels not in stage_channels for channels in channels_in):
         raise CheckpointError(
             f"{path}: the FPN takes {channels_in} channels, which is not what the stages of its "
             f"{backbone_name(kind, stages)} give ({stage_channels}). The file mixes two models."
         )
-    box_channels = _shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[0]
+    box_channels = convolution_shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[0]
     per_cell = box_channels // 4
-    conf_channels = _shape(tensors, "prediction_layers.0.conf_layer.weight", path)[0]
-    mask_channels = _shape(tensors, "prediction_layers.0.mask_layer.weight", path)[0]
+    conf_channels = convolution_shape(tensors, "prediction_layers.0.conf_layer.weight", path)[0]
+    mask_channels = convolution_shape(tensors, "prediction_layers.0.mask_layer.weight", path)[0]
     protonet_layers = _protonet(tensors, path)
-    if box_channels % 4 or conf_channels % per_cell or mask_channels != per_cell * (protonet_layers[-1][0] or 0):
+    fitting = per_cell * (protonet_layers[-1][0] or 0)
+    if not per_cell or box_channels % 4 or conf_channels % per_cell or mask_channels != fitting:
         raise CheckpointError(
             f"{path}: its prediction head gives {box_channels} box, {conf_channels} class and {mask_channels} "
             f"coefficient channels, which don't fit together with {protonet_layers[-1][0]} prototypes. "
@@ -114,14 +117,15 @@ def infer_architecture(
         backbone_kind=kind,
         stages=stages,
         selected_layers=tuple(stage_channels.index(channels) for channels in reversed(channels_in)),
-        fpn_channels=_shape(tensors, "fpn.lat_layers.0.weight", path)[0],
+        fpn_channels=convolution_shape(tensors, "fpn.lat_layers.0.weight", path)[0],
         num_downsample=len(_numbered(tensors, r"fpn\.downsample_layers\.(\d+)\.weight")),
         protonet_layers=protonet_layers,
         head_layers=tuple(
-            (tensors[name].shape[0], tensors[name].shape[-1])
+            (shape[0], shape[-1])
             for name in _numbered(tensors, r"prediction_layers\.0\.upfeature\.(\d+)\.weight")
+            for shape in [convolution_shape(tensors, name, path)]
         ),
-        head_kernel=_shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[-1],
+        head_kernel=convolution_shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[-1],
         per_cell=per_cell,
         num_classes=num_classes,
         dcn_blocks=dcn_blocks,
@@ -180,7 +184,7 @@ def _backbone(
         if numbers != list(range(leader, leader + len(numbers))):
             raise CheckpointError(f"{path}: blocks are missing from stage {stage} of its backbone, found {numbers}.")
         stages.append(len(blocks))
-        channels.append(tensors[blocks[-1]].shape[0])
+        channels.append(convolution_shape(tensors, blocks[-1], path)[0])
     return kind, tuple(stages), channels
 
 
@@ -229,8 +233,8 @@ def _downsample_source(tensors: Mapping[str, Tensor], conventions: Conventions |
     usual: DownsampleSource = "output" if conventions is None else conventions.downsample_source
     if "fpn.downsample_layers.0.weight" not in tensors:
         return usual
-    width, deepest = _shape(tensors, "fpn.lat_layers.0.weight", path)[:2]
-    channels = _shape(tensors, "fpn.downsample_layers.0.weight", path)[1]
+    width, deepest = convolution_shape(tensors, "fpn.lat_layers.0.weight", path)[:2]
+    channels = convolution_shape(tensors, "fpn.downsample_layers.0.weight", path)[1]
     if channels not in (width, deepest):
         raise CheckpointError(
             f"{path}: the first downsampled FPN level is made of {channels} channels; the FPN has {width} and the deepest "
@@ -249,7 +253,7 @@ def _protonet(tensors: Mapping[str, Tensor], path: Path) -> tuple[tuple[int | No
         while expected_index < index:
             layers.append(_UPSAMPLING)
             expected_index += _INDICES_PER_LAYER
-        channels, *_, kernel = _shape(tensors, name, path)
+        channels, *_, kernel = convolution_shape(tensors, name, path)
         layers.append((channels, kernel))
         expected_index += _INDICES_PER_LAYER
     if not layers:
@@ -271,8 +275,8 @@ def _mask_iou_layers(
         return ()
     if numbers != list(range(0, _INDICES_PER_LAYER * len(numbers), _INDICES_PER_LAYER)):
         raise CheckpointError(f"{path}: layers are missing from its mask-IoU network, found {numbers}.")
-    shapes = [tuple(tensors[f"maskiou_net.maskiou_net.{number}.weight"].shape) for number in numbers]
-    if any(len(shape) != 4 for shape in shapes) or len(shapes) < 2:
+    shapes = [convolution_shape(tensors, f"maskiou_net.maskiou_net.{number}.weight", path) for number in numbers]
+    if len(shapes) < 2:
         raise CheckpointError(f"{path}: its mask-IoU network is no chain of convolutions, its weights are {shapes}.")
     if shapes[-1][0] != num_classes:
         raise CheckpointError(
@@ -286,13 +290,6 @@ def _numbered(tensors: Mapping[str, Tensor], pattern: str) -> list[str]:
     """Names that match, in the order of the number in the pattern's group."""
     matches = [match for match in (re.fullmatch(pattern, name) for name in tensors) if match]
     return [match.string for match in sorted(matches, key=lambda match: int(match[1]))]
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, ...]:
-    """Shape of a convolution's weight. Raises CheckpointError when it is not there."""
-    if name not in tensors or tensors[name].ndim != 4:
-        raise CheckpointError(f"{path} holds only a part of a YOLACT: it has no convolution {name}.")
-    return tuple(tensors[name].shape)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from yolact_deploy.spec import DownsampleSource
 
 ORIGINAL = "YOLACT"  # the trainer of dbolya/yolact
 _MAX_EXAMPLES = 3
+_MOST_CHANNELS = 1 << 16  # of a convolution; the widest published one gives 2048
 
 Rule = tuple[str, str | Callable[["re.Match[str]"], str | None]]  # a name's pattern, and its name there; None: left out
 
@@ -108,6 +109,16 @@ def rename(
             f"({examples(unknown)}): another backbone or configuration, or the file mixes two models."
         )
     return tensors, sources
+
+
+def convolution_shape(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, ...]:
+    """Shape of a convolution's weight, each size from 1 to _MOST_CHANNELS. Raises CheckpointError when it is not there."""
+    if name not in tensors or tensors[name].ndim != 4:
+        raise CheckpointError(f"{path} holds only a part of a YOLACT: it has no convolution {name}.")
+    shape = tuple(tensors[name].shape)
+    if not all(1 <= size <= _MOST_CHANNELS for size in shape):
+        raise CheckpointError(f"{path}: {name} has the shape {list(shape)}, which no convolution of a YOLACT has.")
+    return shape
 
 
 def count(pattern: str, names: Mapping[str, Tensor]) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.checkpoints.trainers.mapping import Conventions, Rule, Trainer, count, rename
+from exporters.checkpoints.trainers.mapping import Conventions, Rule, Trainer, convolution_shape, count, rename
 from yolact_deploy.errors import CheckpointError
 
 NAME = "mmdetection"
@@ -58,7 +58,7 @@ def _convert(stored: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
     )
     tensors, sources = rename(stored, rules, NAME, path)
     _check_extra_levels(tensors, path)
-    per_cell = tensors["prediction_layers.0.bbox_layer.weight"].shape[0] // 4
+    per_cell = convolution_shape(tensors, "prediction_layers.0.bbox_layer.weight", path)[0] // 4
     _check_softmax(tensors, per_cell, path)
     for kind in ("weight", "bias"):
         tensors[f"{_CONV}.{kind}"] = background_first(tensors[f"{_CONV}.{kind}"], per_cell)
@@ -75,18 +75,19 @@ def background_first(
 
 
 def _check_extra_levels(tensors: Mapping[str, Tensor], path: Path) -> None:
-    deepest = tensors["fpn.lat_layers.0.weight"].shape[1]
-    first = tensors.get("fpn.downsample_layers.0.weight")
-    if first is not None and first.shape[1] != deepest:
+    deepest = convolution_shape(tensors, "fpn.lat_layers.0.weight", path)[1]
+    name = "fpn.downsample_layers.0.weight"
+    first = convolution_shape(tensors, name, path)[1] if name in tensors else deepest
+    if first != deepest:
         raise CheckpointError(
-            f"{path}: the first extra level of its neck is made of {first.shape[1]} channels, the backbone's last stage has "
+            f"{path}: the first extra level of its neck is made of {first} channels, the backbone's last stage has "
             f"{deepest}. It was trained with add_extra_convs other than on_input, and no tensor shows which; only on_input, "
             "which mmdetection's YOLACT configurations have, is supported."
         )
 
 
 def _check_softmax(tensors: Mapping[str, Tensor], per_cell: int, path: Path) -> None:
-    rows = tensors[f"{_CONV}.weight"].shape[0]
+    rows = convolution_shape(tensors, f"{_CONV}.weight", path)[0]
     if not per_cell or rows % per_cell:
         raise CheckpointError(
             f"{path}: bbox_head.conv_cls gives {rows} channels, which is no multiple of the {per_cell} anchors per cell "
@@ -97,6 +98,11 @@ def _check_softmax(tensors: Mapping[str, Tensor], per_cell: int, path: Path) -> 
         raise CheckpointError(
             f"{path} scores {semantic.shape[0]} classes without a background (bbox_head.conv_cls has {rows} = {per_cell} x "
             f"{semantic.shape[0]} channels): it was trained with use_sigmoid=True, and only softmax scores are supported."
+        )
+    bias = tensors.get(f"{_CONV}.bias")
+    if bias is None or bias.shape != (rows,):
+        raise CheckpointError(
+            f"{path} holds only a part of a YOLACT: bbox_head.conv_cls has no bias for its {rows} channels."
         )
 
 
