@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Bytes: TypeAlias = npt.NDArray[np.uint8]
+from tests.emulator.guarded import GUARD, Bytes, guarded_bytes
 
 GARBAGE = 0xA5
 _GUARD_BYTES = 256
 _PAGE_BYTES = 4096
-_GUARD = 0x5C
 
 
 class EmulatorMisuseError(AssertionError):
@@ -31,7 +28,7 @@ class Allocation:
 
     def check_guards(self) -> None:
         start = self.address - self.storage.ctypes.data
-        if (self.storage[:start] != _GUARD).any() or (self.storage[start + self.nbytes :] != _GUARD).any():
+        if (self.storage[:start] != GUARD).any() or (self.storage[start + self.nbytes :] != GUARD).any():
             raise EmulatorMisuseError(f"something was written around the {self.nbytes} bytes at {self.address:#x}")
 
 
@@ -51,8 +48,9 @@ class EmulatedMemory:
     def allocate(self, nbytes: int, device: int | None) -> int:
         if nbytes <= 0:
             raise EmulatorMisuseError(f"an allocation of {nbytes} bytes")
-        storage: Bytes = np.full(nbytes + 3 * _GUARD_BYTES, _GUARD, np.uint8)
-        start = _GUARD_BYTES + -(storage.ctypes.data + _GUARD_BYTES) % _GUARD_BYTES
+        storage = guarded_bytes(nbytes + 3 * _GUARD_BYTES)
+        start = len(storage) - _GUARD_BYTES - nbytes
+        start -= start % _GUARD_BYTES
         storage[start : start + nbytes] = GARBAGE
         address: int = storage.ctypes.data + start
         self._allocations[address] = Allocation(storage, address, nbytes, device)
@@ -63,7 +61,7 @@ class EmulatedMemory:
         if found is None or (found.device is None) != pinned or found.is_locked:
             raise EmulatorMisuseError(f"{address:#x} is freed, but it is no allocation of its kind")
         found.check_guards()
-        found.storage[:] = _GUARD
+        found.storage[:] = GUARD
 
     def lock(self, address: int, nbytes: int) -> None:
         """Let ordinary memory be known as page-locked."""

@@ -1,7 +1,8 @@
 """The CUDA kernels on the CPU: compiled by g++ with `cuda_emulator.h`, one fiber per CUDA thread.
 
-What it shows: results, deadlocks and diverged barriers, under several orders of threads and blocks; with the build "races",
-accesses that no barrier orders; with "asan", accesses outside of buffers and undefined behaviour. What it can't: timing,
+What it shows: results, deadlocks and diverged barriers, under several orders of threads and blocks; writes outside of buffers,
+crashes and loops without end, none of which takes the process with it; with the build "races", accesses that no barrier orders;
+with "asan", every access outside of buffers and undefined behaviour, which ends the process. What it can't: timing,
 alignment that only a GPU asks for, and races between launches.
 """
 
@@ -23,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tests.emulator.guarded import OutsideWriteError, guarded_copies
 from yolact_deploy.cuda.launches import ARGUMENTS, Launch
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
 
@@ -30,6 +32,7 @@ Array = npt.NDArray[Any]
 Build: TypeAlias = Literal["plain", "quick", "races", "asan"]  # quick: to compile, where little is run
 
 HERE = Path(__file__).parent
+LIMIT_SECONDS = 60.0  # of processor time, far beyond what a kernel of a test takes
 FORWARD, REVERSE = 0, 1  # schedules; any other number is the seed of a random one
 _COMMON_FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-w"]
 _BUILD_FLAGS: Mapping[Build, list[str]] = {
@@ -44,6 +47,7 @@ _BUILD_FLAGS: Mapping[Build, list[str]] = {
     ],
 }
 _C_TYPES: Mapping[str, Any] = {
+    "pointer": ctypes.c_void_p,
     "int32": ctypes.c_int32,
     "uint32": ctypes.c_uint32,
     "int64": ctypes.c_int64,
@@ -52,7 +56,7 @@ _C_TYPES: Mapping[str, Any] = {
 
 
 class EmulatorError(Exception):
-    """A deadlock, a divergent barrier or a race; or the kernels do not compile."""
+    """A deadlock, a divergent barrier or a race; what would have ended the process; or the kernels do not compile."""
 
 
 class Emulator:
@@ -62,16 +66,33 @@ class Emulator:
         self._library = ctypes.CDLL(str(library))
         self._library.emulator_launch.restype = ctypes.c_char_p
         self._build = build
+        self.limit_seconds = LIMIT_SECONDS
 
-    def launch(self, launch: Launch, arguments: Mapping[str, Any], *, schedule: int = FORWARD) -> None:
-        """Run a kernel to its end over NumPy arrays, which are written in place. Raises EmulatorError."""
-        values = [_c_value(arguments[name], kind) for name, kind in ARGUMENTS[launch.kernel]]
+    def launch(
+        self, launch: Launch, arguments: Mapping[str, Any], *, schedule: int = FORWARD, guard: bool = True
+    ) -> None:
+        """Run a kernel to its end over NumPy arrays, which are written in place; `guard` for arrays that nothing guards yet.
+
+        Raises EmulatorError, for a kernel that writes outside of its arrays, aborts or does not end as well: the process lives
+        on. Under AddressSanitizer that is the sanitizer's.
+        """
+        arrays = {name: _array(arguments[name]) for name, kind in ARGUMENTS[launch.kernel] if kind == "pointer"}
+        caught = self._build != "asan"
+        self._library.emulator_catch(ctypes.c_double(self.limit_seconds if caught else 0))
+        try:
+            with guarded_copies(arrays) if guard and caught else _in_place(arrays) as addresses:
+                self._launch(
+                    launch, {**arguments, **addresses}, {name: a.nbytes for name, a in arrays.items()}, schedule
+                )
+        except OutsideWriteError as exc:
+            raise EmulatorError(f"{launch.kernel}: {exc}") from exc
+
+    def _launch(self, launch: Launch, arguments: Mapping[str, Any], sizes: Mapping[str, int], schedule: int) -> None:
         if self._build == "races":
             self._library.emulator_forget_all()
-            for name, kind in ARGUMENTS[launch.kernel]:
-                if kind == "pointer":
-                    array = arguments[name]
-                    self._library.emulator_watch(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes))
+            for name, nbytes in sizes.items():
+                self._library.emulator_watch(ctypes.c_void_p(arguments[name]), ctypes.c_size_t(nbytes))
+        values = [_C_TYPES[kind](arguments[name]) for name, kind in ARGUMENTS[launch.kernel]]
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         problem = self._library.emulator_launch(
             launch.kernel.encode(),
@@ -121,7 +142,7 @@ def _unit(source: str) -> str:
 
 def _runtime_object(name: str) -> Path:
     """The emulator's own code, never instrumented."""
-    flags = [*_COMMON_FLAGS, "-O2"]
+    flags = [*_COMMON_FLAGS, "-O2", "-U_FORTIFY_SOURCE"]  # which would refuse the jump out of a fiber
     headers = [(HERE / header).read_text() for header in ("cuda_emulator.h", "runtime.h")]
     key = _digest((HERE / name).read_text(), *headers, repr(flags))
     path = _cache_folder() / f"{Path(name).stem}-{key}.o"
@@ -180,9 +201,12 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def _c_value(value: Any, kind: str) -> Any:
-    if kind != "pointer":
-        return _C_TYPES[kind](value)
+def _array(value: Any) -> Array:
     if not isinstance(value, np.ndarray) or not value.flags.c_contiguous:
         raise EmulatorError(f"a buffer must be a C-contiguous array, found {type(value).__name__}")
-    return ctypes.c_void_p(value.ctypes.data)
+    return value
+
+
+@contextlib.contextmanager
+def _in_place(arrays: Mapping[str, Array]) -> Iterator[dict[str, int]]:
+    yield {name: array.ctypes.data for name, array in arrays.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import sys
 import traceback
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from tests.emulator.checks import CHECKS
 from tests.emulator.emulator import Build, Emulator, EmulatorError, compiled
 from tests.emulator.sanitized import SANITIZER_EXIT_CODE
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
+
+_MUTANT_SECONDS = 200  # of processor time, beyond what the emulator allows a kernel
 
 
 @dataclass(frozen=True)
@@ -518,6 +521,7 @@ def in_own_process(name: str) -> str:
     child = os.fork()
     if child == 0:
         try:
+            resource.setrlimit(resource.RLIMIT_CPU, (_MUTANT_SECONDS, _MUTANT_SECONDS))  # for loops under a sanitizer
             os._exit(0 if finds(name) is not None else 1)
         except BaseException:
             traceback.print_exc()

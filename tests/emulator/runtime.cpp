@@ -3,11 +3,15 @@
 #include "cuda_emulator.h"
 #include "runtime.h"
 
+#include <csetjmp>
+#include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
+#include <pthread.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -229,6 +233,69 @@ void run_block(size_t dynamic_bytes) {
   resume(launcher, take_ready());
 }
 
+void run_blocks(const unsigned* grid, size_t dynamic_bytes) {
+  unsigned blocks = grid[0] * grid[1] * grid[2];
+  unsigned offset = schedule == RANDOM ? random_bits() % blocks : 0;
+  for (unsigned i = 0; i < blocks && message[0] == 0; i++) {
+    block_number = (int)(schedule == REVERSE ? blocks - 1 - i : (i + offset) % blocks);
+    blockIdx = {block_number % grid[0], block_number / grid[0] % grid[1], block_number / (grid[0] * grid[1])};
+    run_block(dynamic_bytes);
+  }
+}
+
+// What would end the process ends the launch: faults, abort, and a loop that outlasts its share of processor time.
+double limit_seconds;  // 0: nothing is caught
+sigjmp_buf way_out;
+pthread_t launching;
+constexpr int CAUGHT[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGVTALRM};
+constexpr int NUM_CAUGHT = sizeof CAUGHT / sizeof *CAUGHT;
+struct sigaction others[NUM_CAUGHT];
+stack_t other_stack;
+itimerval other_timer;
+char signal_stack[STACK_BYTES];
+
+void on_signal(int number, siginfo_t* info, void*) {
+  if (!pthread_equal(pthread_self(), launching)) {
+    if (number == SIGVTALRM) {
+      pthread_kill(launching, number);  // the timer is the process's
+    } else {
+      std::signal(number, SIG_DFL);  // none of ours: it happens again, and is what it always was
+    }
+    return;
+  }
+  char what[96];
+  if (number == SIGVTALRM)
+    std::snprintf(what, sizeof what, "it does not end: stopped after %g s of processor time", limit_seconds);
+  else if (number == SIGSEGV || number == SIGBUS)
+    std::snprintf(what, sizeof what, "access outside of its buffers, at %p", info->si_addr);
+  else
+    std::snprintf(what, sizeof what, "%s", strsignal(number));
+  std::snprintf(message, sizeof message, "%s: %s (thread %d of block %d)", kernel->name, what, current, block_number);
+  siglongjmp(way_out, 1);
+}
+
+void begin_catching() {
+  launching = pthread_self();
+  stack_t stack = {};
+  stack.ss_sp = signal_stack;
+  stack.ss_size = sizeof signal_stack;
+  sigaltstack(&stack, &other_stack);
+  struct sigaction action = {};
+  action.sa_sigaction = on_signal;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  for (int i = 0; i < NUM_CAUGHT; i++) sigaction(CAUGHT[i], &action, &others[i]);
+  itimerval timer = {};
+  timer.it_value.tv_sec = (time_t)limit_seconds;
+  timer.it_value.tv_usec = (suseconds_t)((limit_seconds - (double)timer.it_value.tv_sec) * 1e6);
+  setitimer(ITIMER_VIRTUAL, &timer, &other_timer);
+}
+
+void end_catching() {
+  setitimer(ITIMER_VIRTUAL, &other_timer, nullptr);
+  for (int i = 0; i < NUM_CAUGHT; i++) sigaction(CAUGHT[i], &others[i], nullptr);
+  sigaltstack(&other_stack, nullptr);
+}
+
 }  // namespace
 
 Kernel::Kernel(const char* name, Invoke invoke, const size_t* parameter_bytes)
@@ -299,6 +366,9 @@ extern "C" const size_t* emulator_parameter_bytes(const char* name) {
   return found == nullptr ? nullptr : found->parameter_bytes;
 }
 
+// From now on, launches catch what would end the process, and a kernel may take so much processor time.
+extern "C" void emulator_catch(double seconds) { emulator::limit_seconds = seconds; }
+
 // Runs a kernel to its end. `schedule_seed`: 0 forward, 1 reverse, else random. Returns nullptr, or what went wrong.
 extern "C" const char* emulator_launch(const char* name, const unsigned* grid, const unsigned* block, size_t dynamic_bytes,
                                        void** arguments, uint64_t schedule_seed) {
@@ -317,13 +387,16 @@ extern "C" const char* emulator_launch(const char* name, const unsigned* grid, c
   message[0] = 0;
   dynamic_shared = (uint4*)std::aligned_alloc(16, (dynamic_bytes + 15) / 16 * 16);
   races_begin_launch(name);
+  ready.reserve(2 * MAX_THREADS);  // a launch that is left in its midst must hold no lock of malloc
   in_launch = true;
-  unsigned blocks = grid[0] * grid[1] * grid[2];
-  unsigned offset = schedule == RANDOM ? random_bits() % blocks : 0;
-  for (unsigned i = 0; i < blocks && message[0] == 0; i++) {
-    block_number = (int)(schedule == REVERSE ? blocks - 1 - i : (i + offset) % blocks);
-    blockIdx = {block_number % grid[0], block_number / grid[0] % grid[1], block_number / (grid[0] * grid[1])};
-    run_block(dynamic_bytes);
+  if (limit_seconds == 0) {
+    run_blocks(grid, dynamic_bytes);
+  } else {
+    if (sigsetjmp(way_out, 1) == 0) {
+      begin_catching();
+      run_blocks(grid, dynamic_bytes);
+    }
+    end_catching();
   }
   in_launch = false;
   std::free((void*)dynamic_shared);
