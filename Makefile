@@ -3,14 +3,18 @@
 # make hooks  the same checks before every commit
 # make test-kernels   the CUDA kernels alone, without a GPU
 # make test-pythons   the fast tests on the other Pythons
+# make fuzz   changed files for minutes (MINUTES=10, or INPUTS=100000; SEED=n repeats a run)
 # make pycuda   build pycuda into the environment, so that the tests prove its driver too
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 PYTHONS ?=
+MINUTES ?= 10
+INPUTS ?=
+SEED ?=
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels pycuda test-install test-pythons figures readme clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons figures readme clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -41,6 +45,10 @@ hooks: $(VENV)/installed
 # The CUDA kernels on the CPU: emulator, race detector, sanitizers, planted bugs, and NVRTC for every GPU generation.
 test-kernels: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadgroup tests/unit/cuda
+
+# Changed files of every kind that others may have written; what breaks a promise is kept in fuzz-failures.
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # pycuda from source, without a CUDA toolkit: 1 to 2 minutes. Tests of its driver skip without it.
 pycuda: $(VENV)/pycuda-built
