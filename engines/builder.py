@@ -159,11 +159,12 @@ def build(
     mask_iou = graph.mask_iou
     _check_precision(graph, precision)
     _check_batch(graph, batch_range)
+    _check_weights(graph)
     shapes, size_notes = input_shapes(graph, spec, batch_range, _image_sizes(image_size))
 
     adapter, why = choose_runtime(runtime)
     resolved, notes = adapter.resolve_targets(targets)
-    notes += [*size_notes, *_lint(adapter, graph)]
+    notes += [*graph.weights_notes, *size_notes, *_lint(adapter, graph)]
     started = time.perf_counter()
     built = _build(
         adapter,
@@ -265,6 +266,15 @@ def _check_batch(graph: OnnxFile, batch: BatchRange) -> None:
         raise BuildRequestError(
             f"{graph.path} was exported for batches up to {most}, but {asked} was asked for. Ask for less, "
             f"or export again with --max-batch {batch.max}."
+        )
+
+
+def _check_weights(graph: OnnxFile) -> None:
+    """Raise EngineError for weights that are no numbers; in a quantized graph the linter tells them from its scales."""
+    if graph.precision != "int8" and graph.weights.non_finite:
+        raise EngineError(
+            f"{graph.path} holds {graph.weights.describe_non_finite()}, and no plan of it would compute anything. Export it "
+            "again from a checkpoint whose weights are numbers; `yolact-deploy inspect --lint` names them all."
         )
 
 

@@ -14,8 +14,8 @@ from onnx import TensorProto
 
 from yolact_deploy.arrays import AnyArray
 from yolact_deploy.artifacts.contract import is_end_to_end
-from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY
-from yolact_deploy.artifacts.onnx_file import no_stages, open_onnx, spec_in
+from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY, WEIGHTS_SHA256_METADATA_KEY
+from yolact_deploy.artifacts.onnx_file import no_stages, open_onnx, parse_onnx, spec_in
 from yolact_deploy.errors import ArtifactError, ExportError
 from yolact_deploy.optional import require
 from yolact_deploy.runtime.onnxruntime.network import session_options
@@ -127,8 +127,23 @@ def metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def set_precision(model: onnx.ModelProto, precision: str) -> None:
-    """Say in the file's metadata what its precision is."""
-    onnx.helper.set_model_props(model, {**metadata(model), PRECISION_METADATA_KEY: precision})
+    """Say in the file's metadata what its precision is; the digest of other weights goes."""
+    kept = {key: value for key, value in metadata(model).items() if key != WEIGHTS_SHA256_METADATA_KEY}
+    onnx.helper.set_model_props(model, {**kept, PRECISION_METADATA_KEY: precision})
+
+
+def finished(model: onnx.ModelProto) -> bytes:
+    """The file of a model that is done, whose metadata tell the digest of its weights. Raises ExportError for weights that are
+    no numbers."""
+    weights = parse_onnx(model.SerializeToString(), "the graph").weights
+    if weights.non_finite:
+        raise ExportError(
+            f"the graph would hold {weights.describe_non_finite()}. The checkpoint or its conversion is broken: take an earlier "
+            "checkpoint, or another precision."
+        )
+    onnx.helper.set_model_props(model, {**metadata(model), WEIGHTS_SHA256_METADATA_KEY: weights.sha256})
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from exporters.network.deformable import NATIVE_OPSET, exportable
+from exporters.onnx_edit import finished
 from yolact_deploy import __version__
 from yolact_deploy.artifacts.contract import io_problem
 from yolact_deploy.artifacts.names import (
@@ -97,7 +98,7 @@ def export_onnx(
         mask_iou = _trace_mask_iou(model.get_submodule("maskiou_net"), spec, opset)
         described[MASK_IOU_METADATA_KEY] = base64.b64encode(mask_iou.SerializeToString()).decode("ascii")
     onnx.helper.set_model_props(proto, described)
-    content = proto.SerializeToString()
+    content = finished(proto)
     _check(proto, content, spec, max_batch)
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)

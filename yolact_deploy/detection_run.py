@@ -80,6 +80,7 @@ class DetectReport:
             "backend": self.backend,
             "fallback": self.fallback,
             "partial": self.broken_off is not None and self.broken_off.done < self.broken_off.of,
+            "notes": list(self.notes),
         }
 
 

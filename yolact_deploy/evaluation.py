@@ -33,7 +33,7 @@ def evaluate(
     on_note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """AP on a scale of 0 to 1: {"bbox": {"AP", "AP50", ...}, "segm": {...}, "images": n, "artifact": path, "backend": what ran
-    it, "fallback": why the CPU was taken where device "auto" took it, else None}.
+    it, "fallback": why the CPU was taken where device "auto" took it, else None, "notes": `Detector.notes` at the end}.
 
     `images` is the folder of the annotation file's file names; `limit` takes the first images by id. Detections of every
     score count, 100 per image, as in the original's evaluation. `nms`, `device`, `threads` and `max_pixels` are those of
@@ -91,6 +91,7 @@ def evaluate(
             "artifact": str(detector.artifact),
             "backend": detector.description,
             "fallback": detector.fallback,
+            "notes": list(detector.notes),
         }
 
 

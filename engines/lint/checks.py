@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,22 @@ _FLOAT_ONLY = ("Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Exp")
 _INT8_KERNELS = (*_WEIGHTED, *_PASS_THROUGH, "Add", "AveragePool", "GlobalAveragePool")
 _SHAPE_ONLY = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad")
 _JUDGED_ELSEWHERE = (*_FLOAT_ONLY, *_ACTIVATIONS, "Concat")
+
+
+def weight_findings(
+    graph: QdqGraph,
+    non_finite: Mapping[str, tuple[int, int]],  # weight -> how many of its values are no numbers, and of how many
+) -> Iterator[Located]:
+    """Weights with NaN or infinite values, each at the first node that reads it; scales are judged as such."""
+    for name, (count, total) in non_finite.items():
+        readers = [node for node in graph.readers(name) if not _is_scale(node, name)]
+        if readers or not graph.readers(name):
+            found = f"the weight {name} holds NaN or infinity in {count} of {total} values"
+            yield finding(graph, (readers or graph.nodes)[0], "non-finite-weights", found)
+
+
+def _is_scale(node: onnx.NodeProto, name: str) -> bool:
+    return node.op_type in (QUANTIZE, DEQUANTIZE) and name not in (*node.input[:1], *node.input[2:])
 
 
 def parameter_findings(graph: QdqGraph) -> Iterator[Located]:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from engines.lint.checks import parameter_findings, placement_findings
+from engines.lint.checks import parameter_findings, placement_findings, weight_findings
 from engines.lint.graph import QdqGraph, structure_problem
 from engines.lint.rules import RULES, Finding, Severity
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
@@ -28,7 +28,8 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 @dataclass(frozen=True)
 class LintReport:
-    """What was found in one file; nothing is found in a graph without quantization unless its float types clash."""
+    """What was found in one file; of a graph without quantization, clashing float types and weights that are no
+    numbers."""
 
     path: str
     sha256: str
@@ -92,8 +93,9 @@ def lint_onnx(source: str | os.PathLike[str] | OnnxFile) -> LintReport:
     if problem := structure_problem(graph):
         raise ArtifactError(f"{file.path} holds a malformed graph, which no runtime reads: {problem}.")
     positions = {id(node): index for index, node in enumerate(graph.nodes)}
+    non_finite = file.weights.non_finite
     try:
-        found = [*parameter_findings(graph), *placement_findings(graph)]
+        found = [*weight_findings(graph, non_finite), *parameter_findings(graph), *placement_findings(graph)]
     except ArtifactError as exc:
         raise ArtifactError(f"can't check {file.path}: {exc}") from exc
     found.sort(key=lambda item: (item[1].severity != "error", positions[id(item[0])]))

@@ -58,6 +58,12 @@ RULES = {
             "error",
             "Keep biases in floating point, without DequantizeLinear (onnxruntime's quantizer: QuantizeBias=False).",
         ),
+        Rule(
+            "non-finite-weights",
+            "error",
+            "Export again from a checkpoint whose weights are numbers: what TensorRT computes with NaN or infinity is neither "
+            "right nor refused.",
+        ),
         Rule("bad-scale", "error", "Calibrate this tensor again: a scale must be positive and finite."),
         Rule(
             "dynamic-scale",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from exporters.matching import Matches, agreement_quality
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.open import Checkpoint, open_artifact
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, SpecError
@@ -108,7 +109,8 @@ def _require_equal(a: Side, b: Side, what: str, first: Any, second: Any) -> None
 def _of_detector(detector: Detector) -> Side:
     spec = dataclasses.replace(detector.spec, conf_activation="softmax")
     info = ArtifactInfo(**detector.file.describe(), model=spec.name, backend=detector.description)
-    return Side(info, spec, detector.run_network, detector.assemble)
+    notes = detector.file.weights_notes if isinstance(detector.file, OnnxFile) else ()
+    return Side(info, spec, detector.run_network, detector.assemble, notes)
 
 
 def _open_checkpoint(checkpoint: Checkpoint, spec_file: Path | None, config: str | None) -> Side:
@@ -142,7 +144,7 @@ def _open_checkpoint(checkpoint: Checkpoint, spec_file: Path | None, config: str
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """One head tensor over all images. Values that are not finite on either side are counted and left out."""
+    """One head tensor over all images. Where a value of either side is NaN or infinite, there are no errors: they are NaN."""
 
     name: str
     shape: tuple[int, ...]  # without the batch
@@ -151,7 +153,12 @@ class OutputDifference:
     cosine: float
     non_finite_a: int
     non_finite_b: int
-    worst_image: str  # of the largest error
+    worst_image: str  # of the largest error; where it is not comparable, the first such
+
+    @property
+    def comparable(self) -> bool:
+        """Whether all values of both sides are numbers."""
+        return not (self.non_finite_a or self.non_finite_b)
 
 
 @dataclass(frozen=True)
@@ -286,6 +293,24 @@ class CompareReport:
     resize: tuple[ResizeMode, ResizeMode] = ("stretch", "stretch")  # of A and B, for drawing their examples
 
     @property
+    def passed(self) -> bool:
+        """Whether the two could be compared: every value of every head tensor is a number. How far they may differ is not for
+        here to say."""
+        return all(output.comparable for output in self.outputs)
+
+    @property
+    def verdict(self) -> str | None:
+        """Why it is not `passed`, in one line."""
+        broken = [output for output in self.outputs if not output.comparable]
+        if not broken:
+            return None
+        of = {"A": any(output.non_finite_a for output in broken), "B": any(output.non_finite_b for output in broken)}
+        names = ", ".join(output.name for output in broken)
+        return (
+            f"not comparable: {' and '.join(side for side in of if of[side])} gave NaN or infinite values in {names}."
+        )
+
+    @property
     def agreement(self) -> Agreement:
         """Over all images."""
         return Agreement.total([image.agreement for image in self.images])
@@ -304,7 +329,12 @@ class CompareReport:
             "input_size": self.input_size,
             "score_threshold": self.score_threshold,
             "num_images": len(self.images),
-            "outputs": [{**asdict(output), "shape": list(output.shape)} for output in self.outputs],
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "outputs": [
+                {**asdict(output), "shape": list(output.shape), "comparable": output.comparable}
+                for output in self.outputs
+            ],
             "agreement": self.agreement.to_dict(),
             "ap": None if self.ap is None else self.ap.to_dict(),
             "images": [image.to_dict() for image in self.images],

@@ -19,7 +19,7 @@ from onnx import TensorProto
 from exporters.end_to_end import stages
 from exporters.end_to_end.stages import PREPARED, PRIOR_IDX, OnnxGraphWriter
 from exporters.matching import capped_size, detect_heads, paired_rows
-from exporters.onnx_edit import FLOAT, Names, check_types, load_onnx, metadata, open_session, with_outputs
+from exporters.onnx_edit import FLOAT, Names, check_types, finished, load_onnx, metadata, open_session, with_outputs
 from exporters.parity import (
     ImageParity,
     ParityReport,
@@ -103,7 +103,7 @@ def export_end_to_end(
     spec = ModelSpec.from_json(metadata(model)[SPEC_METADATA_KEY])
     report: ParityReport | None = None
     with atomic_path(output) as temporary:
-        onnx.save(model, str(temporary))
+        temporary.write_bytes(finished(model))
         if parity:
             report = check_end_to_end(heads_onnx, model, spec, channel_order, images=images)
             if not report.passed:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import onnx
 
-from exporters.onnx_edit import load_onnx, read_spec, set_precision
+from exporters.onnx_edit import finished, load_onnx, read_spec, set_precision
 from exporters.precision.calibration import DEFAULT_CALIBRATOR, Calibration, calibrate
 from exporters.precision.fp16 import Float32Node, emulate_half, nodes_out_of_range, refuse_unless_float32, to_half
 from exporters.precision.gate import DEFAULT_MAX_AP_DROP, DEFAULT_MIN_AGREEMENT, AgreementJudge, ApJudge, Judge, Verdict
@@ -33,7 +33,8 @@ from exporters.precision.sensitivity import (
     module_sqnr_db,
 )
 from yolact_deploy.artifacts.names import Calibrator, IoPrecision, LowPrecision, Progress
-from yolact_deploy.errors import CalibrationError, ExportError
+from yolact_deploy.artifacts.onnx_file import open_onnx
+from yolact_deploy.errors import ArtifactError, CalibrationError, ExportError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.spec import ModelSpec
 
@@ -87,6 +88,12 @@ def apply_precision(
     model = load_onnx(fp32_onnx)
     refuse_unless_float32(model, fp32_onnx)
     spec = read_spec(model, fp32_onnx)
+    source = open_onnx(fp32_onnx)
+    if source.weights.non_finite:
+        raise ArtifactError(
+            f"{fp32_onnx} holds {source.weights.describe_non_finite()}: no precision mends that. Export it again from an "
+            "earlier checkpoint."
+        )
     if precision == "int8":
         check_quantizable(model, fp32_onnx)
         plan_placement(model, keep_fp16)  # a mistaken module path is told now, not after minutes of calibration
@@ -134,7 +141,7 @@ def apply_precision(
             int8_convs = plan_placement(model, kept).convs if precision == "int8" else ()
             modules = report_modules(model, int8_convs, seen.kept_float32, work.module_sqnr_db(built), found)
         with atomic_path(output) as temporary:
-            onnx.save(built, str(temporary))
+            temporary.write_bytes(finished(built))
     by_agreement = annotations is None and max_ap_drop is not None
     return PrecisionResult(
         output=output,
@@ -151,7 +158,7 @@ def apply_precision(
         modules=modules,
         gate=gate,
         auto=chosen,
-        warnings=(*seen.warnings, *([_BY_AGREEMENT] if by_agreement else [])),
+        warnings=(*source.weights_notes, *seen.warnings, *([_BY_AGREEMENT] if by_agreement else [])),
         seconds=seconds,
     )
 

@@ -183,7 +183,7 @@ def test_eval_prints_the_figures_of_design(shapes_onnx: Path) -> None:
     arguments = ("eval", shapes_onnx, "--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json")
     result = run(*arguments, "--limit", 5, "--json")
     report = json.loads(result.stdout)
-    assert set(report) == {"bbox", "segm", "images", "artifact", "backend", "fallback"}
+    assert set(report) == {"bbox", "segm", "images", "artifact", "backend", "fallback", "notes"}
     assert report["images"] == 5
     assert 0.3 < report["bbox"]["AP50"] <= 1
     assert {"AP", "AP50", "AP75"} <= set(report["segm"])

@@ -25,6 +25,7 @@ CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")  # the usual ones: what is neithe
 SPEC_METADATA_KEY = "yolact_deploy.spec"  # ModelSpec.to_json()
 PRECISION_METADATA_KEY = "yolact_deploy.precision"  # one of PRECISIONS, as the file says of itself
 CHECKPOINT_SHA256_METADATA_KEY = "yolact_deploy.checkpoint_sha256"
+WEIGHTS_SHA256_METADATA_KEY = "yolact_deploy.weights_sha256"  # of the initializers, see `onnx_weights`
 VERSION_METADATA_KEY = "yolact_deploy.version"  # of this project, when it wrote the file
 MAX_BATCH_METADATA_KEY = "yolact_deploy.max_batch"  # largest batch the file was exported for
 MASK_IOU_METADATA_KEY = "yolact_deploy.mask_iou"  # YOLACT++: the mask-IoU network, itself an ONNX file, in base64

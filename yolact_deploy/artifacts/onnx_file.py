@@ -25,12 +25,14 @@ from yolact_deploy.artifacts.names import (
     MASK_IOU_METADATA_KEY,
     MAX_BATCH_METADATA_KEY,
     SPEC_METADATA_KEY,
+    WEIGHTS_SHA256_METADATA_KEY,
     Form,
     Precision,
     is_checkpoint,
     is_plan,
     module_of,
 )
+from yolact_deploy.artifacts.onnx_weights import Weights, read_weights
 from yolact_deploy.artifacts.protobuf import Message, Window, WireError, each
 from yolact_deploy.errors import ArtifactError, SpecError
 from yolact_deploy.files import is_file, open_bytes, sha256_file
@@ -108,6 +110,38 @@ class OnnxFile:
         if self._content is not None and not self.external:
             return hashlib.sha256(self._content).hexdigest()
         return sha256_file(*self._files)
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """The digest of its weights, and those that are no numbers. Raises ArtifactError when they can't be read."""
+        try:
+            with self.path.open("rb") if self._content is None else io.BytesIO(self._content) as stream:
+                size = stream.seek(0, os.SEEK_END)
+                graphs = Message(Window(stream, size), 0, size).messages(7)  # graph
+                return read_weights(each(graphs, 5), self.external, self.metadata.get(MASK_IOU_METADATA_KEY))
+        except (OSError, WireError) as exc:
+            raise ArtifactError(f"can't read the weights of {self.path}: {exc}.") from exc
+
+    @property
+    def weights_are_as_exported(self) -> bool | None:
+        """Whether the weights are those that the metadata have the digest of; None where they have none."""
+        told = self.metadata.get(WEIGHTS_SHA256_METADATA_KEY)
+        return None if told is None else told == self.weights.sha256
+
+    @property
+    def weights_notes(self) -> tuple[str, ...]:
+        """What a user of the file should know of its weights: that they were changed, that some are no numbers."""
+        notes = []
+        if self.weights_are_as_exported is False:
+            notes.append(
+                f"the weights of {self.path} are not those that were exported: the file was edited, or damaged on its way. If "
+                "nobody meant to, copy or export it again."
+            )
+        if self.weights.non_finite:
+            notes.append(
+                f"{self.path} holds {self.weights.describe_non_finite()}: what is computed of them is no number."
+            )
+        return tuple(notes)
 
     @property
     def num_bytes(self) -> int:

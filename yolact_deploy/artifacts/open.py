@@ -18,6 +18,7 @@ from yolact_deploy.errors import ArtifactError, SpecError
 from yolact_deploy.files import is_file, sha256_file, what_is_there
 from yolact_deploy.spec_json import encode
 
+_WEIGHTS = {True: "as exported", False: "not those that were exported", None: "the file has no digest of them"}
 _LARGE_METADATA = (SPEC_METADATA_KEY, MASK_IOU_METADATA_KEY)
 _NO_ARTIFACT_SUFFIXES = (".json", ".jpg", ".png", ".yaml", ".yml", ".txt", ".html")
 
@@ -108,6 +109,8 @@ def inspect_onnx(path: str | os.PathLike[str] | OnnxFile) -> dict[str, Any]:
         "bytes": graph.num_bytes,
         "sha256": graph.sha256,
         "precision": graph.precision,
+        "weights": _WEIGHTS[graph.weights_are_as_exported],
+        "weights_sha256": graph.weights.sha256,
         "opsets": dict(graph.opsets),
         "ir_version": graph.ir_version,
         "producer": graph.producer,
@@ -119,6 +122,7 @@ def inspect_onnx(path: str | os.PathLike[str] | OnnxFile) -> dict[str, Any]:
         "num_dequantize": operators[DEQUANTIZE],
         "mask_iou_bytes": len(graph.metadata.get(MASK_IOU_METADATA_KEY, "")) * 3 // 4,  # base64
         "metadata": {key: value for key, value in graph.metadata.items() if key not in _LARGE_METADATA},
+        "notes": list(graph.weights_notes),
         "spec": spec,
         "spec_error": spec_error,
     }

@@ -112,6 +112,7 @@ class Detector:
         }
         file = open_runnable(artifact)
         self.artifact = file.path
+        self._weights_notes = () if isinstance(file, PlanFile) else file.weights_notes
         self._opened = open_pipeline(file, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph, gpu=gpu)
         self._file = file.without_content() if isinstance(file, PlanFile) else file
         self._close = weakref.finalize(self, self._opened.close)
@@ -177,8 +178,9 @@ class Detector:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is otherwise than one might think, in words: why no GPU is used, or no CUDA graphs."""
-        return self._opened.notes
+        """What is otherwise than one might think, in words: why no GPU is used, or no CUDA graphs; that the weights are not
+        those that were exported, or are no numbers; that the network gave NaN or infinite values."""
+        return (*self._weights_notes, *self._opened.notes)
 
     @overload
     def __call__(

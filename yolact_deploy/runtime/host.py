@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
 from yolact_deploy.artifacts.names import ChannelOrder
@@ -35,8 +38,9 @@ class HostPipeline:
         fallback: str | None = None,
         gpu_index: int | None = None,  # of the GPU that the network is on
     ) -> None:
-        self._network, self._suffix = network, suffix
-        self.notes, self.fallback, self.gpu_index = notes, fallback, gpu_index
+        self._network, self._suffix, self._notes = network, suffix, notes
+        self._doubt: str | None = None  # of the network's numbers
+        self.fallback, self.gpu_index = fallback, gpu_index
         self._postprocess = network.spec.postprocess
         if nms is not None:
             self._postprocess = dataclasses.replace(self._postprocess, nms=nms)
@@ -48,6 +52,10 @@ class HostPipeline:
     @property
     def description(self) -> str:
         return self._network.description + self._suffix
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes if self._doubt is None else (*self._notes, self._doubt)
 
     @property
     def max_batch(self) -> int | None:
@@ -64,6 +72,8 @@ class HostPipeline:
     def run_network(self, batch: FloatArray) -> HeadTensors:
         """Head tensors of a preprocessed batch; `conf` always softmaxed."""
         heads = self._network.run(batch)
+        if self._doubt is None:
+            self._doubt = non_finite_note(heads._asdict())
         return heads if self.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
 
     def suppress(self, heads: HeadTensors) -> list[RawDetections]:
@@ -104,6 +114,24 @@ class HostPipeline:
         close = getattr(self._network, "close", None)
         if close is not None:
             close()
+
+
+def non_finite_note(
+    tensors: Mapping[str, FloatArray],  # of any shape, by name
+) -> str | None:
+    """What to say of a network that gives NaN or infinite values; None where it does not."""
+    for name, values in tensors.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(values.sum())  # a tenth of the time that looking at each takes
+        if math.isfinite(total):
+            continue
+        if count := values.size - int(np.isfinite(values).sum()):
+            return (
+                f"the network gives NaN or infinite values (first seen in {name}, {count} of {values.size}): objects whose "
+                "scores or boxes are such are not found. Its weights or its precision are broken; `yolact-deploy compare` with "
+                "the file that it was made from tells which."
+            )
+    return None
 
 
 def load_from_host(item: Any, channel_order: ChannelOrder, description: str) -> Image:

@@ -25,6 +25,7 @@ def test_the_file_format_is_what_it_was() -> None:
     assert (names.INPUT, *names.OUTPUTS) == ("image", "loc", "conf", "mask_coeff", "proto")
     assert {value.removeprefix("yolact_deploy.") for value in SAID_ONCE if value.startswith("yolact_deploy.")} == {
         "spec", "precision", "checkpoint_sha256", "version", "max_batch", "mask_iou", "form", "channel_order",
+        "weights_sha256",
     }  # fmt: skip
     assert SCHEMA_VERSION == 2
 

@@ -18,7 +18,7 @@ import pytest
 from engines import builder
 from engines.builder import BuildResult, build
 from tests.unit.engines.tiny_network import WriteOnnx
-from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY
+from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY, WEIGHTS_SHA256_METADATA_KEY
 from yolact_deploy.artifacts.plan_file import BatchRange, open_plan
 from yolact_deploy.errors import (
     ArtifactError,
@@ -49,6 +49,16 @@ def test_sidecar_says_what_the_plan_was_built_from_and_for(built: BuildResult, t
     assert sidecar.targets == ("sm86", "sm89")
     assert sidecar.batch == BatchRange(1, 2, 4)
     assert sidecar.onnx_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def test_a_plan_of_weights_that_were_changed_says_so(write_onnx: WriteOnnx, tmp_path: Path) -> None:
+    source = write_onnx(tmp_path, metadata={WEIGHTS_SHA256_METADATA_KEY: "0" * 64})
+    result = build(source, tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
+    told = [
+        note for note in result.notes if note.startswith(f"the weights of {source} are not those that were exported")
+    ]
+    assert len(told) == 1
+    assert told[0] in result.sidecar.notes
 
 
 def test_io_tensors_are_the_networks_own(built: BuildResult) -> None:

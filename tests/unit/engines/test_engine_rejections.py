@@ -82,6 +82,19 @@ def test_unknown_operator(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     _refused(write_onnx, tmp_path, insert, r"node outputs/Frobnicate \(Frobnicate\)", "does not know this operator")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_weights_that_are_no_numbers(precision: str, write_onnx: WriteOnnx, tmp_path: Path) -> None:
+    def edit(graph: Graph) -> None:
+        values = numpy_helper.to_array(graph.initializers["fpn.downsample.bias"]).copy()
+        values[:2] = np.nan
+        graph.constant("fpn.downsample.bias", values)
+
+    source = write_onnx(tmp_path, precision=precision, edit=edit)
+    with pytest.raises(EngineError, match=r"fpn\.downsample\.bias .*2 of 8 values"):
+        build(source, tmp_path / "t.engine", runtime="tensorrt-rtx", targets=("sm86",))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
 def _refused(write_onnx: WriteOnnx, folder: Path, edit: Callable[[Graph], None], node: str, hint: str) -> None:
     source = write_onnx(folder, edit=edit)
     with pytest.raises(EngineError, match=f"(?s)^TensorRT-RTX .*tiny.onnx:\n  {node}: .*\n    .*{hint}") as caught:

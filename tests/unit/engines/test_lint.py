@@ -154,7 +154,7 @@ BUILDS: list[tuple[str, str, Edit]] = [
 ]
 
 # Errors that a plain "is refused" does not show, each with a test of its own; and a warning that is an opset's.
-_SHOWN_APART = {"dynamic-scale", "half-scale-opset", "hardware-type"}
+_SHOWN_APART = {"non-finite-weights", "dynamic-scale", "half-scale-opset", "hardware-type"}
 
 
 def _ids(cases: list[tuple[str, str, Edit]]) -> list[str]:
@@ -236,6 +236,19 @@ def test_unsigned_activations_are_an_error_as_tensorrt_reads_them_as_int8(zero_p
 def test_an_infinite_scale_is_an_error() -> None:
     (error,) = lint(quantized(pair_before(CONV, scale=np.inf))).errors
     assert error.rule == "bad-scale"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_weights_that_are_no_numbers_are_an_error_in_every_precision(precision: str) -> None:
+    def edit(graph: Graph) -> None:
+        values = onnx.numpy_helper.to_array(graph.initializers["fpn.downsample.weight"]).copy()
+        values.flat[:3] = [np.nan, np.inf, -np.inf]
+        graph.constant("fpn.downsample.weight", values)
+
+    (error,) = lint(quantized(edit, precision=precision)).errors
+    assert error.rule == "non-finite-weights"
+    assert error.module.startswith("fpn.downsample")
+    assert error.found == "the weight fpn.downsample.weight holds NaN or infinity in 3 of 576 values"
 
 
 def test_a_scale_computed_from_the_input_ends_the_process_of_tensorrt_rtx(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def shapes_file(shapes_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return target
 
 
+def test_a_file_tells_the_digest_of_its_weights(shapes_file: Path) -> None:
+    assert open_onnx(shapes_file).weights_are_as_exported is True
+
+
 @pytest.mark.parametrize("nms", ["fast", "cross_class"])
 def test_photos_give_detectors_detections(shapes_onnx: Path, tmp_path: Path, nms: EndToEndNms) -> None:
     target = tmp_path / "model.onnx"

@@ -18,6 +18,7 @@ from exporters.checkpoints.checkpoint import LoadedCheckpoint
 from exporters.network.yolact import Yolact
 from exporters.onnx_export import export_onnx
 from yolact_deploy import __version__
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import ExportError, OutputError
 from yolact_deploy.spec import BackboneSpec, FpnSpec, HeadSpec, ModelSpec, PriorsSpec, ProtonetSpec
 
@@ -66,7 +67,7 @@ def test_inputs_and_outputs_have_their_names_and_only_the_batch_is_dynamic(
     assert types == {onnx.TensorProto.FLOAT}
 
 
-def test_the_file_says_what_it_is(model: onnx.ModelProto, shapes: LoadedCheckpoint) -> None:
+def test_the_file_says_what_it_is(model: onnx.ModelProto, shapes: LoadedCheckpoint, shapes_onnx: Path) -> None:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert ModelSpec.from_json(metadata.pop("yolact_deploy.spec")) == shapes.spec
     assert metadata == {
@@ -74,6 +75,7 @@ def test_the_file_says_what_it_is(model: onnx.ModelProto, shapes: LoadedCheckpoi
         "yolact_deploy.version": __version__,
         "yolact_deploy.max_batch": "8",
         "yolact_deploy.checkpoint_sha256": shapes.sha256,
+        "yolact_deploy.weights_sha256": open_onnx(shapes_onnx).weights.sha256,
     }
     assert (model.producer_name, model.producer_version) == ("yolact-deploy", __version__)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 19)]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.onnx_edit import metadata
+from exporters.onnx_edit import finished, metadata
 from exporters.precision import run as precision_run
 from exporters.precision.fp16 import emulate_half, to_half
 from exporters.precision.gate import ApJudge
@@ -20,7 +20,8 @@ from exporters.precision.run import apply_precision
 from tests import goldens
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
-from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY, SPEC_METADATA_KEY
+from yolact_deploy.artifacts.names import PRECISION_METADATA_KEY, SPEC_METADATA_KEY, LowPrecision
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import ArtifactError, CalibrationError, ExportError, OutputError, SpecError, YolactDeployError
 from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.spec import ModelSpec
@@ -263,6 +264,46 @@ def test_bad_input_is_told_and_nothing_overwritten(
     assert caught.value.exit_code == 2
     assert output.read_bytes() == b"what was there"
     assert {path.name for path in tmp_path.iterdir()} <= {"out.onnx", "tiny.onnx"}
+
+
+def _with_weight(path: Path, value: float) -> None:
+    """Change one weight of a file that tells the digest of its weights."""
+    model = onnx.load_model_from_string(finished(onnx.load(str(path))))
+    weight = model.graph.initializer[0]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] = value
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, str(path))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_weights_that_are_no_numbers_are_refused(precision: LowPrecision, tiny_onnx: Path, tmp_path: Path) -> None:
+    _with_weight(tiny_onnx, np.inf)
+    with pytest.raises(
+        ArtifactError, match=r"holds NaN or infinite values in 1 of its weights, in backbone\.stem\.weight"
+    ):
+        apply_precision(
+            tiny_onnx, tmp_path / "out.onnx", precision=precision, calibration_images=CALIBRATION_IMAGES[:8]
+        )
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_weights_that_were_changed_are_told_and_the_result_has_a_digest_of_its_own(
+    precision: LowPrecision, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    _with_weight(tiny_onnx, 0.25)
+    output = tmp_path / "out.onnx"
+    result = apply_precision(tiny_onnx, output, precision=precision, calibration_images=CALIBRATION_IMAGES[:8])
+    (warning,) = result.warnings
+    assert "are not those that were exported" in warning
+    assert open_onnx(output).weights_are_as_exported
+
+
+def test_a_graph_whose_weights_would_be_no_numbers_is_not_finished(tiny_onnx: Path) -> None:
+    _with_weight(tiny_onnx, np.nan)
+    with pytest.raises(ExportError, match="the graph would hold NaN or infinite values in 1 of its weights"):
+        finished(onnx.load(str(tiny_onnx)))
 
 
 def test_the_float32_model_is_never_overwritten(tiny_onnx: Path) -> None:

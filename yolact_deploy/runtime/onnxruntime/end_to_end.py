@@ -22,7 +22,7 @@ from yolact_deploy.errors import (
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_sources import DenseMasks, MaskForm
-from yolact_deploy.runtime.host import Finished, load_from_host
+from yolact_deploy.runtime.host import Finished, load_from_host, non_finite_note
 from yolact_deploy.runtime.onnxruntime.network import (
     check_device,
     choose_providers,
@@ -32,6 +32,8 @@ from yolact_deploy.runtime.onnxruntime.network import (
     session_gpu,
 )
 from yolact_deploy.spec import ModelSpec, NmsMode
+
+_NUMBERS = (contract.SCORES, contract.BOXES, contract.MASK_SCORES)  # of its outputs; the others can't be NaN
 
 
 class EndToEndNetwork:
@@ -54,6 +56,7 @@ class EndToEndNetwork:
         check_device(self._session, device)
         self.description = f"{describe(ort, self._session)}, end to end"
         self.gpu_index = session_gpu(self._session)
+        self.doubt: str | None = None  # of the numbers that came out, once there is one
 
     @property
     def spec(self) -> ModelSpec:
@@ -89,6 +92,8 @@ class EndToEndNetwork:
                 f"{first_line(exc)}."
             ) from exc
         by_name = dict(zip(names, outputs, strict=True))
+        if self.doubt is None:
+            self.doubt = non_finite_note({name: by_name[name] for name in _NUMBERS if name in by_name})
         return [read_outputs(by_name, row, self._spec, score_threshold) for row in range(len(images))]
 
 
@@ -143,7 +148,7 @@ class EndToEndPipeline:
         self, file: OnnxFile, *, device: str, threads: int | None, nms: NmsMode | None, fallback: str | None = None
     ) -> None:
         self._path, self.fallback = file.path, fallback
-        self.notes: tuple[str, ...] = ()
+        self._notes: tuple[str, ...] = ()
         try:
             self._network = EndToEndNetwork(file, device="cuda" if device == "auto" else device, threads=threads)
         except DeviceMemoryError:
@@ -152,7 +157,7 @@ class EndToEndPipeline:
             if device != "auto":
                 raise
             self._network = EndToEndNetwork(file, device="cpu", threads=threads)
-            self.notes, self.fallback = (f"No GPU is used: {exc}",), one_line(exc)
+            self._notes, self.fallback = (f"No GPU is used: {exc}",), one_line(exc)
         own = self._network.spec.postprocess.nms
         if nms not in (None, own):
             raise SpecError(
@@ -167,6 +172,10 @@ class EndToEndPipeline:
     @property
     def description(self) -> str:
         return self._network.description
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes if self._network.doubt is None else (*self._notes, self._network.doubt)
 
     @property
     def gpu_index(self) -> int | None:
