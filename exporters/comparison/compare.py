@@ -8,6 +8,7 @@ files and plans run in the `Detector` that serves them later.
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,16 +142,16 @@ class _Tensor:
         self._non_finite = [0, 0]
 
     def add(self, image: str, a: FloatArray, b: FloatArray) -> float:
-        """The relative L2 of this image."""
+        """The relative L2 of this image; NaN where a value is no number."""
         flat_a, flat_b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-        finite_a, finite_b = np.isfinite(flat_a), np.isfinite(flat_b)
-        self._non_finite[0] += int((~finite_a).sum())
-        self._non_finite[1] += int((~finite_b).sum())
-        if not (finite_a.all() and finite_b.all()):
-            flat_a, flat_b = flat_a[finite_a & finite_b], flat_b[finite_a & finite_b]
+        broken = [int(flat.size - np.isfinite(flat).sum()) for flat in (flat_a, flat_b)]
+        if any(broken):
+            self._worst_image = self._worst_image if any(self._non_finite) else image
+            self._non_finite = [total + count for total, count in zip(self._non_finite, broken, strict=True)]
+            return math.nan
         difference = flat_a - flat_b
         error = float(np.abs(difference).max(initial=0.0))
-        if error > self._max_error:
+        if error > self._max_error and not any(self._non_finite):
             self._max_error, self._worst_image = error, image
         squared_error, squared = float(difference @ difference), float(flat_a @ flat_a)
         self._squared_error += squared_error
@@ -161,12 +162,13 @@ class _Tensor:
 
     def result(self) -> OutputDifference:
         norms = float(np.sqrt(self._aa) * np.sqrt(self._bb))
+        comparable = not any(self._non_finite)
         return OutputDifference(
             name=self.name,
             shape=self.shape,
-            max_abs_error=max(0.0, self._max_error),
-            relative_l2=_relative(self._squared_error, self._aa),
-            cosine=self._ab / norms if norms else float(not self._squared_error),
+            max_abs_error=max(0.0, self._max_error) if comparable else math.nan,
+            relative_l2=_relative(self._squared_error, self._aa) if comparable else math.nan,
+            cosine=math.nan if not comparable else self._ab / norms if norms else float(not self._squared_error),
             non_finite_a=self._non_finite[0],
             non_finite_b=self._non_finite[1],
             worst_image=self._worst_image,

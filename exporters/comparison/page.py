@@ -66,10 +66,15 @@ def _header(report: CompareReport) -> str:
     a, b = report.a.precision, report.b.precision
     if a == b:
         a, b = f"{report.a.kind} {a}", f"{report.b.kind} {b}"
+    verdict = (
+        ""
+        if report.verdict is None
+        else f'<p class="lead"><span class="bad">{page.escaped(report.verdict)}</span></p>\n'
+    )
     return (
         f'<header>\n<p class="eyebrow">yolact-deploy compare</p>\n<h1>{page.escaped(a)} against {page.escaped(b)}</h1>\n'
         f'<p class="lead">{page.escaped(report.a.model)} at {report.input_size} &times; {report.input_size}, on {count} '
-        f"image{'s' if count != 1 else ''}. A is the reference.</p>\n"
+        f"image{'s' if count != 1 else ''}. A is the reference.</p>\n{verdict}"
         f'<div class="pair">\n{_artifact("A", report.a)}\n{_artifact("B", report.b)}\n</div>\n</header>'
     )
 
@@ -113,14 +118,16 @@ def _figures(report: CompareReport) -> str:
 def _outputs(outputs: Iterable[OutputDifference]) -> str:
     rows = []
     for output in outputs:
-        broken = output.non_finite_a + output.non_finite_b
-        mark = f'<span class="bad">{output.non_finite_a} in A, {output.non_finite_b} in B</span>' if broken else "none"
+        if output.comparable:
+            values = (_small(output.max_abs_error), _small(output.relative_l2), f"{output.cosine:.7f}")
+            mark, errors = "none", "".join(f"<td>{value}</td>" for value in values)
+        else:
+            mark = f'<span class="bad">{output.non_finite_a} in A, {output.non_finite_b} in B</span>'
+            errors = '<td colspan="3"><span class="bad">not comparable</span></td>'
         cells = [
             f"<th scope=row><code>{page.escaped(output.name)}</code></th>",
             f'<td class="soft">{" &times; ".join(map(str, output.shape))}</td>',
-            f"<td>{_small(output.max_abs_error)}</td>",
-            f"<td>{_small(output.relative_l2)}</td>",
-            f"<td>{output.cosine:.7f}</td>",
+            errors,
             f"<td>{mark}</td>",
             f'<td class="path" title="{page.escaped(output.worst_image)}">{page.escaped(Path(output.worst_image).name)}</td>',
         ]

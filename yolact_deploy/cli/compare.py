@@ -19,6 +19,7 @@ from yolact_deploy.cli.console import (
     print_tables,
     progress_bar,
     reports_errors,
+    say,
 )
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 
@@ -61,5 +62,7 @@ def compare(
         print_json(report)
     else:
         print_tables(compare_tables(report))
-    if result.skipped:
+    if result.verdict is not None:
+        say(f"error: {result.verdict}")
+    if result.skipped or not result.passed:
         raise typer.Exit(1)

@@ -92,7 +92,7 @@ def region_bands(
         if left >= right or top >= bottom or row.start >= row.stop or column.start >= column.stop:
             yield iter([MaskRegion(0, 0, np.zeros((0, 0), bool))])
             continue
-        soft = sigmoid(proto[top:bottom, left:right] @ coefficients)
+        soft = _soft(proto[top:bottom, left:right], coefficients)
         wide = columns.fused(soft.T, left, column).T
         yield _bands(wide, rows, top, row, column)
 
@@ -122,8 +122,17 @@ def prototype_masks(
     cells = _cells(boxes_xyxy, (proto.shape[0], proto.shape[1]), crop=crop)
     for mask, coefficients, (left, right, top, bottom) in zip(masks, mask_coeff, cells, strict=True):
         if left < right and top < bottom:
-            mask[top:bottom, left:right] = sigmoid(proto[top:bottom, left:right] @ coefficients)
+            mask[top:bottom, left:right] = _soft(proto[top:bottom, left:right], coefficients)
     return masks
+
+
+def _soft(
+    proto: FloatArray,  # [h, w, K]
+    coefficients: FloatArray,  # [K]
+) -> FloatArray:  # [h, w]
+    """NaN where either is no number; that a network gives such is for a note to say, not for NumPy to warn of."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return sigmoid(proto @ coefficients)
 
 
 def ordered_limits(

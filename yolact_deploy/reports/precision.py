@@ -135,14 +135,11 @@ def _sides(report: dict[str, Any]) -> Table:
 def _outputs(report: dict[str, Any]) -> Table:
     table = grid("head tensors", "output", ">max abs error", ">relative L2", ">cosine", ">NaN/inf A, B")
     for output in report["outputs"]:
-        broken = output["non_finite_a"] + output["non_finite_b"]
-        table.add_row(
-            output["name"],
-            _small(output["max_abs_error"]),
-            _small(output["relative_l2"]),
-            f"{output['cosine']:.7f}",
-            Text(f"{output['non_finite_a']}, {output['non_finite_b']}", "red" if broken else ""),
-        )
+        errors: list[str | Text] = [Text("not comparable", "red"), "-", "-"]
+        if output["comparable"]:
+            errors = [*(_small(output[name]) for name in ("max_abs_error", "relative_l2")), f"{output['cosine']:.7f}"]
+        broken = Text(f"{output['non_finite_a']}, {output['non_finite_b']}", "" if output["comparable"] else "red")
+        table.add_row(output["name"], *errors, broken)
     return table
 
 

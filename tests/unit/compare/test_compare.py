@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from exporters.comparison.compare import compare
 from tests.unit.compare.conftest import SPEC, WriteTiny, added, scaled
@@ -18,6 +19,7 @@ from tests.unit.engines.tiny_network import Graph
 from yolact_deploy import Detector
 from yolact_deploy.artifacts.contract import IoTensor
 from yolact_deploy.artifacts.plan_file import BatchRange, Sidecar, sidecar_path, write_sidecar
+from yolact_deploy.cli import app
 from yolact_deploy.errors import AnnotationError, ArtifactError, EngineError, ImageError, PlanMismatchError, SpecError
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.spec import ModelSpec
@@ -58,11 +60,40 @@ def test_only_masks_differ_when_only_the_prototypes_do(write_tiny: WriteTiny, pi
     assert found.quality < 0.9
 
 
-def test_values_that_are_not_finite_are_counted_and_left_out(write_tiny: WriteTiny, pictures: list[Path]) -> None:
-    report = compare(write_tiny("a.onnx"), write_tiny("b.onnx", edit=added("proto", np.nan)), pictures[:1])
-    proto = report.outputs[-1]
-    assert (proto.non_finite_a, proto.non_finite_b) == (0, int(np.prod(proto.shape)))
-    json.dumps(report.to_dict(), allow_nan=False)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["loc", "conf", "mask_coeff", "proto"])
+def test_a_tensor_with_values_that_are_no_numbers_is_not_comparable(
+    name: str, value: float, write_tiny: WriteTiny, pictures: list[Path]
+) -> None:
+    report = compare(write_tiny("a.onnx"), write_tiny("b.onnx", edit=added(name, value)), pictures[:1])
+    broken = next(output for output in report.outputs if output.name == name)
+    assert (broken.non_finite_a, broken.non_finite_b) == (0, int(np.prod(broken.shape)))
+    assert np.isnan([broken.max_abs_error, broken.relative_l2, broken.cosine]).all()
+    assert not report.passed
+    assert report.verdict == f"not comparable: B gave NaN or infinite values in {name}."
+    found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert [output["comparable"] for output in found["outputs"]] == [output is not broken for output in report.outputs]
+    assert (found["passed"], found["verdict"]) == (False, report.verdict)
+
+
+def test_networks_that_give_nothing_but_nan_are_not_the_same(
+    write_tiny: WriteTiny, pictures: list[Path], tmp_path: Path
+) -> None:
+    model = write_tiny("a.onnx", edit=scaled("backbone.stem.weight", np.nan))
+    page = tmp_path / "page.html"
+    options = ("--images", str(pictures[0].parent), "--html", str(page), "--device", "cpu")
+    shown = CliRunner().invoke(app, ["compare", str(model), str(model), *options], env={"COLUMNS": "150"})
+    told = CliRunner().invoke(app, ["compare", str(model), str(model), *options, "--json"])
+    verdict = "not comparable: A and B gave NaN or infinite values in loc, conf, mask_coeff, proto."
+    for result in (shown, told):
+        assert result.exit_code == 1
+        assert f"error: {verdict}" in result.stderr.replace("\n", " ")
+    assert "not comparable" in shown.stdout
+    assert verdict in page.read_text()
+    assert page.read_text().count(">not comparable<") == 4
+    report = json.loads(told.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert report["outputs"][0]["cosine"] is None
+    assert any(note.startswith(f"A: {model} holds NaN or infinite values in") for note in report["notes"])
 
 
 def test_the_worst_images_are_kept_in_order(write_tiny: WriteTiny, pictures: list[Path]) -> None:
