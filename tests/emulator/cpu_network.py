@@ -26,7 +26,8 @@ class CpuNetwork:
     """An ONNX file as a DeviceNetwork that copies through the host, by nothing but the Driver interface.
 
     `in_stream` (with an EmulatedDriver) computes where the stream comes to it instead, so that it can be captured, as a
-    plan can be. `alter` changes the heads of a batch before they are handed on.
+    plan can be. `alter` changes the heads of a batch before they are handed on; `wrap_mask_iou` puts
+    something around the network that scores masks.
     """
 
     def __init__(
@@ -39,9 +40,12 @@ class CpuNetwork:
         half: bool = False,
         max_batch: int | None = None,
         alter: Callable[[HeadTensors], HeadTensors] | None = None,
+        wrap_mask_iou: Callable[[MaskIouModel], MaskIouModel] | None = None,
     ) -> None:
         self._network = OnnxNetwork(path, device="cpu", threads=threads)
         self._driver, self._in_stream, self._alter = driver, in_stream, alter
+        model = self._network.mask_iou
+        self.mask_iou = wrap_mask_iou(model) if wrap_mask_iou is not None and model is not None else model
         dtype = np.dtype(np.float16 if half else np.float32)
         self.dtypes: Mapping[str, np.dtype[Any]] = dict.fromkeys(("image", *OUTPUTS), dtype)
         self.max_batch = max_batch
@@ -51,10 +55,6 @@ class CpuNetwork:
     @property
     def spec(self) -> ModelSpec:
         return self._network.spec
-
-    @property
-    def mask_iou(self) -> MaskIouModel | None:
-        return self._network.mask_iou
 
     @property
     def description(self) -> str:

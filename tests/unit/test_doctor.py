@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +21,19 @@ class FakeBuilder:
     reason: str = "no GPU."
 
 
+def _install(monkeypatch: pytest.MonkeyPatch, packages: set[str], *, providers: list[str] | None) -> None:
+    """A machine with these packages alone, and an onnxruntime of these providers."""
+
+    def version(package: str) -> str:
+        if package not in packages:
+            raise metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    onnxruntime = None if providers is None else SimpleNamespace(get_available_providers=lambda: providers)
+    monkeypatch.setitem(sys.modules, "onnxruntime", onnxruntime)
+
+
 def _ability(report: dict[str, object], name: str) -> dict[str, object]:
     abilities = report["abilities"]
     assert isinstance(abilities, list)
@@ -25,8 +41,7 @@ def _ability(report: dict[str, object], name: str) -> dict[str, object]:
 
 
 def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "_version", lambda package: "1.0" if package == "numpy" else None)
-    monkeypatch.setattr(diagnosis, "_onnxruntime_providers", lambda: None)
+    _install(monkeypatch, {"numpy"}, providers=None)
     report = diagnosis.examine([FakeBuilder()], [])
     for name, extra in (
         ("export", "export"),
@@ -43,8 +58,7 @@ def test_what_is_missing_is_said_with_its_install(monkeypatch: pytest.MonkeyPatc
 
 def test_onnxruntime_gpu_serves_for_export_too(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"torch", "onnx", "onnxscript", "onnxruntime-gpu"}
-    monkeypatch.setattr(diagnosis, "_version", lambda package: "1.0" if package in installed else None)
-    monkeypatch.setattr(diagnosis, "_onnxruntime_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    _install(monkeypatch, installed, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     report = diagnosis.examine([], [H200])
     assert _ability(report, "export")["available"] is True
     assert _ability(report, "detect, eval, bench on CUDA")["available"] is True

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import re
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -211,6 +213,31 @@ def test_a_detector_that_fails_under_load_is_an_error(images: list[Image]) -> No
         failing: Any = Failing()
         with pytest.raises(BenchmarkError, match="it broke"):
             run_scenario(failing, images, scenario, seconds=0.1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")
+@pytest.mark.parametrize("scenario", ["single-stream", "offline"])
+def test_only_loadgens_offline_scenario_streams(images: list[Image], scenario: Scenario) -> None:
+    streamed: list[Image] = []
+
+    class Found:
+        masks = np.zeros((1, 1, 1), bool)
+
+    class Instant:
+        artifact = "instant"
+
+        def __call__(self, image: Image) -> Found:
+            time.sleep(1e-3)
+            return Found()
+
+        def stream(self, images: Iterable[Image]) -> Iterator[Found]:
+            for image in images:
+                streamed.append(image)
+                yield Found()
+
+    detector: Any = Instant()
+    assert run_scenario(detector, images, scenario, seconds=0.1)["figures"]
+    assert bool(streamed) is (scenario == "offline")
 
 
 def test_without_loadgen_the_extra_is_named(

@@ -1,4 +1,4 @@
-"""What a steady frame asks of the driver, and that its benchmark runs."""
+"""What a steady frame asks of the driver: a promise, and so counted; and that its benchmark runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from benchmarks.figures.host_overhead import measure
 @pytest.mark.parametrize("detections", [0, 100])
 def test_a_steady_frame_is_one_graph_one_copy_of_its_masks_and_one_wait(detections: int) -> None:
     measured = measure("yolact_base", (48, 64), detections, repeats=3)
+    asked = {name: count for name, count in measured["driver_calls"].items() if name != "current"}  # asks nothing of it
     copies = {"copy_to_host": 1} if detections else {}
-    assert measured["driver_calls"] == {"current": 2, "launch_cuda_graph": 1, "synchronize": 1, **copies}
+    assert asked == {"launch_cuda_graph": 1, "synchronize": 1, **copies}
     assert measured["masks_bytes"] == detections * 48 * 16
     assert measured["frame_us"] > 0

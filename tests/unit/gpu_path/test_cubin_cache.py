@@ -147,7 +147,7 @@ def test_kernels_are_compiled_at_first_use_and_warmed_before_it(monkeypatch: pyt
     assert steps == [(0, 1), (1, 1)]
     (again,) = warm([SMALL], ["sm_90"])
     assert again.was_cached
-    monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(Nvrtc, "compile", lambda *_: pytest.fail("compiled again"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image = compiled_kernels(SMALL, "sm_90")
@@ -158,7 +158,7 @@ def test_kernels_are_compiled_at_first_use_and_warmed_before_it(monkeypatch: pyt
 def test_kernels_that_can_not_be_kept_are_used_and_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(compiler, "_compile", lambda *_: b"image")
+    monkeypatch.setattr(Nvrtc, "compile", lambda *_: (b"image", "no warnings"))
     with pytest.warns(RuntimeWarning, match="can't be kept in .*file"):
         assert compiled_kernels(SMALL, "sm_90") == b"image"
     with pytest.raises(OutputError, match="can't be kept"):

@@ -11,7 +11,7 @@ import pytest
 from tests.emulator.driver import EmulatedDriver
 from tests.unit.engines.tensorrt_bindings import installed_tensorrt_api
 from tests.unit.runtime.fake_tensorrt import make_tensorrt
-from yolact_deploy.runtime.tensorrt.network import _profiler
+from yolact_deploy.runtime.tensorrt.network import make_profiler
 
 Api = dict[str, list[str]]  # class -> its attributes
 
@@ -68,7 +68,7 @@ def test_the_installed_tensorrt_rtx_has_what_plans_are_run_with(tensorrt_rtx: Ap
 def test_a_profiler_is_one_of_the_installed_tensorrt_rtx() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     told: list[tuple[str, float]] = []
-    profiler = _profiler(trt, lambda name, ms: told.append((name, ms)))
+    profiler = make_profiler(trt, lambda name, ms: told.append((name, ms)))
     assert isinstance(profiler, trt.IProfiler)
     profiler.report_layer_time("a/Conv", 0.5)
     assert told == [("a/Conv", 0.5)]

@@ -235,7 +235,7 @@ class PlanContext:
     def profile(self, report: Callable[[str, float], None]) -> None:
         """Have every later run waited for, and `report` told the milliseconds of each of its layers, by name. Before the first
         run: none can be recorded then."""
-        self._profiler = _profiler(self._plan.trt, report)
+        self._profiler = make_profiler(self._plan.trt, report)
 
     def close(self) -> None:
         """Free the activations; nothing of this context may be running.
@@ -305,7 +305,9 @@ class PlanContext:
         return EngineError(f"{plan.title} can't make an execution context of {plan.path}:\n{reasons}")
 
 
-def _profiler(trt: Any, report: Callable[[str, float], None]) -> Any:
+def make_profiler(trt: Any, report: Callable[[str, float], None]) -> Any:
+    """TensorRT's profiler that reports the milliseconds of every layer, by name."""
+
     class Profiler(trt.IProfiler):  # type: ignore[misc]  # TensorRT is not typed
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)  # its bindings want it by name
