@@ -14,6 +14,7 @@ from benchmarks.subjects import common, conditions, describe
 from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import StepProgress
+from yolact_deploy.errors import pip_install
 from yolact_deploy.optional import has_nvidia_driver
 
 SCHEMA = 1
@@ -158,9 +159,7 @@ def _notes(report: dict[str, Any], detectors: Sequence[Detector]) -> list[str]:
     if not on_gpu and has_nvidia_driver():
         notes.append("no GPU was used: device times, transfers and device memory are not measured.")
     elif on_gpu and not report["watch"]["gpus"]:
-        notes.append(
-            'no clocks, power or temperature of the GPU: they are read with pip install "yolact-deploy[bench]".'
-        )
+        notes.append(f"no clocks, power or temperature of the GPU: they are read with {pip_install('bench')}.")
     return notes
 
 

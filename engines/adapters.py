@@ -15,9 +15,11 @@ from yolact_deploy.artifacts.names import PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX,
 from yolact_deploy.cuda.drivers.opening import visible_devices
 from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, OutputError, pip_install
 from yolact_deploy.files import atomic_path
+from yolact_deploy.optional import has_nvidia_driver
 
 _OLDEST_TENSORRT = (10, 0)
 _BAD_TENSORRT = {(10, 2, 0): "10.2.0 is known to build wrong plans; install another version"}
+_NO_GPU = "no NVIDIA GPU and driver is visible, and it builds only on the GPU that will run the plan."
 _OLDEST_PORTABLE_SM = 80  # Ampere: what TensorRT-RTX targets when it is not told
 _TARGET = re.compile(r"(?:sm_?)?(\d+?)\.?(\d)")
 
@@ -222,7 +224,8 @@ def _probe(name: RuntimeName) -> RuntimeInfo:
         module = import_module(module_name)
     except ModuleNotFoundError as exc:
         if exc.name == module_name:
-            return RuntimeInfo(name, None, False, f"not installed: {install}.", installed=False)
+            reason = _NO_GPU if name == TENSORRT and not has_nvidia_driver() else f"not installed: {install}."
+            return RuntimeInfo(name, None, False, reason, installed=False)
         return RuntimeInfo(name, None, False, f"installed without its part {exc.name}: {install}.")
     except (ImportError, OSError) as exc:
         return RuntimeInfo(name, None, False, f"installed, but its libraries can't be loaded: {exc}.")
@@ -244,7 +247,7 @@ def _tensorrt_problem(version: str) -> str | None:
     if numbers in _BAD_TENSORRT:
         return f"{_BAD_TENSORRT[numbers]}."
     if not visible_devices():
-        return "no NVIDIA GPU and driver is visible, and it builds only on the GPU that will run the plan."
+        return _NO_GPU
     return None
 
 

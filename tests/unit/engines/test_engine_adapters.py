@@ -57,6 +57,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
         monkeypatch.setattr("engines.adapters.import_module", find)
         monkeypatch.setattr("engines.adapters.visible_devices", lambda: gpus)
+        monkeypatch.setattr("engines.adapters.has_nvidia_driver", lambda: True)
 
     return replace
 
@@ -145,6 +146,17 @@ def test_tensorrt_whose_libraries_do_not_load_says_so(install: Install, monkeypa
     info = available_runtimes()[0]
     assert not info.usable
     assert "libraries can't be loaded: libnvinfer.so.10" in info.reason
+
+
+def test_without_a_driver_nobody_is_told_to_install_what_needs_a_gpu(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    monkeypatch.setattr("engines.adapters.has_nvidia_driver", lambda: False)
+    tensorrt, tensorrt_rtx = available_runtimes()
+    assert tensorrt.reason.startswith("no NVIDIA GPU and driver is visible")
+    assert "pip" not in tensorrt.reason
+    assert pip_install("rtx") in tensorrt_rtx.reason  # it builds anywhere
 
 
 def test_both_runtimes_are_listed_when_neither_is_installed(install: Install) -> None:
