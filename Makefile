@@ -14,7 +14,7 @@ MINUTES ?= 10
 INPUTS ?=
 SEED ?=
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons figures readme clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons figures readme docs clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -71,6 +71,10 @@ figures: $(VENV)/installed
 # The pages that show figures, again from the files in benchmarks/results.
 readme: $(VENV)/installed
 	$(BIN)/python -m benchmarks.figures.results_page
+
+# What commands print in docs/ and in the README, again.
+docs: $(VENV)/installed
+	$(BIN)/python -m tests.doc_outputs
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.doc_outputs import PAGES, prepare, printed, transcripts
 from yolact_deploy.cli import app
 from yolact_deploy.runtime.protocols import DEVICE_STAGES
 
@@ -21,7 +23,7 @@ GROUP: Any = typer.main.get_command(app)
 
 def _command_lines(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-    return re.findall(r"^ *(yolact-deploy [a-z].*)$", text, flags=re.MULTILINE) + re.findall(
+    return re.findall(r"^(?: *|\$ )(yolact-deploy [a-z].*)$", text, flags=re.MULTILINE) + re.findall(
         r"`(yolact-deploy [a-z][^`]*)`", text
     )
 
@@ -29,7 +31,7 @@ def _command_lines(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_in_the_documents_exist_with_their_options(path: Path) -> None:
     for line in _command_lines(path):
-        _, name, *arguments = shlex.split(line, comments=True)
+        _, name, *arguments = shlex.split(line.partition("|")[0], comments=True)
         assert name in GROUP.commands, line
         known = {
             option
@@ -37,6 +39,37 @@ def test_commands_in_the_documents_exist_with_their_options(path: Path) -> None:
             for option in (*parameter.opts, *parameter.secondary_opts)
         }
         assert {argument for argument in arguments if re.match(r"--?[a-z]", argument)} <= known, line
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if page.parent.name == "docs"], ids=lambda path: path.name)
+def test_a_page_begins_with_a_command_and_what_it_prints(path: Path) -> None:
+    before, _, block = path.read_text(encoding="utf-8").partition("```console\n")
+    assert before.count("\n") < 12
+    assert "\n#" not in before.lstrip("#")
+    assert block.startswith("$ ")
+    assert [command for command, output in transcripts(path) if not output.strip()] == []
+
+
+def test_every_page_of_the_documents_is_made_again_with_the_others() -> None:
+    assert {*PAGES} == {ROOT / "README.md", *(ROOT / "docs").glob("*.md")}
+
+
+def _without_figures(output: str) -> str:
+    """What of an output does not depend on the machine and the moment: not its numbers, digests and notes."""
+    said = "\n".join(line for line in output.splitlines() if not line.startswith("note: "))
+    return " ".join(re.sub(r"[0-9a-f]{40,}|\d[\d.]*(e-\d+)?", "#", said).split())
+
+
+@pytest.mark.slow
+@pytest.mark.needs("torch", "tensorrt_rtx")
+@pytest.mark.parametrize(
+    "name", ["custom-models", "artifacts", "runtime", "end-to-end", "yolact-plus", "other-trainers"]
+)
+def test_outputs_in_the_documents_are_what_the_commands_print(name: str, shapes_onnx: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    shutil.copy(shapes_onnx, tmp_path / "shapes.onnx")
+    for command, output in transcripts(ROOT / "docs" / f"{name}.md"):
+        assert _without_figures(printed(command, tmp_path)) == _without_figures(output), command
 
 
 def test_the_readme_names_every_command() -> None:

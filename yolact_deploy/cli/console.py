@@ -271,7 +271,7 @@ def progress_bar() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     err = console(stderr=True)
-    with Bar(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Bar(*columns, console=err, transient=True, disable=not err.is_terminal or err.is_dumb_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def update(what: str, step: int, total: int) -> None:
