@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from exporters.matching import capped_size, detect_heads, detection_keys, mask_ious, paired_rows
+from exporters.network.yolact import TorchNetwork
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import preprocess
@@ -131,19 +131,18 @@ def check_parity(
 
     `model` is the PyTorch YOLACT of `spec`. Raises ArtifactError, SpecError or EngineError when the ONNX can't be run.
     """
-    network = OnnxNetwork(onnx_path, device="cpu")
+    original, network = TorchNetwork(model, spec), OnnxNetwork(onnx_path, device="cpu")
     images = list(images) or builtin_images()
     results: list[ImageParity] = []
     inputs: list[FloatArray] = []
     singles: list[HeadTensors] = []
     for name, image in images:
         batch = preprocess([image], spec)
-        with torch.inference_mode():
-            reference = HeadTensors(*(tensor.numpy() for tensor in model(torch.from_numpy(batch))))
+        reference = original.run(batch)
         exported = network.run(batch)
         comparison = _compare_image(name, image, reference, exported, spec)
-        if network.mask_iou is not None:
-            judged = _compare_mask_iou(model, network.mask_iou, reference.proto[0])
+        if original.mask_iou is not None and network.mask_iou is not None:
+            judged = _compare_mask_iou(original.mask_iou, network.mask_iou, reference.proto[0])
             comparison = dataclasses.replace(comparison, outputs=(*comparison.outputs, judged))
         results.append(comparison)
         if len(inputs) < _BATCH:
@@ -226,15 +225,13 @@ def _compare_tensors(reference: HeadTensors, exported: HeadTensors) -> tuple[Ten
 
 
 def _compare_mask_iou(
-    model: nn.Module,
+    original: MaskIouModel,
     exported: MaskIouModel,
     proto: FloatArray,  # [Hp, Wp, K]
 ) -> TensorParity:
     """YOLACT++'s judge of masks, on prototypes in their place: they are there even where nothing was detected."""
     masks = np.ascontiguousarray(np.clip(proto[..., :_JUDGED_PROTOTYPES], 0, 1).transpose(2, 0, 1))
-    with torch.inference_mode():
-        reference: FloatArray = model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
-    return compare_tensor("mask_iou", reference, exported(masks))
+    return compare_tensor("mask_iou", original(masks), exported(masks))
 
 
 def compare_tensor(name: str, a: FloatArray, b: FloatArray) -> TensorParity:

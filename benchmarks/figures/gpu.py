@@ -27,7 +27,7 @@ from benchmarks.figures.gpu_kernels import (
     measure_kernels,
     measure_preprocess,
 )
-from benchmarks.figures.networks import TorchNetwork, golden_model
+from benchmarks.figures.networks import TorchDeviceNetwork, golden_model
 from benchmarks.figures.results_page import RESULTS, ROOT, write_pages
 from benchmarks.machine import Watch, environment, read_gpus
 from benchmarks.subjects import synthetic_image
@@ -152,7 +152,7 @@ def timings(driver: Driver, keep: Callable[[dict[str, Any]], None]) -> list[str]
 
     def frames(half: bool) -> list[dict[str, Any]]:
         def open_network() -> DeviceNetwork:
-            return TorchNetwork(golden_model()[0], driver, half=half)
+            return TorchDeviceNetwork(golden_model()[0], driver, half=half)
 
         return [measure_frames(driver, open_network, synthetic_image(image_hw)) for image_hw in IMAGE_SIZES_HW]
 

@@ -55,7 +55,7 @@ def _generator() -> Any:
     return module
 
 
-class TorchNetwork:
+class TorchDeviceNetwork:
     """A DeviceNetwork; with `half`, weights and activations are float16. The model is moved to the GPU."""
 
     def __init__(self, model: Yolact, driver: Driver, *, half: bool = False) -> None:
@@ -90,20 +90,20 @@ class TorchNetwork:
     def mask_iou(self) -> MaskIouModel | None:
         return None
 
-    def new_execution_context(self, stream: int) -> TorchContext:
-        return TorchContext(self, stream)
+    def new_execution_context(self, stream: int) -> TorchExecutionContext:
+        return TorchExecutionContext(self, stream)
 
     def close(self) -> None:
         self.model = None
         torch.cuda.empty_cache()  # else its memory would count as used by what is opened next
 
 
-class TorchContext:
+class TorchExecutionContext:
     """Replays a CUDA graph of PyTorch's own for every batch and set of addresses."""
 
     capturable = False  # a graph's launch can't be part of another capture
 
-    def __init__(self, network: TorchNetwork, stream: int) -> None:
+    def __init__(self, network: TorchDeviceNetwork, stream: int) -> None:
         self._network = network
         self._stream: Any = torch.cuda.ExternalStream(stream, device=network.device)  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[int, ...], Any] = {}

@@ -18,8 +18,8 @@ from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.postprocess import assemble_masks, rescore_masks, softmax
 from yolact_deploy.runtime.detector import Detector
+from yolact_deploy.runtime.host import HostPipeline
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, ResizeMode
 
@@ -114,32 +114,15 @@ def _of_detector(detector: Detector) -> Side:
 
 
 def _open_checkpoint(checkpoint: Checkpoint, spec_file: Path | None, config: str | None) -> Side:
-    torch = require("torch", extra="export", purpose="running a checkpoint")
+    require("torch", extra="export", purpose="running a checkpoint")
     from exporters.checkpoints.checkpoint import build_model, load_checkpoint
+    from exporters.network.yolact import TorchNetwork
 
     loaded = load_checkpoint(checkpoint.path, spec_file=spec_file, config=config)
-    model = build_model(loaded)
-
-    def run(batch: FloatArray) -> HeadTensors:
-        with torch.inference_mode():
-            heads = HeadTensors(*(tensor.numpy() for tensor in model(torch.from_numpy(batch))))
-        return heads if loaded.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
-
-    def judge(masks: FloatArray) -> FloatArray:
-        with torch.inference_mode():
-            judged: FloatArray = model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
-        return judged
-
-    def assemble(raw: RawDetections, image_hw: tuple[int, int], score_threshold: float) -> Detections:
-        detections = assemble_masks(raw, image_hw, score_threshold=score_threshold, resize=spec.preprocess.resize)
-        if spec.mask_iou_layers:
-            detections = rescore_masks(detections, judge)
-        return dataclasses.replace(detections, names=spec.class_names, category_ids=spec.category_ids)
-
+    pipeline = HostPipeline(TorchNetwork(build_model(loaded), loaded.spec))
     spec = dataclasses.replace(loaded.spec, conf_activation="softmax")
-    backend = f"PyTorch {torch.__version__} (CPU)"
-    info = ArtifactInfo(**checkpoint.describe(), model=spec.name, backend=backend)
-    return Side(info, spec, run, assemble, loaded.notes)
+    info = ArtifactInfo(**checkpoint.describe(), model=spec.name, backend=pipeline.description)
+    return Side(info, spec, pipeline.run_network, pipeline.assemble, loaded.notes)
 
 
 @dataclass(frozen=True)

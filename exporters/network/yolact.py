@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.network.deformable import DeformConv2d
+from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import SpecError
+from yolact_deploy.reference.postprocess import MaskIouModel
+from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import BackboneSpec, FpnSpec, HeadSpec, ModelSpec, ProtonetSpec
 
 _RESNET_STEM_CHANNELS = 64
@@ -316,3 +319,28 @@ def _stage_outputs(stages: nn.ModuleList, x: Tensor) -> list[Tensor]:
         x = stage(x)
         outputs.append(x)
     return outputs
+
+
+class TorchNetwork:
+    """A model on the CPU as the runtime's `Network`, beside which exports are held."""
+
+    max_batch: int | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,  # the YOLACT of `spec`
+        spec: ModelSpec,
+    ) -> None:
+        self._model, self.spec = model, spec
+        self.description = f"PyTorch {torch.__version__} (CPU)"
+        self.mask_iou: MaskIouModel | None = self._judge if spec.mask_iou_layers else None
+
+    def run(self, image: FloatArray) -> HeadTensors:
+        """Heads of a preprocessed batch [B, 3, S, S]."""
+        with torch.inference_mode():
+            return HeadTensors(*(tensor.numpy() for tensor in self._model(torch.from_numpy(image))))
+
+    def _judge(self, masks: FloatArray) -> FloatArray:
+        with torch.inference_mode():
+            judged: FloatArray = self._model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
+        return judged

@@ -83,12 +83,12 @@ def test_pytorchs_network_finds_what_the_cpu_finds(
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
-    from benchmarks.figures.networks import TorchNetwork
+    from benchmarks.figures.networks import TorchDeviceNetwork
     from exporters.checkpoints.checkpoint import build_model, load_checkpoint
 
     torch.backends.cudnn.allow_tf32 = False
     model = build_model(load_checkpoint(SHAPES_CHECKPOINT, spec_file=SHAPES / "spec.json"))
-    with _opened(driver, TorchNetwork(model, driver)) as pipeline:
+    with _opened(driver, TorchDeviceNetwork(model, driver)) as pipeline:
         for _ in range(3):
             _expect_alike(lambda found: _detect(pipeline, found), images[:1], expected[:1])
         for image, reference in zip(images, expected, strict=True):
