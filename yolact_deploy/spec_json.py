@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import types
@@ -44,7 +45,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text, as UTF-8 if it is bytes, with or without a byte order mark.
 
     Raises JsonError for text that is no JSON, an object that has a key twice, nesting deeper than MAX_DEPTH, integers of more
-    than 18 digits, and strings that no encoding can write.
+    than 18 digits, numbers that are not finite, and strings that no encoding can write.
 
     >>> parse_json('{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -62,7 +63,7 @@ def parse_json(text: str | bytes) -> Any:
     if _HALF_CHARACTER.search(data):
         raise JsonError("a string in it holds half a character (a lone surrogate)")
     try:
-        return json.loads(decoded.removeprefix("\ufeff"), object_pairs_hook=_object, parse_int=_integer)
+        return json.loads(decoded.removeprefix("\ufeff"), object_pairs_hook=_object, **_NUMBERS)
     except JsonError:
         raise
     except ValueError as exc:
@@ -93,6 +94,16 @@ def _integer(digits: str) -> int:
     if len(digits) > _MAX_INTEGER_CHARS:
         raise JsonError(f"the integer {digits[:_MAX_INTEGER_CHARS]}… has {len(digits)} digits")
     return int(digits)
+
+
+def _real(digits: str) -> float:
+    value = float(digits)  # "NaN", "Infinity" and "-Infinity" as well, which JSON does not have but Python's reads
+    if not math.isfinite(value):
+        raise JsonError(f"{shorten(digits)} is no number of JSON's, or too large for one")
+    return value
+
+
+_NUMBERS: dict[str, Any] = {"parse_int": _integer, "parse_float": _real, "parse_constant": _real}
 
 
 def encode(value: Any, schema_version: int | None = None) -> Any:

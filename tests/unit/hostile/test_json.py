@@ -36,11 +36,14 @@ def reader(request: pytest.FixtureRequest, tmp_path: Path) -> JsonReader:
         (b'{"schema": ' * 100_000 + b"1" + b"}" * 100_000, "nested 100000 deep"),
         (b'{"schema": 1, "schema": 2}', "the key 'schema' is given twice"),
         (b'{"schema": 1' + b"0" * 5000 + b"}", "has 5001 digits"),
+        (b'{"schema": NaN}', "NaN is no number"),
+        (b'{"schema": -Infinity}', "-Infinity is no number"),
+        (b'{"schema": 1e999}', "1e999 is no number of JSON's, or too large"),
         (b'{"schema": "\\ud800"}', "half a character"),
         (b'{"schema": "\xff"}', "not UTF-8"),
         (b"", "Expecting value"),
     ],
-    ids=["lists", "objects", "twice", "digits", "surrogate", "encoding", "empty"],
+    ids=["lists", "objects", "twice", "digits", "nan", "infinity", "too large", "surrogate", "encoding", "empty"],
 )
 def test_what_no_reader_of_json_should_meet_is_refused(
     reader: JsonReader, tmp_path: Path, content: bytes, reason: str
