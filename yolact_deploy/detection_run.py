@@ -122,13 +122,14 @@ class Run:
             if journal.finished and resume:
                 try:
                     for record in journal.go_on(request):
+                        _coco_entries(record)
                         if "error" in record:
                             self._count(str(record["error"]))
                         elif "summary" in record:
                             self._count(FileSummary.from_dict(record["summary"]))
-                except (TypeError, ValueError, KeyError, IndexError) as exc:
+                    self._miss_overlays(journal)
+                except (TypeError, ValueError, KeyError, IndexError, OverflowError) as exc:
                     raise OutputError(f"{journal.path} is damaged ({exc!r}). Delete it, and begin again.") from exc
-                self._miss_overlays(journal)
                 return
             if not overwrite:
                 check_not_there(self.targets)
@@ -228,8 +229,8 @@ class Run:
         with atomic_path(path) as temporary, temporary.open("w", encoding="ascii") as stream:
             array = JsonArray(stream.write)
             for record in self.journal.records():
-                for entry in record.get("image", {}).get("detections", ()):
-                    array.add({key: entry[key] for key in _COCO_KEYS})
+                for entry in _coco_entries(record):
+                    array.add(entry)
             array.close()
 
     def _list(self) -> None:
@@ -237,6 +238,11 @@ class Run:
             for record in self.journal.records():
                 if "image" in record:
                     self.on_listed(record["image"])
+
+
+def _coco_entries(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Raises KeyError or TypeError for a record that nobody here wrote."""
+    return [{key: entry[key] for key in _COCO_KEYS} for entry in record.get("image", {"detections": ()})["detections"]]
 
 
 def _digest(files: Sequence[Path], ids: Sequence[int] | None) -> str:

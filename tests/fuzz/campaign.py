@@ -151,8 +151,8 @@ def _died(
     trace = hang or crash or done.stderr.decode(errors="replace")[-4000:]
     lines = [line.strip() for line in trace.splitlines() if "File " in line]
     where = next((line for line in lines if str(ROOT) in line and "/tests/" not in line), lines[0] if lines else "")
-    data = (place / "scratch" / _input_name(place)).read_bytes()
-    kept = keep(failures, name, data, Path(_input_name(place)).suffix)
+    lies = place / "scratch" / (place / "input").read_text()
+    kept = keep(failures, name, lies.read_bytes() if lies.is_file() else b"", lies.suffix)
     finding = {
         "target": name,
         "number": number,
@@ -162,10 +162,6 @@ def _died(
         "trace": trace,
     }
     return Tally(inputs=inputs, findings=[finding])
-
-
-def _input_name(place: Path) -> str:
-    return (place / "input").read_text()
 
 
 def _row(name: str, tally: Tally, broken: int) -> str:

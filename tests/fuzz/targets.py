@@ -23,6 +23,7 @@ from exporters.checkpoints.configs import load_spec
 from exporters.inspection import inspect
 from exporters.onnx_edit import load_onnx, onnx_graph_digest, read_spec
 from exporters.precision.calibration import CachedCalibration, read_cache, write_cache
+from tests.fuzz import journal_inputs
 from tests.fuzz.checkpoint_inputs import CHECKPOINT_SPEC, checkpoint_mutation, checkpoint_seeds
 from tests.fuzz.image_inputs import image_mutation, image_seeds
 from tests.fuzz.mutation import json_mutation, odd_text
@@ -244,6 +245,14 @@ TARGETS: dict[str, Target] = {
     "calibration cache": Target(
         "cache.json", _cache_seeds, json_mutation, (lambda path: read_cache(path, CACHE_KEY),), 5
     ),
+    "journal": Target(
+        journal_inputs.NAME,
+        journal_inputs.journal_seeds,
+        journal_inputs.journal_mutation,
+        (journal_inputs.go_on,),
+        5,
+        journal_inputs.IMAGES,
+    ),
     "onnx": Target(
         "m.onnx",
         lambda _: onnx_seeds(),
@@ -260,7 +269,7 @@ TARGETS: dict[str, Target] = {
         5,
         {"spec.json": CHECKPOINT_SPEC.to_json().encode()},
     ),
-    "image": Target("a.png", lambda _: image_seeds(), image_mutation, (_read_image,), 20),
+    "image": Target("a.png", lambda _: image_seeds(), image_mutation, (_read_image,), 15),
     "name": Target(
         "name.txt",
         _no_seeds,

@@ -178,12 +178,36 @@ def test_a_damaged_record_is_refused_in_words(detector: Detector) -> None:
     with pytest.raises(KeyboardInterrupt):
         detect_files(detector, PHOTOS[:3], coco="a.json", on_result=_broken_by(KeyboardInterrupt(), after=2))
     journal = Path("a.json.journal").read_text()
-    for summary in ("[]", "{}", "7", '{"image_hw": 3}', '{"file": 1, "image_hw": [], "x": 2}'):
+    for summary in (
+        "[]",
+        "{}",
+        "7",
+        '{"image_hw": 3}',
+        '{"file": 1, "image_hw": [], "x": 2}',
+        '{"image_hw": [1e999, 1]}',
+    ):
         lines = journal.splitlines()
         lines[2] = f'{{"summary": {summary}, "finished": 0}}'
         Path("a.json.journal").write_text("\n".join(lines) + "\n")
         with pytest.raises(OutputError, match="is damaged"):
             detect_files(detector, PHOTOS[:3], coco="a.json", resume=True)
+    for image in (
+        "7",
+        "[]",
+        "{}",
+        '{"detections": 7}',
+        '{"detections": {"a": 1}}',
+        '{"detections": [{"image_id": 1}]}',
+    ):
+        Path("a.json.journal").write_text(journal.replace(journal.splitlines()[1], f'{{"image": {image}}}'))
+        with pytest.raises(OutputError, match="is damaged"):
+            detect_files(detector, PHOTOS[:3], coco="a.json", resume=True)
+    overlay = (
+        '{"summary": {"file": "a", "image_hw": [1, 1], "counts": {}, "overlay": {}, "frames": null}, "finished": 0}'
+    )
+    Path("a.json.journal").write_text(journal.replace(journal.splitlines()[2], overlay))
+    with pytest.raises(OutputError, match="is damaged"):
+        detect_files(detector, PHOTOS[:3], coco="a.json", resume=True)
 
 
 def test_two_runs_do_not_write_one_journal(detector: Detector) -> None:
