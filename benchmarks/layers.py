@@ -32,6 +32,16 @@ _ENDS = re.compile(r"\.{3}")  # between the first and the last node of a "Foreig
 _NODE = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")  # "fpn.lat_layers.0/Conv", "/fpn/lat_layers.0/Conv"
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """A layer of the engine, and the modules that are fused in it."""
+
+    name: str
+    operator: str  # "" where the engine does not say
+    modules: tuple[str, ...]  # of the ONNX nodes in it, in its order; several once they are fused
+    ms: float  # median of the runs
+
+
 def layer_times(
     detector: Detector,
     images: Sequence[Image],  # a batch
@@ -91,16 +101,6 @@ def _group(module: str) -> str:
     if parts[0] == _BACKBONE:
         return ".".join(parts[:_STAGE_PARTS]) if len(parts) >= _STAGE_PARTS else _STEM
     return parts[0] or _UNNAMED
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """A layer of the engine, and the modules that are fused in it."""
-
-    name: str
-    operator: str  # "" where the engine does not say
-    modules: tuple[str, ...]  # of the ONNX nodes in it, in its order; several once they are fused
-    ms: float  # median of the runs
 
 
 def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None, runs: int) -> list[LayerTime]:

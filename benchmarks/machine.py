@@ -10,14 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import psutil
 
-from yolact_deploy.optional import has_nvidia_driver
+from yolact_deploy.optional import has_nvidia_driver, installed_version
 
 _PACKAGES = (
     "yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "pycuda",
@@ -45,7 +44,7 @@ def environment() -> dict[str, Any]:
         "cores": usable_cores(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
         "gpus": _gpu_names(),
     }
 
@@ -268,13 +267,6 @@ def _reset_peak() -> bool:
 def _peak_bytes() -> int | None:
     peaks = (line for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
     return next((int(line.split()[1]) * _KIB for line in peaks), None)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _lines(path: str | Path) -> list[str]:

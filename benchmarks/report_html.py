@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import charts
 from yolact_deploy.files import write_text
 from yolact_deploy.reports import page
-from yolact_deploy.reports.bench import shown_ms
+from yolact_deploy.reports.bench import shown_ms, shown_number
 from yolact_deploy.reports.page import escaped, table_of
 
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
@@ -71,7 +71,7 @@ def _figures(report: dict[str, Any]) -> str:
 
 def _run_figures(run: dict[str, Any]) -> str:
     low, high = run["latency_ci_ms"]["p50"]
-    between = f"{100 * run['confidence']:.0f}% between {number(low)} and {number(high)}"
+    between = f"{100 * run['confidence']:.0f}% between {shown_number(low)} and {shown_number(high)}"
     cells = [
         (f"{_label(run)}: p50", f"{run['latency_ms']['p50']:.2f} ms", between),
         ("p99", f"{run['latency_ms']['p99']:.2f} ms", f"varying by {100 * run['variation']:.1f}%"),
@@ -85,7 +85,7 @@ def _run_figures(run: dict[str, Any]) -> str:
             3,
             (
                 f"{streamed['streams']} stream{'s' if streamed['streams'] > 1 else ''}",
-                number(streamed["throughput_fps"], 1),
+                shown_number(streamed["throughput_fps"], 1),
                 hint,
             ),
         )
@@ -102,7 +102,7 @@ def _gate(gate: dict[str, Any] | None) -> str:
         low, high = found["interval"]
         rows.append(
             f"<tr><th scope=row>{escaped(Path(found['artifact']).name)}</th><td>{found['ratio']:.3f}</td>"
-            f"<td>{number(low, 3)} to {number(high, 3)}</td><td>{escaped(found['method'])}</td>"
+            f"<td>{shown_number(low, 3)} to {shown_number(high, 3)}</td><td>{escaped(found['method'])}</td>"
             f'<td class="{_TONES[found["verdict"]]}">{found["verdict"]}</td>'
             f'<td class="words">{escaped(found["reason"])}</td></tr>'
         )
@@ -146,7 +146,7 @@ def _latency_table(report: dict[str, Any]) -> str:
             values = "".join(f"<td>{shown_ms(times[column])}</td>" for column in _COLUMNS)
             total = ' class="total"' if stage == "end to end" else ""
             low, high = intervals.get(stage, {"p50": (None, None)})["p50"]
-            interval = f"{number(low)} to {number(high)}" if stage in intervals else ""
+            interval = f"{shown_number(low)} to {shown_number(high)}" if stage in intervals else ""
             rows.append(f'<tr{total}><th scope=row>{escaped(stage)}</th>{values}<td class="soft">{interval}</td></tr>')
         head = _head_of("ms per batch", *_COLUMNS, f"p50, {100 * run['confidence']:.0f}%")
         hint = (
@@ -222,7 +222,7 @@ def _peers(peers: dict[str, Any] | None) -> str:
         low, high = row["ratio_ci"]
         rows.append(
             f"<tr><th scope=row>{escaped(row['what'])}</th><td class=words>{escaped(row['peer'])}</td>{times}"
-            f"<td>{row['ratio']:.2f}&times;</td><td class=soft>{number(low)} to {number(high)}</td>"
+            f"<td>{row['ratio']:.2f}&times;</td><td class=soft>{shown_number(low)} to {shown_number(high)}</td>"
             f'<td class="{_TONES[row["verdict"]]}">{row["verdict"]}</td><td class=soft>{row["clock"]}</td></tr>'
         )
     head = _head_of("what", "peer", "peer p50", "p90", "ours p50", "p90", "peer / ours", "95%", "ours is", "clock")
@@ -283,11 +283,6 @@ def section(title: str, content: str, hint: str) -> str:
 def chart_card(svg: str) -> str:
     """A chart in its frame."""
     return f'<div class="chart">{svg}</div>'
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with so many digits, "?" for none."""
-    return "?" if value is None else f"{value:.{digits}f}"
 
 
 STYLE = """

@@ -1,6 +1,7 @@
-"""MLPerf's scenarios: its LoadGen asks, the Detector answers (Reddi et al. 2020, MLPerf Inference Benchmark).
+"""A Detector under load: MLPerf's scenarios, where its LoadGen asks and the Detector answers (Reddi et al. 2020, MLPerf Inference
+Benchmark), and how many images a second go through streams that are always full.
 
-The load and the statistics are LoadGen's own; the length of the run is ours, so a result is no MLPerf submission.
+The scenarios' load and statistics are LoadGen's own; the length of the run is ours, so a result is no MLPerf submission.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ QUANTIZING = frozenset(
 )
 
 
-class Names:
+class UniqueNames:
     """Gives new nodes names of the exporter's form, "<module path>/<operator>", that are not taken yet."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
@@ -35,7 +35,7 @@ class Names:
         self._seen: Counter[str] = Counter()
 
     @classmethod
-    def of(cls, graph: onnx.GraphProto | ir.Graph) -> Names:
+    def of(cls, graph: onnx.GraphProto | ir.Graph) -> UniqueNames:
         """Beside the names of a graph's nodes and tensors."""
         if isinstance(graph, onnx.GraphProto):
             return cls(name for node in graph.node for name in (node.name, *node.input, *node.output))

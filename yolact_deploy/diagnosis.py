@@ -17,6 +17,7 @@ from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.cuda.drivers.opening import check_gpu, choose_package, visible_devices
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.errors import BuildRequestError, SpecError, YolactDeployError, pip_install
+from yolact_deploy.optional import installed_version
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 _PACKAGES = (
@@ -96,7 +97,7 @@ def diagnose(
 
 def examine(builders: Sequence[Builder], gpus: Sequence[GpuDevice]) -> dict[str, Any]:
     """The report of `diagnose` without "warmed"."""
-    packages = {name: _version(name) for name in _PACKAGES}
+    packages = {name: installed_version(name) for name in _PACKAGES}
     providers = _onnxruntime_providers()
     cuda = cuda_report(gpus)
     abilities = [
@@ -235,10 +236,3 @@ def _onnxruntime_providers() -> list[str] | None:
     except ImportError:
         return None
     return list(onnxruntime.get_available_providers())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from importlib import metadata
 from types import ModuleType
 
 from yolact_deploy.errors import MissingDependencyError
@@ -25,6 +26,14 @@ def require(module: str, *, extra: str, purpose: str, package: str | None = None
         if exc.name is not None and exc.name.partition(".")[0] != top_level:
             raise
         raise MissingDependencyError(package or top_level, extra=extra, purpose=purpose) from exc
+
+
+def installed_version(package: str) -> str | None:
+    """Of a package by its name on PyPI; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def require_export(purpose: str) -> None:

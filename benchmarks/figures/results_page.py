@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.files import write_text
+from yolact_deploy.reports.bench import shown_number
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -139,7 +140,7 @@ def _stage_lines(bench: dict[str, Any] | None) -> list[str]:
     low, high = run["latency_ci_ms"]["p50"]
     return [
         f"Ours by stage, alone in the process: {stages}; end to end {_ms(run['latency_ms'])}, the median between "
-        f"{_bound(low)} and {_bound(high)} at {100 * run['confidence']:.0f}%. Timing itself takes "
+        f"{shown_number(low, 1)} and {shown_number(high, 1)} at {100 * run['confidence']:.0f}%. Timing itself takes "
         f"{1e6 * bench['harness_overhead_ms']:.0f} ns per stage; peak memory "
         f"{run['peak_memory']['host_bytes'] / _MIB:.0f} MiB.",
         "",
@@ -273,10 +274,6 @@ def _kernel_row(image: str, kernel: str, row: dict[str, Any], copy_gb_per_s: flo
 
 def _size(image_hw: list[int]) -> str:
     return f"{image_hw[1]}x{image_hw[0]}"
-
-
-def _bound(value: float | None) -> str:
-    return "?" if value is None else f"{value:.1f}"
 
 
 def _ms(times: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""The checks of the linter: single Q/DQ nodes and types of tensors; where Q/DQ stands."""
+"""The checks of the linter: of weights, of single Q/DQ nodes and types of tensors, and of where Q/DQ stands."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.lint.graph import QdqGraph, attribute, is_standard, label
-from engines.lint.rules import Finding, finding
+from engines.lint.graph import CONVOLUTIONS, QdqGraph, attribute, is_standard, label
+from engines.lint.rules import Located, finding
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE
 from yolact_deploy.optional import require
 
 if TYPE_CHECKING:
     import onnx
 
-
 _HALF_SCALE_OPSET = 19
 _FREE_SCALE_TYPE_OPSET = 23
 _BIAS = 2  # position among the inputs
-_WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
+_WITH_BIAS = (*CONVOLUTIONS, "Gemm")
+_WEIGHTED = (*_WITH_BIAS, "MatMul")
 # Inputs of one floating-point type; of Clip and the like the limits are converted by the parser.
-_SAME_TYPE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum")
-_NO_INT8_INPUT = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Softmax", "LogSoftmax", "Tanh", "Sigmoid")
+_SAME_TYPE = (*_WEIGHTED, "Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum")
+_NO_INT8_INPUT = (*_WEIGHTED, "Softmax", "LogSoftmax", "Tanh", "Sigmoid")
 _INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 _INTEGER_PREFIX = "QLinear"  # QLinearConv, QLinearAdd, ...
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 _HARDWARE_TYPES = ("FLOAT8", "FLOAT4", "INT4", "UINT4")
-
-Located = tuple["onnx.NodeProto", Finding]
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
 _ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip", "HardSwish", "Elu")
 _PASS_THROUGH = ("MaxPool", "Resize")
 _FLOAT_ONLY = ("Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Exp")
@@ -258,14 +254,14 @@ def _channel_axis(node: onnx.NodeProto, rank: int) -> int:
 
 def _residual(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
     sides = [graph.dequantized(name) for name in node.input]
-    convolutions = [side and graph.producer_of_type(graph.before_quantization(side), *_CONVOLUTIONS) for side in sides]
+    convolutions = [side and graph.producer_of_type(graph.before_quantization(side), *CONVOLUTIONS) for side in sides]
     quantized = [convolution for convolution in convolutions if convolution is not None]
     if not quantized:
         return
     named = " and ".join(label(convolution) for convolution in quantized)
     if None not in sides:
         yield finding(graph, node, "residual-both-sides", f"both inputs come through Q/DQ, also that of {named}")
-    elif not any(graph.producer_of_type(name, *_CONVOLUTIONS) for name in node.input):
+    elif not any(graph.producer_of_type(name, *CONVOLUTIONS) for name in node.input):
         yield finding(
             graph, node, "residual-conv-side", f"the input from {named} comes through Q/DQ, the other does not"
         )
@@ -317,7 +313,7 @@ def _pass_through(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
 
 def _activation(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
     side = graph.dequantized(node.input[0])
-    convolution = side and graph.producer_of_type(graph.before_quantization(side), *_CONVOLUTIONS)
+    convolution = side and graph.producer_of_type(graph.before_quantization(side), *CONVOLUTIONS)
     if convolution is not None:
         yield finding(graph, node, "before-activation", f"Q/DQ between {label(convolution)} and it")
 

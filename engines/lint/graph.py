@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 _MICROSOFT = "com.microsoft"
 _COPIES = ("Identity", "Cast")
 _INDEX_OPERATORS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero")
@@ -212,6 +213,41 @@ class QdqGraph:
                     behind.append(producer.input[0])
 
 
+def structure_problem(graph: QdqGraph) -> str | None:
+    """Why a graph can't be looked at: a node with fewer tensors than its operator takes or gives, an attribute of another type
+    than the operator's, or nodes that wait for each other."""
+    defs = require("onnx", extra="rtx", purpose="reading an ONNX file").defs
+    for node in graph.nodes:
+        if not defs.has(node.op_type):  # of a plugin or another domain: nothing is asked of it
+            continue
+        schema = _schema(defs, node.op_type, graph.opset)
+        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+            return (
+                f"{label(node)} has {len(node.input)} inputs and {len(node.output)} outputs, {node.op_type} needs "
+                f"{schema.min_input} and {schema.min_output}"
+            )
+        for entry in node.attribute:
+            known = schema.attributes.get(entry.name)
+            if known is not None and entry.type != int(known.type.value):
+                return f"the attribute {entry.name} of {label(node)} is of another type than {node.op_type} has"
+    needs = {
+        position: [id(producer) for name in node.input if (producer := graph.producer(name)) is not None]
+        for position, node in ((id(node), node) for node in graph.nodes)
+    }
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError:
+        return "its nodes form a circle"
+    return None
+
+
+def _schema(defs: Any, operator: str, opset: int) -> Any:
+    try:
+        return defs.get_schema(operator, min(max(opset, 1), defs.onnx_opset_version()))
+    except defs.SchemaError:  # younger than the opset that the file claims
+        return defs.get_schema(operator)
+
+
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     """The value of a node's attribute, `default` where it is not set."""
     helper = require("onnx", extra="rtx", purpose="reading an ONNX file").helper
@@ -246,38 +282,3 @@ def _values(tensor: onnx.TensorProto, numpy_helper: Any) -> AnyArray:
         return np.asarray(numpy_helper.to_array(tensor))
     except Exception as exc:  # onnx lets through whatever NumPy or a dictionary of types raises
         raise ArtifactError(f"the tensor {tensor.name} of the graph is malformed: {one_line(exc)}.") from exc
-
-
-def structure_problem(graph: QdqGraph) -> str | None:
-    """Why a graph can't be looked at: a node with fewer tensors than its operator takes or gives, an attribute of another type
-    than the operator's, or nodes that wait for each other."""
-    defs = require("onnx", extra="rtx", purpose="reading an ONNX file").defs
-    for node in graph.nodes:
-        if not defs.has(node.op_type):  # of a plugin or another domain: nothing is asked of it
-            continue
-        schema = _schema(defs, node.op_type, graph.opset)
-        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
-            return (
-                f"{label(node)} has {len(node.input)} inputs and {len(node.output)} outputs, {node.op_type} needs "
-                f"{schema.min_input} and {schema.min_output}"
-            )
-        for entry in node.attribute:
-            known = schema.attributes.get(entry.name)
-            if known is not None and entry.type != int(known.type.value):
-                return f"the attribute {entry.name} of {label(node)} is of another type than {node.op_type} has"
-    needs = {
-        position: [id(producer) for name in node.input if (producer := graph.producer(name)) is not None]
-        for position, node in ((id(node), node) for node in graph.nodes)
-    }
-    try:
-        graphlib.TopologicalSorter(needs).prepare()
-    except graphlib.CycleError:
-        return "its nodes form a circle"
-    return None
-
-
-def _schema(defs: Any, operator: str, opset: int) -> Any:
-    try:
-        return defs.get_schema(operator, min(max(opset, 1), defs.onnx_opset_version()))
-    except defs.SchemaError:  # younger than the opset that the file claims
-        return defs.get_schema(operator)

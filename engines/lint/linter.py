@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from engines.lint.checks import parameter_findings, placement_findings, weight_findings
-from engines.lint.graph import QdqGraph, structure_problem
+from engines.lint.graph import CONVOLUTIONS, QdqGraph, structure_problem
 from engines.lint.rules import RULES, Finding, Severity
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, one_line
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["RULES", "Finding", "LintReport", "lint_onnx"]
-
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def lint_onnx(source: str | os.PathLike[str] | OnnxFile) -> LintReport:
         raise ArtifactError(f"can't check {file.path}: {exc}") from exc
     found.sort(key=lambda item: (item[1].severity != "error", positions[id(item[0])]))
     operators = Counter(node.op_type for node in graph.nodes)
-    convolutions = [node for node in graph.nodes if node.op_type in _CONVOLUTIONS]
+    convolutions = [node for node in graph.nodes if node.op_type in CONVOLUTIONS]
     return LintReport(
         path=str(file.path),
         sha256=file.sha256,

@@ -10,7 +10,6 @@ from engines.lint.graph import QdqGraph, label
 if TYPE_CHECKING:
     import onnx
 
-
 Severity = Literal["error", "warning"]  # error: TensorRT refuses the graph, or computes something else than it says
 
 
@@ -36,8 +35,11 @@ class Finding:
     remedy: str
 
 
-def finding(graph: QdqGraph, node: onnx.NodeProto, rule: str, found: str) -> tuple[onnx.NodeProto, Finding]:
-    """A broken rule at a node; the node itself comes along to sort by."""
+Located = tuple["onnx.NodeProto", Finding]  # with the node itself, to sort by
+
+
+def finding(graph: QdqGraph, node: onnx.NodeProto, rule: str, found: str) -> Located:
+    """A broken rule at a node."""
     broken = RULES[rule]
     return node, Finding(rule, broken.severity, label(node), node.op_type, graph.module(node), found, broken.remedy)
 

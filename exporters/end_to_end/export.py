@@ -19,7 +19,16 @@ from onnx import TensorProto
 from exporters.end_to_end import stages
 from exporters.end_to_end.stages import PREPARED, PRIOR_IDX, OnnxGraphWriter
 from exporters.matching import capped_size, detect_heads, paired_rows
-from exporters.onnx_edit import FLOAT, Names, check_types, finished, load_onnx, metadata, open_session, with_outputs
+from exporters.onnx_edit import (
+    FLOAT,
+    UniqueNames,
+    check_types,
+    finished,
+    load_onnx,
+    metadata,
+    open_session,
+    with_outputs,
+)
 from exporters.parity import (
     ImageParity,
     ParityReport,
@@ -140,7 +149,7 @@ def make_end_to_end(
     _check_float32(file)
     judge = _mask_iou_model(file)
 
-    graph, names = model.graph, Names.of(model.graph)
+    graph, names = model.graph, UniqueNames.of(model.graph)
     before, after = OnnxGraphWriter(names), OnnxGraphWriter(names)
     prepared = stages.write_preprocess(before.inside("preprocess"), contract.IMAGE, spec, channel_order)
     for node in graph.node:

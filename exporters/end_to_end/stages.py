@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from exporters.onnx_edit import Names
+from exporters.onnx_edit import UniqueNames
 from yolact_deploy.arrays import AnyArray, FloatArray
 from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.names import ChannelOrder
@@ -24,9 +24,8 @@ from yolact_deploy.reference.postprocess import CENTRE_VARIANCE, SIZE_VARIANCE
 from yolact_deploy.spec import ModelSpec
 
 PREPARED = "preprocess/prepared"  # float32 [B, 3, S, S], what the network reads
-PRIOR_IDX = (
-    "detect.select/prior_idx"  # int64 [B, M], the row of `loc` that a detection comes from; no output, for tests
-)
+# int64 [B, M], the row of `loc` that a detection comes from: no output, for tests
+PRIOR_IDX = "detect.select/prior_idx"
 NO_CANDIDATE = -1.0  # below every score
 _BETWEEN = -0.5  # separates scores from it
 _RGB_TO_BGR = (2, 1, 0)
@@ -34,7 +33,7 @@ _RGB_TO_BGR = (2, 1, 0)
 
 @dataclass(frozen=True)
 class Heads:
-    """Names of the network's outputs."""
+    """UniqueNames of the network's outputs."""
 
     loc: str  # [B, P, 4]
     conf: str  # [B, P, 1 + C]
@@ -44,7 +43,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Selected:
-    """Names of what is known of the M best candidates, best first."""
+    """UniqueNames of what is known of the M best candidates, best first."""
 
     valid: str  # bool [B, M]; those that are none come last
     scores: str  # [B, M]
@@ -271,7 +270,7 @@ def _dimensions(graph: OnnxGraphWriter, tensor: str, start: int, end: int) -> st
 class OnnxGraphWriter:
     """Collects nodes and constants for a graph that `names` belongs to; tensors are passed around by name."""
 
-    def __init__(self, names: Names, module: str = "") -> None:
+    def __init__(self, names: UniqueNames, module: str = "") -> None:
         self._names, self._module = names, module
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []

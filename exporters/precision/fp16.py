@@ -23,7 +23,7 @@ from exporters.onnx_edit import (
     FLOAT,
     HALF,
     QUANTIZING,
-    Names,
+    UniqueNames,
     check_types,
     operation,
     opset_of,
@@ -145,7 +145,7 @@ def to_half(
 class _Conversion:
     def __init__(self, graph: ir.Graph, opset: int, float32_nodes: frozenset[str] | set[str], io: IoPrecision) -> None:
         self._graph, self._opset, self._float32_nodes, self._io = graph, opset, float32_nodes, io
-        self._names = Names.of(graph)
+        self._names = UniqueNames.of(graph)
         self._activations = {value.name for node in graph for value in node.outputs if value.dtype == _FLOAT}
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._halves: dict[ir.Value, ir.Value] = {}  # float32 weight -> the same in half
@@ -267,7 +267,7 @@ def emulate_half(
     inputs and outputs keep their types.
     """
     emulated = ir.from_proto(typed)
-    graph, names = emulated.graph, Names.of(emulated.graph)
+    graph, names = emulated.graph, UniqueNames.of(emulated.graph)
     for weight in graph.initializers.values():
         if weight.dtype == _HALF:
             weight.const_value, weight.dtype = ir.tensor(_array(weight).astype(np.float32), name=weight.name), _FLOAT
@@ -302,7 +302,7 @@ def emulate_half(
     return to_proto(emulated)
 
 
-def _round(value: ir.Value, last: ir.Node, names: Names) -> ir.Node:
+def _round(value: ir.Value, last: ir.Node, names: UniqueNames) -> ir.Node:
     """Put a cast to half and back behind `last`, under the tensor's own name; the second of the two."""
     name, uses = str(value.name), tuple(value.uses())
     module = module_of(str(last.name))

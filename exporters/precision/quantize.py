@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from exporters.onnx_edit import Names, add_initializer, is_inside, operation, opset_of, to_proto
+from exporters.onnx_edit import UniqueNames, add_initializer, is_inside, operation, opset_of, to_proto
 from exporters.precision.ranges import INT8_LEVELS
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.artifacts.names import module_of
@@ -215,7 +215,7 @@ class _Edit:
 
     def __init__(self, graph: ir.Graph, placement: Placement, ranges: Mapping[str, float]) -> None:
         self._graph, self._placement, self._ranges = graph, placement, ranges
-        self._names = Names.of(graph)
+        self._names = UniqueNames.of(graph)
         self._dequantized: dict[ir.Value, ir.Value] = {}  # weight -> what comes out of its DQ
 
     def run(self) -> None:

@@ -55,7 +55,7 @@ def _latency_table(run: dict[str, Any], report: dict[str, Any]) -> Table:
     overhead_ns = 1e6 * run.get("harness_overhead_ms", report["harness_overhead_ms"])
     table.remarks.extend(
         (
-            f"p50 between {_bound(low)} and {_bound(high)} ({100 * run['confidence']:.0f}%), varying by "
+            f"p50 between {shown_number(low)} and {shown_number(high)} ({100 * run['confidence']:.0f}%), varying by "
             f"{100 * run['variation']:.1f}%; {run['throughput_fps']:.1f} images per second"
             f"{_streamed(run.get('stream'))}; peak memory {_memory(run['peak_memory'])}",
             f"{run['backend']}, {run['precision'] or 'unknown precision'}, {options['threads']} threads; "
@@ -152,7 +152,7 @@ def _peers_table(peers: dict[str, Any]) -> Table:
             theirs,
             ours,
             f"{row['ratio']:.2f}x",
-            f"{_bound(low)} and {_bound(high)}",
+            f"{shown_number(low)} and {shown_number(high)}",
             Text(row["verdict"], _VERDICT_STYLES[row["verdict"]]),
             row["clock"],
         )
@@ -168,6 +168,11 @@ def _scenario_table(scenario: dict[str, Any]) -> Table:
     return table
 
 
+def shown_number(value: float | None, digits: int = 2) -> str:
+    """A number with so many digits, "?" for none."""
+    return "?" if value is None else f"{value:.{digits}f}"
+
+
 def _gate_table(gate: dict[str, Any]) -> Table:
     title = f"against {gate['baseline']}, at most {100 * gate['max_regression']:g}% slower"
     table = grid(title, "artifact", ">new / old", ">99% between", "verdict")
@@ -176,7 +181,7 @@ def _gate_table(gate: dict[str, Any]) -> Table:
         table.add_row(
             found["artifact"],
             f"{found['ratio']:.3f}",
-            f"{_bound(low, 3)} and {_bound(high, 3)}",
+            f"{shown_number(low, 3)} and {shown_number(high, 3)}",
             Text(f"{found['verdict']} ({found['method']}): {found['reason']}", _VERDICT_STYLES[found["verdict"]]),
         )
     if gate["attempts"] > 1:
@@ -186,10 +191,6 @@ def _gate_table(gate: dict[str, Any]) -> Table:
 
 def _right(columns: Iterable[str]) -> list[str]:
     return [f">{column}" for column in columns]
-
-
-def _bound(value: float | None, digits: int = 2) -> str:
-    return "?" if value is None else f"{value:.{digits}f}"
 
 
 def _listed_sizes(sizes_hw: list[tuple[int, int]]) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from exporters.end_to_end import stages
 from exporters.end_to_end.stages import OnnxGraphWriter
-from exporters.onnx_edit import Names
+from exporters.onnx_edit import UniqueNames
 from tests import goldens
 from tests.goldens import f32
 from tests.unit.exporters.plus_models import SMALL_PLUS
@@ -94,7 +94,7 @@ def test_a_score_exactly_at_the_threshold_is_no_candidate() -> None:
 def test_the_image_is_prepared_as_detector_does_it(image_hw: tuple[int, int], channel_order: ChannelOrder) -> None:
     spec = dataclasses.replace(SMALL_PLUS, input_size=550)
     image = np.random.default_rng(0).integers(0, 256, (*image_hw, 3), dtype=np.uint8)
-    writer = OnnxGraphWriter(Names())
+    writer = OnnxGraphWriter(UniqueNames())
     stages.write_preprocess(writer, contract.IMAGE, spec, channel_order)
     given = image if channel_order == "bgr" else np.ascontiguousarray(image[..., ::-1])
     outputs = _run_nodes(writer, {contract.IMAGE: given[None]}, [stages.PREPARED])
@@ -146,7 +146,7 @@ def _detect_boxes(
 
 def _run(spec: ModelSpec, inputs: dict[str, Array], image_hw: tuple[int, int]) -> dict[str, Array]:
     """The stages behind the network as a graph of their own; the image gives its size only."""
-    writer = OnnxGraphWriter(Names())
+    writer = OnnxGraphWriter(UniqueNames())
     heads = stages.Heads(*OUTPUTS)
     found = stages.write_detect(writer.inside("detect"), heads, spec, inputs["priors"])
     stages.write_outputs(writer.inside("outputs"), contract.IMAGE, found)
