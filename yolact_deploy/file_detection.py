@@ -84,6 +84,7 @@ def detect_files(
     resume: bool = False,
     on_result: Callable[[FileResult], None] | None = None,
     on_failure: Callable[[int, str], None] | None = None,
+    on_file: Callable[[FileSummary], None] | None = None,
     on_listed: Callable[[dict[str, Any]], None] | None = None,
     on_broken_off: Callable[[DetectReport], None] | None = None,
     progress: StepProgress | None = None,
@@ -103,7 +104,8 @@ def detect_files(
     Images are read ahead in a thread and go through `Detector.stream`; nothing is kept of one when its turn is over.
     `on_result` is given each, in order; masks and run lengths that nobody asks for are not made. A file that can't be read is
     put among the failures, and `on_failure(number, why)` is told; what was found in a video up to its break counts for nothing.
-    `progress(done, total)` counts files. At the end `on_listed` is given `FileResult.to_dict()` of every image and frame.
+    `on_file` is given a summary of each file that is done. `progress(done, total)` counts files. At the end `on_listed` is given
+    `FileResult.to_dict()` of every image and frame.
 
     A run that is broken off (Ctrl-C, a full disk, any error) loses nothing of the files it is through with. They are in a
     journal beside `coco`, NAME.journal, or in the folder `overlays`, and `resume` goes on from there to what an unbroken run
@@ -187,6 +189,8 @@ def detect_files(
                         on_failure(number, str(exc))
                 else:
                     run.finish(summary)
+                    if on_file is not None:
+                        on_file(summary)
             if progress is not None:
                 progress(len(files), len(files))
             run.write()

@@ -23,7 +23,7 @@ from yolact_deploy.errors import DeviceError
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.runtime.onnxruntime.network import choose_providers
 
-PHOTO = SHAPES / "val" / "val_public_0000.jpg"
+PHOTO, OTHER_PHOTO = (SHAPES / "val" / f"val_public_000{number}.jpg" for number in (0, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,35 @@ def test_detect_draws_overlays_and_writes_coco(shapes_onnx: Path, tmp_path: Path
     assert 0 < len(entries) <= 15
     assert min(entry["score"] for entry in entries) > 0.15
     assert set(entries[0]) == {"image_id", "category_id", "bbox", "segmentation", "score"}
+
+
+def test_detect_prints_a_line_for_each_file_and_one_for_all(shapes_onnx: Path, tmp_path: Path) -> None:
+    name = f"{'a long name ' * 8}[red]:x:.jpg"
+    shutil.copy(PHOTO, name)
+    (tmp_path / "grey.png").write_bytes(cv2.imencode(".png", np.full((30, 40, 3), 114, np.uint8))[1].tobytes())
+    found = "2 circle, 1 star, 1 ring, 1 cross"
+    result = run("detect", shapes_onnx, PHOTO, name, "grey.png", "-o", "drawn")
+    first, second, third, total = result.stdout.splitlines()
+    assert re.fullmatch(rf"{re.escape(str(PHOTO))}: {found}; 320x400, [\d.]+ ms", first)
+    assert re.fullmatch(rf"{re.escape(name)}: {found}; 320x400, [\d.]+ ms", second)
+    assert re.fullmatch(r"grey.png: nothing; 40x30, [\d.]+ ms", third)
+    assert re.fullmatch(r"3 images, 10 objects in [\d.]+ s: [\d.]+ images/s; drawn into drawn", total)
+
+
+def test_detect_tells_of_each_file_when_it_is_done(shapes_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no image")
+    result = run("detect", shapes_onnx, PHOTO, "bad.jpg", "--no-overlays", "--top-k", 1)
+    assert re.search(r": 1 circle; 320x400, [\d.]+ ms\n1 image, 1 object in .* images/s\n$", result.stdout)
+    assert "1 of 2 files failed; the others are done" in result.stderr
+
+
+def test_detect_goes_on_to_its_end_where_nobody_reads_its_lines(shapes_onnx: Path, tmp_path: Path) -> None:
+    arguments = [str(argument) for argument in ("detect", shapes_onnx, PHOTO, OTHER_PHOTO, "-o", "drawn")]
+    process = subprocess.Popen([*_COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert b"Traceback" not in process.communicate()[1]
+    assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 2
 
 
 def test_detect_json_is_all_there_is_on_stdout(shapes_onnx: Path) -> None:
@@ -159,11 +188,12 @@ def test_a_video_without_frames_is_named(shapes_onnx: Path, tmp_path: Path) -> N
     assert "clip.avi: no frame could be decoded" in result.stderr
 
 
-def test_a_video_is_one_row_of_the_table(shapes_onnx: Path, tmp_path: Path) -> None:
+def test_a_video_is_one_line(shapes_onnx: Path, tmp_path: Path) -> None:
     _write_video(tmp_path / "clip.avi", frames=3)
     result = run("detect", shapes_onnx, "clip.avi", "--no-overlays")
-    assert result.stdout.count("clip.avi") == 1
-    assert "3 frames" in result.stdout
+    line, total = result.stdout.splitlines()
+    assert re.fullmatch(r"clip.avi: .+; 160x120, 3 frames, [\d.]+ ms each", line)
+    assert total.startswith("3 images, ")
 
 
 def test_image_ids_are_the_files_numbers_only_where_every_file_has_its_own(shapes_onnx: Path, tmp_path: Path) -> None:

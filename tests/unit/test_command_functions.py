@@ -38,7 +38,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str], set[str]]] = {
     "inspect": (exporters.inspect, {"lint"}, set()),  # engines.lint_onnx
     "doctor": (diagnose, {"artifact", "target"}, {"artifact", "targets", "builders"}),
 }
-CALLBACKS = {"progress", "on_note", "on_doubt", "on_result", "on_failure", "on_listed", "on_broken_off"}
+CALLBACKS = {"progress", "on_note", "on_doubt", "on_result", "on_failure", "on_file", "on_listed", "on_broken_off"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

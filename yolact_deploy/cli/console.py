@@ -205,7 +205,11 @@ class JsonObject:
 @functools.cache
 def console(*, stderr: bool = False) -> Console:
     """The one way to the terminal: what is printed stands there as it is, without rich's markup, emoji codes and highlights."""
-    from rich.console import Console
+    from rich import console
+
+    class Console(console.Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # which this is called for; rich would end the process
 
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
@@ -263,15 +267,29 @@ def print_tables(tables: Iterable[Table]) -> None:
                 out.print(line, soft_wrap=True)
 
 
+def print_line(text: str) -> None:
+    """Print a line of text to stdout, as `print_tables` prints a row. Raises as `to_stdout` does."""
+    from rich.text import Text
+
+    from yolact_deploy.reports.tables import wrapped
+
+    out = console()
+    with to_stdout():
+        for line in wrapped(Text(printable(text)), out.width if out.is_terminal else None, rest="  "):
+            out.print(line, soft_wrap=True)
+
+
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A callback that draws a bar on stderr, on a terminal only; it is gone when the work is done."""
+def progress_bar(*, beside_lines: bool = False) -> Iterator[Progress]:
+    """A callback that draws a bar on stderr, on a terminal only; it is gone when the work is done. There is none where lines on
+    stdout tell of the progress on the same terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     err = console(stderr=True)
-    with Bar(*columns, console=err, transient=True, disable=not err.is_terminal or err.is_dumb_terminal) as bar:
+    is_idle = not err.is_terminal or err.is_dumb_terminal or (beside_lines and console().is_terminal)
+    with Bar(*columns, console=err, transient=True, disable=is_idle) as bar:
         tasks: dict[str, Any] = {}
 
         def update(what: str, step: int, total: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -17,7 +18,7 @@ from yolact_deploy.cli.console import (
     NmsOption,
     ThreadsOption,
     end_in_words,
-    print_tables,
+    print_line,
     progress_bar,
     reports_errors,
     say,
@@ -26,7 +27,7 @@ from yolact_deploy.cli.console import (
 from yolact_deploy.reference.image_headers import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from yolact_deploy.detection_run import DetectReport
+    from yolact_deploy.detection_run import DetectReport, FileSummary
 
 
 @reports_errors
@@ -58,12 +59,18 @@ def detect(
 ) -> None:
     """Detect in images, folders and videos; draw overlays, write COCO JSON."""
     from yolact_deploy.file_detection import detect_files
-    from yolact_deploy.reports.tables import detect_table
 
     listed = JsonObject("images") if json_output else None
+    lines = None if json_output else _Lines()
     broken_off: list[DetectReport] = []
     try:
-        with progress_bar() as progress:
+        with progress_bar(beside_lines=lines is not None) as progress:
+
+            def tell(done: int, total: int) -> None:
+                if lines is not None:
+                    lines.begin()
+                progress("detect", done, total)
+
             report = detect_files(
                 artifact,
                 images,
@@ -81,8 +88,9 @@ def detect(
                 overwrite=overwrite,
                 resume=resume,
                 on_listed=listed.add if listed is not None else None,
+                on_file=lines.add if lines is not None else None,
                 on_broken_off=broken_off.append,
-                progress=lambda done, total: progress("detect", done, total),
+                progress=tell,
             )
     except BaseException as exc:
         if not broken_off:
@@ -90,8 +98,8 @@ def detect(
         _end_early(broken_off[0], exc, listed, debug=debug)
     if listed is not None:
         listed.end(report.to_dict())
-    elif report.files:
-        print_tables([detect_table(report)])
+    if lines is not None:
+        lines.end()
     say_notes(report.notes, report.fallback)
     for error in report.failures.values():
         say(f"error: {error}")
@@ -100,6 +108,46 @@ def detect(
         say(f"{len(report.failures)} of {count} files failed{'; the others are done' if report.files else ''}.")
     if report.failures:
         raise typer.Exit(1 if report.files else 2)
+
+
+class _Lines:
+    """A line on stdout for each file when it is done, and one for all of them. The time of a file is what passed since the one
+    before it was done, so that they add up: reading, the network, drawing and writing, as far as these wait for each other."""
+
+    def __init__(self) -> None:
+        self._summaries: list[FileSummary] = []
+        self._unread: BrokenPipeError | None = None
+        self._begun = self._last = 0.0
+
+    def begin(self) -> None:
+        """A file begins; the first time counts, before which the model was opened."""
+        if self._begun == 0.0:
+            self._begun = self._last = time.perf_counter()
+
+    def add(self, summary: FileSummary) -> None:
+        """A file is done. Where nobody reads the lines any more, the work goes on all the same."""
+        from yolact_deploy.reports.tables import file_line
+
+        now = time.perf_counter()
+        self._summaries.append(summary)
+        self._print(file_line(summary, now - self._last))
+        self._last = now
+
+    def end(self) -> None:
+        """All are done. Raises BrokenPipeError where nobody read to the end."""
+        from yolact_deploy.reports.tables import total_line
+
+        if self._summaries:
+            self._print(total_line(self._summaries, self._last - self._begun))
+        if self._unread is not None:
+            raise self._unread
+
+    def _print(self, line: str) -> None:
+        if self._unread is None:
+            try:
+                print_line(line)
+            except BrokenPipeError as exc:
+                self._unread = exc
 
 
 def _end_early(report: DetectReport, exc: BaseException, listed: JsonObject | None, *, debug: bool) -> NoReturn:

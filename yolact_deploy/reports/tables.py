@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rich.text import Text
 from yolact_deploy.text import printable
 
 if TYPE_CHECKING:
-    from yolact_deploy.detection_run import DetectReport
+    from yolact_deploy.detection_run import FileSummary
 
 MIB = 2**20
 _SHOWN_MODULES = 12
@@ -47,20 +48,20 @@ class Table:
     def lines(self, width: int | None = None) -> Iterator[Text]:
         """The table as lines. With a `width` long cells are wrapped between words; without, each row is one line."""
         if self.title:
-            yield from _wrapped(Text(printable(self.title), "bold"), width)
+            yield from wrapped(Text(printable(self.title), "bold"), width)
         names = tuple(_cell(name.removeprefix(">"), "dim") for name in self.columns)
         rows = [names, *self.rows] if self.headed and any(self.columns) else self.rows
         widths = _column_widths(rows, width, keep_first=not self.headed)
         for row in rows:
             yield from self._row_lines(row, widths)
         for remark in self.remarks:
-            yield from _wrapped(Text(printable(remark)), width, _INDENT)
+            yield from wrapped(Text(printable(remark)), width, _INDENT, _INDENT)
 
     def _row_lines(self, row: tuple[Text, ...], widths: list[int]) -> Iterator[Text]:
-        wrapped = [list(_wrapped(cell, width)) for cell, width in zip(row, widths, strict=True)]
-        for number in range(max(map(len, wrapped))):
+        parts = [list(wrapped(cell, width)) for cell, width in zip(row, widths, strict=True)]
+        for number in range(max(map(len, parts))):
             line = Text(_INDENT)
-            for name, cell, width in zip(self.columns, wrapped, widths, strict=True):
+            for name, cell, width in zip(self.columns, parts, widths, strict=True):
                 part = cell[number] if number < len(cell) else Text()
                 padding = " " * max(0, width - part.cell_len)
                 line = line + (Text(padding) + part if name.startswith(">") else part + Text(padding)) + _GAP
@@ -92,14 +93,15 @@ def _cell(content: str | Text, style: str) -> Text:
     )
 
 
-def _wrapped(text: Text, width: int | None, indent: str = "") -> Iterator[Text]:
-    """Lines of at most `width` columns of the terminal, broken between words alone: what is cut can't be copied or found."""
-    line = indent
+def wrapped(text: Text, width: int | None, first: str = "", rest: str = "") -> Iterator[Text]:
+    """Lines of at most `width` columns of the terminal, broken between words alone: what is cut can't be copied or found. The
+    first one begins with `first`, the others with `rest`."""
+    line = first
     for number, word in enumerate(text.plain.split(" ")):
         longer = f"{line} {word}" if number else line + word
         if number and width is not None and cell_len(longer) > width:
             yield Text(line, text.style)
-            longer = indent + word
+            longer = rest + word
         line = longer
     yield Text(line, text.style)
 
@@ -180,16 +182,25 @@ def build_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def detect_table(report: DetectReport) -> Table:
-    """What `detect` found, one row per image or video."""
-    table = grid("detections", "file", "size", "detections", "overlay")
-    for summary in report.files:
-        height, width = summary.image_hw
-        found = ", ".join(f"{count} {name}" for name, count in summary.counts.items()) or "none"
-        frames = "" if summary.frames is None else f", {summary.frames} frames"
-        row = (summary.file, f"{width}x{height}{frames}", found, summary.overlay or "not drawn")
-        table.add_row(*row)
-    return table
+def file_line(summary: FileSummary, seconds: float) -> str:
+    """What `detect` found in an image or a video, by class, and in how long."""
+    height, width = summary.image_hw
+    found = ", ".join(f"{count} {name}" for name, count in summary.counts.items()) or "nothing"
+    ms = f"{1e3 * seconds / (summary.frames or 1):.1f} ms"
+    frames = "" if summary.frames is None else f"{summary.frames} frames, "
+    return f"{summary.file}: {found}; {width}x{height}, {frames}{ms}{' each' if frames else ''}"
+
+
+def total_line(summaries: Sequence[FileSummary], seconds: float) -> str:
+    """How much `detect` found in all, and how fast: with reading, drawing and writing."""
+    images = sum(1 if summary.frames is None else summary.frames for summary in summaries)
+    objects = sum(sum(summary.counts.values()) for summary in summaries)
+    folders = sorted({str(Path(summary.overlay).parent) for summary in summaries if summary.overlay is not None})
+    drawn = f"; drawn into {', '.join(folders)}" if folders else ""
+    return (
+        f"{images} image{'s' if images != 1 else ''}, {objects} object{'s' if objects != 1 else ''} in {seconds:.1f} s: "
+        f"{images / seconds:.1f} images/s{drawn}"
+    )
 
 
 def eval_table(report: dict[str, Any]) -> Table:
