@@ -27,11 +27,12 @@ from benchmarks.latency import time_detectors, without_samples
 from benchmarks.machine import environment
 from benchmarks.subjects import bench_images
 from yolact_deploy import Detector
+from yolact_deploy.arguments import check_callables, check_flags, check_paths, check_sources, check_texts, given
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import Progress, Scenario, StepProgress, is_plan
 from yolact_deploy.errors import BenchmarkError, EngineError
 from yolact_deploy.files import check_writable
-from yolact_deploy.reference.image_headers import MAX_PIXELS
+from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels
 
 PathLike = str | os.PathLike[str]
 
@@ -81,15 +82,22 @@ def bench(
     from 0 to 1, every single time only with `samples`. With `report`, a page (.html) is written as well. `progress` is
     told what is being done, the step, and of how many. Ctrl-C ends it early, with "interrupted" set.
 
-    Raises BenchmarkError for options that make no sense and for a baseline that can't be compared with, ArtifactError,
-    SpecError, EngineError or ImageError for what can't be opened, CheckpointError for a checkpoint that does not fit,
-    OutputError for a report that can't be written, MissingDependencyError for a package that is not installed.
+    Raises OptionError and BenchmarkError for options that make no sense, and for a baseline that can't be compared with,
+    ArtifactError, SpecError, EngineError or ImageError for what can't be opened, CheckpointError for a checkpoint that does
+    not fit, OutputError for a report that can't be written, MissingDependencyError for a package that is not installed.
 
     >>> from benchmarks import bench
     >>> run = bench("model.onnx", iterations=3, warmup=1, device="cpu")["runs"][0]
     >>> run["latency_ms"]["n"], list(run["stages_ms"])
     (3, ['preprocess', 'network', 'detect', 'masks'])
     """
+    check_paths(**given(images=images, checkpoint=checkpoint, baseline=baseline, report=report))
+    check_sources(artifacts=artifacts)
+    check_flags(sweep=sweep, layers=layers, peers=peers, samples=samples, cuda_graph=cuda_graph)
+    check_flags(allow_other_machine=allow_other_machine)
+    check_texts(device=device)
+    check_callables(progress=progress)
+    check_max_pixels(max_pixels)
     options = _Options(
         artifacts=_paths(artifacts),
         images=None if images is None else Path(images),

@@ -19,6 +19,7 @@ from engines.layers import engine_layers, network_layers
 from engines.lint.linter import lint_onnx
 from engines.messages import BuildControl, LogRecord, build_errors, build_log, parser_errors, progress_monitor
 from yolact_deploy import __version__
+from yolact_deploy.arguments import check_callables, check_counts, check_paths, check_text_lists, check_texts, given
 from yolact_deploy.artifacts.contract import IoTensor, check_io
 from yolact_deploy.artifacts.names import (
     CHECKPOINT_SHA256_METADATA_KEY,
@@ -133,18 +134,21 @@ def build(
     the first is renamed into place: mask-IoU network, layers, sidecar, and the plan last. Ctrl-C, SIGTERM where the program
     handles it, or an exception in `progress` cancels the build and is raised from here; then nothing is written.
 
-    Raises BuildRequestError for what can't be asked of this ONNX or runtime, ArtifactError for a file that is no ONNX,
-    SpecError for one without a fitting spec, EngineError when TensorRT or the linter refuses the graph, OutputError,
-    MissingDependencyError, and what `lower` raises.
+    Raises OptionError for arguments that make no sense, BuildRequestError for what can't be asked of this ONNX or runtime,
+    ArtifactError for a file that is no ONNX, SpecError for one without a fitting spec, EngineError when TensorRT or the
+    linter refuses the graph, OutputError, MissingDependencyError, and what `lower` raises.
 
         engines.build("model.onnx", "model.engine", runtime="tensorrt-rtx", targets=["sm86", "sm89"], batch=(1, 4, 8),
                       precision="fp16", lower=exporters.quantize)
     """
+    check_paths(model=model, output=output, **given(timing_cache=timing_cache))
+    check_texts(runtime=runtime)
+    check_text_lists(targets=targets)
+    check_counts(**given(workspace_bytes=workspace_bytes))
+    check_callables(lower=lower, on_note=on_note, progress=progress)
     batch_range = _batch_range(batch)
     if precision is not None and precision not in PRECISIONS:
         raise BuildRequestError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}.")
-    if workspace_bytes is not None and workspace_bytes < 1:
-        raise BuildRequestError(f"the workspace must be a positive number of bytes, found {workspace_bytes}.")
     if Path(output).exists() and Path(model).exists() and Path(output).samefile(model):
         raise BuildRequestError(f"the output {output} is the ONNX itself. Give another name.")
     for written in (output, *([timing_cache] if timing_cache is not None else [])):
@@ -233,14 +237,20 @@ def _fp16_form(
 
 
 def _image_sizes(image_size: Hw | tuple[Hw, Hw, Hw] | None) -> tuple[Hw, Hw, Hw] | None:
-    if image_size is None or len(image_size) == 3:
-        return image_size
-    return image_size, image_size, image_size
+    if image_size is None:
+        return None
+    sizes: Any = image_size if isinstance(image_size, (list, tuple)) and len(image_size) == 3 else (image_size,) * 3
+    if not all(isinstance(size, (list, tuple)) and [type(side) for side in size] == [int, int] for size in sizes):
+        raise BuildRequestError(f"image_size must be (height, width), or three of them, found {image_size!r}.")
+    return sizes[0], sizes[1], sizes[2]
 
 
 def _batch_range(batch: int | tuple[int, int, int]) -> BatchRange:
+    numbers = batch if isinstance(batch, (list, tuple)) else (batch,) * 3
+    if [type(number) for number in numbers] != [int] * 3:
+        raise BuildRequestError(f"batch must be a whole number, or three of them (MIN, OPT, MAX), found {batch!r}.")
     try:
-        return BatchRange(*((batch, batch, batch) if isinstance(batch, int) else batch))
+        return BatchRange(*numbers)
     except SpecError as exc:
         raise BuildRequestError(f"{exc} Give --batch MIN,OPT,MAX.") from exc
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from yolact_deploy import arguments
+from yolact_deploy.arguments import given
 from yolact_deploy.artifacts.names import (
     CHECKPOINT_SHA256_METADATA_KEY,
     Calibrator,
@@ -26,10 +28,10 @@ from yolact_deploy.artifacts.names import (
     Progress,
     StepProgress,
 )
-from yolact_deploy.errors import CalibrationError, ExportError, SpecError
+from yolact_deploy.errors import ExportError, SpecError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.optional import require_export
-from yolact_deploy.reference.images import MAX_PIXELS, list_images, read_image
+from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, list_images, read_image
 from yolact_deploy.spec import ConfActivation, NmsMode
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-_INT8_OPSET = 19  # the first whose QuantizeLinear takes half scales
+_LEAST_OPSET = 17
 _MAX_LISTED_FAILURES = 3
 
 
@@ -111,13 +113,15 @@ def export(
 
     `output` appears only when every comparison passed. `progress` is told what is done, the step, and of how many.
 
-    Raises CheckpointError, SpecError, CalibrationError, ImageError, AnnotationError or OutputError for what was given, before
-    any work where that can be; ExportError when PyTorch can't export, a comparison fails or a gate is not met;
-    MissingDependencyError.
+    Raises OptionError, CheckpointError, SpecError, CalibrationError, ImageError, AnnotationError or OutputError for what
+    was given, before any work where that can be; ExportError when PyTorch can't export, a comparison fails or a gate is not
+    met; MissingDependencyError.
 
         result = exporters.export("yolact_base_54_800000.pth", "model.onnx", precision="fp16", calib="photos")
     """
     require_export("exporting a checkpoint")
+    from exporters.precision.run import check_before_export
+
     for name, value, choices in (
         ("precision", precision, Precision),
         ("conf", conf, ConfActivation),
@@ -129,10 +133,19 @@ def export(
     ):
         if value is not None and value not in get_args(choices):
             raise ExportError(f"{name} must be one of {', '.join(get_args(choices))}, found {value!r}.")
+    arguments.check_paths(checkpoint=checkpoint, output=output, **given(spec=spec, calib_cache=calib_cache))
+    arguments.check_paths(**given(annotations=annotations, images=images))
+    arguments.check_sources(**given(parity_images=parity_images, calib=calib))
+    arguments.check_texts(**given(config=config))
+    arguments.check_counts(max_batch=max_batch)
+    arguments.check_counts(_LEAST_OPSET, opset=opset)
+    arguments.check_flags(parity=parity, end_to_end=end_to_end)
+    arguments.check_numbers(**given(max_ap_drop=max_ap_drop))
+    arguments.check_callables(progress=progress)
     checkpoint, output = Path(checkpoint), Path(output)
     check_writable(output)
     refuse_overwriting(output, checkpoint)
-    _check_precision(precision, opset, calib, calib_cache, max_ap_drop, annotations)
+    check_before_export(precision, opset, calib, calib_cache, max_ap_drop, annotations)
     _check_end_to_end(end_to_end, nms, channel_order, io_precision)
     shown = [] if parity_images is None else [(str(path), read_image(path)) for path in _listed(parity_images)]
     tell = progress or (lambda what, step, total: None)
@@ -214,13 +227,22 @@ def quantize(
 
     `output` appears only when all is passed. `progress` is told what is done, the step, and of how many.
 
-    Raises ArtifactError, SpecError, CalibrationError, ImageError, AnnotationError or OutputError for what was given,
-    ExportError for a failed conversion or a gate that is not met, MissingDependencyError.
+    Raises OptionError, ArtifactError, SpecError, CalibrationError, ImageError, AnnotationError or OutputError for what was
+    given, ExportError for a failed conversion or a gate that is not met, MissingDependencyError.
 
         exporters.quantize("model.onnx", "model.int8.onnx", calib="photos", max_ap_drop=0.5,
                            annotations="instances.json", images="val")
     """
     require_export("changing a model's precision")
+    arguments.check_paths(model=model, output=output, **given(calib_cache=calib_cache))
+    arguments.check_paths(**given(annotations=annotations, images=images))
+    arguments.check_sources(**given(calib=calib))
+    arguments.check_choice("calibrator", calibrator, get_args(Calibrator))
+    arguments.check_text_lists(keep_fp16=keep_fp16)
+    arguments.check_numbers(**given(max_ap_drop=max_ap_drop))
+    arguments.check_counts(**given(limit=limit))
+    arguments.check_flags(auto=auto, sensitivity=sensitivity)
+    arguments.check_callables(progress=progress)
     from exporters.precision.run import apply_precision
 
     return apply_precision(
@@ -263,12 +285,19 @@ def compare(
     the AP of both on the images that they name. `html` is a page to write, with the worst images side by side. Images that
     can't be read, or have more than `max_pixels`, are skipped and named. `progress(done, total)` counts images.
 
-    Raises SpecError naming the first contradiction between the two, ImageError when no image can be read, AnnotationError,
-    OutputError, MissingDependencyError, and what opening an artifact raises.
+    Raises OptionError for arguments that make no sense, SpecError naming the first contradiction between the two,
+    ImageError when no image can be read, AnnotationError, OutputError, MissingDependencyError, and what opening an artifact
+    raises.
 
         report = exporters.compare("model.onnx", "model.int8.onnx", "photos", html="difference.html")
     """
     require_export("comparing artifacts")
+    arguments.check_paths(a=a, b=b, **given(annotations=annotations, spec=spec, html=html))
+    arguments.check_sources(images=images)
+    arguments.check_texts(device=device, **given(config=config))
+    arguments.check_shares(score_threshold=score_threshold)
+    check_max_pixels(max_pixels)
+    arguments.check_callables(progress=progress)
     from exporters.comparison import compare as comparison
     from exporters.comparison.page import write_html
 
@@ -350,33 +379,6 @@ def _export_float32(
         parity=report,
         seconds=seconds,
     )
-
-
-def _check_precision(
-    precision: Precision,
-    opset: int,
-    calib: PathLike | Sequence[PathLike] | None,
-    calib_cache: PathLike | None,
-    max_ap_drop: float | None,
-    annotations: PathLike | None,
-) -> None:
-    """Refuse before the export what would fail or have no effect after it."""
-    from yolact_deploy.annotations import load_annotations
-
-    given = {"--calib": calib, "--calib-cache": calib_cache, "--max-ap-drop": max_ap_drop, "--annotations": annotations}
-    idle = [option for option, value in given.items() if value is not None]
-    if precision == "fp32" and idle:
-        raise CalibrationError(
-            f"{', '.join(idle)} has no effect on fp32. Add --precision fp16 or int8, or leave it out."
-        )
-    if precision == "int8" and opset < _INT8_OPSET:
-        raise CalibrationError(f"INT8 with half scales needs opset {_INT8_OPSET}, found --opset {opset}.")
-    if precision == "int8" and calib is None and calib_cache is None:
-        raise CalibrationError("INT8 needs images like those the model will see: give a folder of them with --calib.")
-    if calib is not None:
-        _listed(calib)
-    if annotations is not None:
-        load_annotations(annotations)
 
 
 def _check_end_to_end(

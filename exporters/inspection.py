@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from yolact_deploy.arguments import check_paths
 from yolact_deploy.artifacts.names import is_onnx, is_plan
 from yolact_deploy.artifacts.open import inspect_onnx, inspect_plan
 from yolact_deploy.errors import ArtifactError
@@ -34,14 +35,15 @@ def inspect(artifact: str | os.PathLike[str]) -> dict[str, Any]:
     Each has its "path", and its "spec" where there is one. ONNX files and plans are told without PyTorch, ONNX or TensorRT;
     of a checkpoint, "inferred" says which tensor shows what.
 
-    Raises ArtifactError for what is not there, no ONNX, or JSON of another kind, PlanMismatchError for a plan that is not its
-    sidecar's, SpecError for a malformed spec file, CheckpointError for a file that is no YOLACT, MissingDependencyError for a
-    checkpoint without PyTorch.
+    Raises OptionError for what is no path, ArtifactError for what is not there, no ONNX, or JSON of another kind,
+    PlanMismatchError for a plan that is not its sidecar's, SpecError for a malformed spec file, CheckpointError for a file
+    that is no YOLACT, MissingDependencyError for a checkpoint without PyTorch.
 
     >>> found = inspect("model.onnx")
     >>> found["kind"], found["precision"], found["io_tensors"][0]["name"]
     ('onnx', 'fp32', 'image')
     """
+    check_paths(artifact=artifact)
     path = Path(artifact)
     if not is_file(path):
         raise ArtifactError(f"{path} {what_is_there(path)}; nothing to inspect.")

@@ -1,5 +1,8 @@
 """Arguments of the public functions, held against what makes sense before any work is done: Python refuses what the command
-line refuses, by one error of the tree."""
+line refuses, by one error of the tree.
+
+    check_counts(top_k=top_k, **given(threads=threads))
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,43 @@ from yolact_deploy.errors import OptionError
 _SHOWN = 60  # characters of a value in a message
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise OptionError for anything but a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise OptionError(f"{name} must be a whole number of at least {least}, found {_shown(value)}.")
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None: of arguments that may be left out."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def check_share(name: str, value: Any) -> None:
-    """Raise OptionError for anything but a number from 0 to 1.
+def check_counts(least: int = 1, /, **values: Any) -> None:
+    """Raise OptionError for anything but whole numbers of at least `least`.
 
-    >>> check_share("score_threshold", 0.3)
-    >>> check_share("score_threshold", "0.3")
+    >>> check_counts(batch_size=8, top_k=15)
+    >>> check_counts(batch_size=0)
+    Traceback (most recent call last):
+        ...
+    yolact_deploy.errors.OptionError: batch_size must be a whole number of at least 1, found 0.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise OptionError(f"{name} must be a whole number of at least {least}, found {_shown(value)}.")
+
+
+def check_shares(**values: Any) -> None:
+    """Raise OptionError for anything but numbers from 0 to 1.
+
+    >>> check_shares(score_threshold="0.3")
     Traceback (most recent call last):
         ...
     yolact_deploy.errors.OptionError: score_threshold must be a number from 0 to 1, found '0.3'.
     """
-    if not is_number(value) or not 0 <= value <= 1:
-        raise OptionError(f"{name} must be a number from 0 to 1, found {_shown(value)}.")
+    for name, value in values.items():
+        if not is_number(value) or not 0 <= value <= 1:
+            raise OptionError(f"{name} must be a number from 0 to 1, found {_shown(value)}.")
 
 
-def check_least(name: str, value: Any, least: float) -> None:
-    """Raise OptionError for anything but a finite number of at least `least`."""
-    if not is_number(value) or value < least:
-        raise OptionError(f"{name} must be a number of at least {least:g}, found {_shown(value)}.")
+def check_numbers(**values: Any) -> None:
+    """Raise OptionError for anything but finite numbers of at least 0."""
+    for name, value in values.items():
+        if not is_number(value) or value < 0:
+            raise OptionError(f"{name} must be a number of at least 0, found {_shown(value)}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -47,27 +64,46 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise OptionError(f"{name} must be one of {', '.join(words)}, found {_shown(value)}.")
 
 
-def check_flag(name: str, value: Any) -> None:
+def check_flags(**values: Any) -> None:
     """Raise OptionError for anything but True and False: "no" would be taken for yes."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise OptionError(f"{name} must be True or False, found {_shown(value)}.")
+    for name, value in values.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise OptionError(f"{name} must be True or False, found {_shown(value)}.")
 
 
-def check_path(name: str, value: Any) -> None:
-    """Raise OptionError for anything but text or a path: a number would be taken for an open file, True for stdout."""
-    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes) or not os.fspath(value):
-        raise OptionError(f"{name} must be a path, found {_shown(value)}.")
+def check_texts(**values: Any) -> None:
+    """Raise OptionError for anything but texts."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise OptionError(f"{name} must be a text, found {_shown(value)}.")
 
 
-def check_paths(name: str, value: Any) -> None:
-    """Raise OptionError for anything but a path or several."""
-    if isinstance(value, (str, os.PathLike)):
-        check_path(name, value)
-        return
-    if not isinstance(value, (list, tuple)):
-        raise OptionError(f"{name} must be a path or a list of paths, found {_shown(value)}.")
-    for each in value:
-        check_path(name, each)
+def check_text_lists(**values: Any) -> None:
+    """Raise OptionError for anything but lists or tuples of texts: a single text is one of letters."""
+    for name, value in values.items():
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+            raise OptionError(f"{name} must be a list of texts, found {_shown(value)}.")
+
+
+def check_paths(**values: Any) -> None:
+    """Raise OptionError for anything but texts and paths that are not empty: a number would be taken for an open file."""
+    for name, value in values.items():
+        if not _is_path(value):
+            raise OptionError(f"{name} must be a path, found {_shown(value)}.")
+
+
+def check_sources(**values: Any) -> None:
+    """Raise OptionError for anything but a path, or a list or tuple of them."""
+    for name, value in values.items():
+        if not _is_path(value) and not (isinstance(value, (list, tuple)) and all(map(_is_path, value))):
+            raise OptionError(f"{name} must be a path or a list of paths, found {_shown(value)}.")
+
+
+def check_callables(**values: Any) -> None:
+    """Raise OptionError for what is to be told of something and can't be called; None is told of nothing."""
+    for name, value in values.items():
+        if value is not None and not callable(value):
+            raise OptionError(f"{name} must be a function, found {_shown(value)}.")
 
 
 def is_number(value: Any) -> bool:
@@ -76,9 +112,16 @@ def is_number(value: Any) -> bool:
     return is_real and math.isfinite(value)
 
 
+def _is_path(value: Any) -> bool:
+    if not isinstance(value, (str, os.PathLike)):
+        return False
+    path = os.fspath(value)
+    return isinstance(path, str) and path != ""
+
+
 def _shown(value: Any) -> str:
     try:
         text = repr(value)
-    except Exception:
+    except Exception:  # of an object whose repr fails, or of an integer with too many digits for one
         text = f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

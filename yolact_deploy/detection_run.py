@@ -110,7 +110,8 @@ class Run:
         """Take up the journal, or begin it. Raises OutputError where it is another run's, or overlays would be replaced."""
         journal = self.journal
         assert journal is not None
-        request = {**options, **self.detector.arguments, "detections listed": self.is_listed, "version": __version__}
+        opened = {name: self.detector.arguments.get(name) for name in ("device", "threads", "nms", "max_pixels")}
+        request = {**options, **opened, "detections listed": self.is_listed, "version": __version__}
         if journal.path is not None:
             request |= {"artifact": self.detector.file.sha256, "images": _digest(self.files, self.ids)}
         try:
@@ -144,8 +145,7 @@ class Run:
             raise
 
     def _miss_overlays(self, journal: Journal) -> None:
-        drawn = [summary.overlay for summary in self.summaries if summary.overlay is not None]
-        gone = [overlay for overlay in drawn if not Path(overlay).exists()]
+        gone = [each.overlay for each in self.summaries if each.overlay is not None and not Path(each.overlay).exists()]
         if gone:
             raise OutputError(
                 f"{len(gone)} overlays of the run that {journal.path} is of are gone, such as {gone[0]}. Put them back, or "
@@ -198,8 +198,10 @@ class Run:
 
     def report(self, broken_off: BrokenOff | None = None) -> DetectReport:
         """What was done so far."""
-        backend = self.detector.description, self.detector.fallback, self.detector.notes
-        return DetectReport(self.summaries, self.failures, *backend, broken_off)
+        run_by = self.detector
+        return DetectReport(
+            self.summaries, self.failures, run_by.description, run_by.fallback, run_by.notes, broken_off
+        )
 
     def _break_off(self, journal: Journal) -> None:
         written, trouble = None, None
@@ -212,7 +214,7 @@ class Run:
             trouble = str(exc)
         self._list()
         if self.on_broken_off is not None:
-            kept = None if journal.path is None else str(journal.path)
+            kept = str(journal.path) if journal.path is not None else None
             self.on_broken_off(self.report(BrokenOff(journal.finished, len(self.files), written, trouble, kept)))
 
     def _count(self, result: FileSummary | str) -> None:
@@ -277,7 +279,7 @@ class Journal:
         self.finished = 0
         self.request: dict[str, Any] | None = None  # None: of no run yet
         self._end = self._start = 0  # of what is finished, and of the records, in bytes
-        self._where = path or Path(tempfile.gettempdir()) / "what was found so far"
+        self._where = path or Path(tempfile.gettempdir(), "what was found so far")
         with writing(self._where):
             if path is None:
                 with tempfile.TemporaryFile() as nameless:
@@ -297,7 +299,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def begin(self, request: Mapping[str, Any]) -> None:
@@ -368,9 +370,9 @@ class Journal:
         self.request = first["of"]
         self._end = self._start = position
         for record, position in lines:
+            if record.get(_END, self.finished) != self.finished:
+                break
             if _END in record:
-                if record[_END] != self.finished:
-                    break
                 self._end, self.finished = position, self.finished + 1
 
     def _lines(self, start: int, end: int) -> Iterator[tuple[dict[str, Any], int]]:

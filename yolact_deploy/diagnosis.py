@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any, Protocol
 
 from yolact_deploy import __version__
+from yolact_deploy.arguments import check_callables, check_flags, check_text_lists
 from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.cuda.cache import cache_state
 from yolact_deploy.cuda.compile import WarmedKernels, choose_nvrtc, installed
@@ -70,13 +71,17 @@ def diagnose(
     "abilities": [{"name", "available", "reason"}], "warmed": [{"architecture", "classes", "nms", "compiler", "was_cached",
     "seconds"}]}; a reason is what is used, or what is missing and its `pip install`.
 
-    Raises BuildRequestError when there is neither a target nor a GPU, SpecError for a model that the kernels are not made for,
-    DeviceError, EngineError, MissingDependencyError or OutputError when they can't be compiled or kept.
+    Raises OptionError for arguments that make no sense, BuildRequestError when there is neither a target nor a GPU,
+    SpecError for a model that the kernels are not made for, DeviceError, EngineError, MissingDependencyError or OutputError
+    when they can't be compiled or kept.
 
     >>> report = diagnose()
     >>> [ability["name"] for ability in report["abilities"] if ability["name"].endswith("CPU")]
     ['detect, eval, bench on CPU']
     """
+    check_flags(warm=warm)
+    check_text_lists(targets=targets)
+    check_callables(progress=progress)
     gpus = visible_devices()
     warmed = warm_kernels(artifact, targets, gpus, progress=progress) if warm else None
     report = examine(builders, gpus)

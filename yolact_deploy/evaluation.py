@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.annotations import category_mismatches, check_categories, image_paths, load_annotations
+from yolact_deploy.arguments import check_callables, check_counts, check_paths, given
 from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.reference.images import MAX_PIXELS
 from yolact_deploy.runtime.detector import Detector, detector_for_many
@@ -41,13 +42,17 @@ def evaluate(
     told where the model's classes and the file's categories hardly mean the same, of images that have another size than the
     file says, and where nothing is annotated (AP is -1 then); `on_note` what `Detector.notes` say.
 
-    Raises AnnotationError when the file is no COCO instance file, names an image that `images` lacks, or has none of the
-    model's category ids; ImageError for an unreadable image; and what `Detector` raises.
+    Raises OptionError for arguments that make no sense, AnnotationError when the file is no COCO instance file, names an
+    image that `images` lacks, or has none of the model's category ids; ImageError for an unreadable image; and what
+    `Detector` raises.
 
     >>> report = evaluate("model.onnx", images=".", annotations="annotations.json")  # a network with random weights
     >>> report["images"], sorted(report["segm"])
     (1, ['AP', 'AP50', 'AP75', 'AP_large', 'AP_medium', 'AP_small'])
     """
+    check_paths(images=images, annotations=annotations)
+    check_counts(**given(limit=limit))
+    check_callables(progress=progress, on_doubt=on_doubt, on_note=on_note)
     with detector_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels) as (
         detector,
         batch_size,

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.annotations import image_paths, read_image_ids
-from yolact_deploy.arguments import check_count, check_flag, check_path, check_paths, check_share
+from yolact_deploy.arguments import (
+    check_callables,
+    check_counts,
+    check_flags,
+    check_paths,
+    check_shares,
+    check_sources,
+    given,
+)
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.detection_run import DetectReport, FileSummary, Journal, Run, journal_path
@@ -121,15 +129,14 @@ def detect_files(
     >>> [summary.file for summary in report.files], list(report.failures)
     (['image.jpg'], ['annotations.json'])
     """
-    for name, flag in (("recursive", recursive), ("overwrite", overwrite), ("resume", resume)):
-        check_flag(name, flag)
-    for name, path in (("overlays", overlays), ("coco", coco), ("image_ids", image_ids)):
-        if path is not None:
-            check_path(name, path)
-    check_paths("inputs", inputs)
-    check_share("score_threshold", score_threshold)
-    check_count("top_k", top_k)
+    check_flags(recursive=recursive, overwrite=overwrite, resume=resume)
+    check_paths(**given(overlays=overlays, coco=coco, image_ids=image_ids))
+    check_sources(inputs=inputs)
+    check_shares(score_threshold=score_threshold)
+    check_counts(top_k=top_k)
     check_max_pixels(max_pixels)
+    check_callables(on_result=on_result, on_failure=on_failure, on_file=on_file, on_listed=on_listed)
+    check_callables(on_broken_off=on_broken_off, progress=progress)
     if resume and (overwrite or (coco is None and overlays is None)):
         raise OptionError(
             "resume and overwrite contradict each other: give one of them."
@@ -152,7 +159,12 @@ def detect_files(
             targets = overlay_paths(files, folder)
         run = Run(detector, files, ids, targets, None if coco is None else Path(coco), on_listed, on_broken_off)
         if run.is_listed or folder is not None:
-            options = {"score_threshold": score_threshold, "top_k": top_k, "classes": chosen, "overlays": str(folder)}
+            options = {
+                "score_threshold": float(score_threshold),
+                "top_k": int(top_k),
+                "classes": chosen,
+                "overlays": str(folder),
+            }
             run.journal = stack.enter_context(Journal(journal_path(run.coco, folder)))
             run.begin(options, resume=resume, overwrite=overwrite)
 
@@ -201,18 +213,18 @@ def _sources(
     inputs: PathLike | Sequence[PathLike], image_ids: PathLike | None, *, recursive: bool, outside: Path | None
 ) -> tuple[list[Path], list[int] | None]:
     """The files, and their ids unless they are to be counted."""
-    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    sources = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     if image_ids is None:
-        files = list_images(given, videos=True, recursive=recursive, outside=outside)
+        files = list_images(sources, videos=True, recursive=recursive, outside=outside)
         return files, _numbers(files)
-    if len(given) != 1 or not os.path.isdir(given[0]):  # noqa: PTH112 - False for any name, however long
+    if len(sources) != 1 or not os.path.isdir(sources[0]):  # noqa: PTH112 - False for any name, however long
         raise OptionError(
-            f"with image_ids, give the one folder that the images of {image_ids} lie in, found {len(given)} sources."
-            if len(given) != 1
-            else f"with image_ids, {given[0]} must be the folder of the images."
+            f"with image_ids, give the one folder that the images of {image_ids} lie in, found {len(sources)} sources."
+            if len(sources) != 1
+            else f"with image_ids, {sources[0]} must be the folder of the images."
         )
     listed = read_image_ids(image_ids)
-    return image_paths(listed.values(), Path(given[0]), image_ids), list(listed)
+    return image_paths(listed.values(), Path(sources[0]), image_ids), list(listed)
 
 
 def _best(detections: Detections, *, score_threshold: float, top_k: int, classes: Sequence[int] | None) -> Detections:

@@ -169,10 +169,19 @@ def _unwrap(content: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds a dictionary with no tensors (its entries: {keys}). Save model.state_dict() with torch.save."
         )
+    if odd := [name for name, tensor in tensors.items() if not _is_plain(tensor)]:
+        raise CheckpointError(
+            f"{path} holds {len(odd)} tensors that are sparse, nested or without values, the first is "
+            f"{printable(odd[0])}. Save the weights as dense tensors: tensor.to_dense().cpu()."
+        )
     if len(tensors) < len(content):
         others = [str(name) for name in content if str(name) not in tensors]
         notes.append(f"ignored {len(others)} entries that are no tensors ({', '.join(others[:3])}).")
     return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
 
 
 def _wrapper_key(content: Any) -> str | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
 
+from yolact_deploy.arguments import check_paths
 from yolact_deploy.artifacts.contract import IoTensor, Mode, check_io, describe, is_end_to_end
 from yolact_deploy.artifacts.names import (
     END_TO_END,
@@ -208,7 +209,8 @@ def open_onnx(source: str | os.PathLike[str] | OnnxFile, *, whole: bool = False)
     """Look into an ONNX file; one that is open already is handed on.
 
     Its weights are passed over unread, unless it is opened `whole`: then `content` and `sha256` are of the very bytes that
-    were looked into. Raises ArtifactError when it can't be read, is no ONNX model, or lacks files with its weights.
+    were looked into. Raises ArtifactError when it can't be read, is no ONNX model, or lacks files with its
+    weights, OptionError for what is no path.
 
     >>> file = open_onnx("model.onnx")
     >>> [tensor.name for tensor in file.io_tensors], file.form, file.batch
@@ -218,6 +220,7 @@ def open_onnx(source: str | os.PathLike[str] | OnnxFile, *, whole: bool = False)
     """
     if isinstance(source, OnnxFile):
         return source
+    check_paths(source=source)
     path = Path(source)
     try:
         with open_bytes(path) as stream:

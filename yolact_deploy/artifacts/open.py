@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from yolact_deploy.arguments import check_paths
 from yolact_deploy.artifacts.contract import describe
 from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, Precision, is_onnx, is_plan
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
@@ -55,7 +56,8 @@ def open_artifact(path: str | os.PathLike[str]) -> Checkpoint | OnnxFile | PlanF
     """What lies at a path, by its suffix: an ONNX, a plan with its sidecar, else a checkpoint, which is not looked into.
 
     All have `path`, `kind`, `spec`, `precision`, `batch` (smallest and largest), `sha256`, `num_bytes` and `describe()`.
-    Raises ArtifactError for what is not there or no ONNX, PlanMismatchError for a plan that is not its sidecar's.
+    Raises OptionError for what is no path, ArtifactError for what is not there or no ONNX, PlanMismatchError for a plan
+    that is not its sidecar's.
 
     >>> artifact = open_artifact("model.onnx")
     >>> artifact.kind, artifact.precision, artifact.spec.input_size
@@ -63,6 +65,7 @@ def open_artifact(path: str | os.PathLike[str]) -> Checkpoint | OnnxFile | PlanF
     >>> sorted(artifact.describe())
     ['kind', 'path', 'precision', 'sha256', 'size_bytes']
     """
+    check_paths(path=path)
     path = Path(path)
     if is_plan(path):
         return open_plan(path)

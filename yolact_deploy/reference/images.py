@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.arguments import check_count
+from yolact_deploy.arguments import check_counts, check_paths
 from yolact_deploy.arrays import FloatArray, Image, IntArray, is_device_array
 from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.errors import ImageError, InputWarning
@@ -62,6 +62,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     say that it holds gigabytes. A JPEG that lacks nothing but its end marker is read, with an InputWarning. Raises ImageError
     for a file that is missing, empty, truncated, damaged, too large or no image.
     """
+    check_paths(path=path)
     check_max_pixels(max_pixels)
     name = printable(os.fspath(path))
     try:
@@ -80,7 +81,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
 def check_max_pixels(max_pixels: int) -> None:
     """Raise OptionError for a limit that is no positive whole number."""
-    check_count("max_pixels", max_pixels)
+    check_counts(max_pixels=max_pixels)
 
 
 def check_image(image: Any, name: str = "image", channel_order: ChannelOrder = "bgr") -> Image:

@@ -20,6 +20,7 @@ from typing import TypeAlias, get_args
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from yolact_deploy.arguments import check_choice
 from yolact_deploy.arrays import FloatArray, IntArray, exp
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.masks import ordered_limits, prototype_masks
@@ -201,8 +202,7 @@ def _confident(
 def _check_arguments(
     loc: FloatArray, conf: FloatArray, mask_coeff: FloatArray, proto: FloatArray, priors: FloatArray, nms: NmsMode
 ) -> None:
-    if nms not in get_args(NmsMode):
-        raise ValueError(f"nms must be one of {', '.join(get_args(NmsMode))}, found {nms!r}.")
+    check_choice("nms", nms, get_args(NmsMode))
     batch, count = loc.shape[:2]
     if (
         loc.shape != (batch, count, 4)

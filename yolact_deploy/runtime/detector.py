@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
 
 import numpy as np
 
+from yolact_deploy.arguments import check_choice, check_counts, check_flags, check_paths, check_shares, given
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
 from yolact_deploy.artifacts.names import ChannelOrder
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.images import MAX_PIXELS, as_array, check_max_pixels, is_pil_image, read_image
+from yolact_deploy.reference.images import (
+    MAX_PIXELS,
+    as_array,
+    check_channel_order,
+    check_max_pixels,
+    is_pil_image,
+    read_image,
+)
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.opening import open_pipeline, open_runnable
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
@@ -69,7 +77,8 @@ class Detector:
     pickles as its arguments, so that every process opens the model itself. Memory of a GPU is given back by `close`, at the
     end of a `with` block, or with the last reference.
 
-    Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used here; "auto" takes
+    Raises OptionError for arguments that make no sense; ArtifactError, SpecError, EngineError or MissingDependencyError when the
+    artifact can't be used here; "auto" takes
     no CPU for a GPU whose memory is full (DeviceMemoryError).
 
     >>> detector = Detector("model.onnx", device="cpu")
@@ -94,11 +103,12 @@ class Detector:
         max_pixels: int = MAX_PIXELS,
         gpu: GpuBackend | None = None,
     ) -> None:
-        _check_count("batch_size", batch_size)
-        if nms is not None and nms not in get_args(NmsMode):
-            raise ValueError(f"nms must be one of {', '.join(get_args(NmsMode))}, found {nms!r}.")
-        if threads is not None:
-            _check_count("threads", threads)
+        if not isinstance(artifact, Runnable):
+            check_paths(artifact=artifact)
+        check_counts(batch_size=batch_size, **given(threads=threads))
+        check_flags(cuda_graph=cuda_graph)
+        if nms is not None:
+            check_choice("nms", nms, get_args(NmsMode))
         check_max_pixels(max_pixels)
         self._max_pixels = max_pixels
         self._arguments = {
@@ -215,10 +225,10 @@ class Detector:
         `channel_order` is that of arrays; files know theirs. Scores are strictly above `score_threshold`. On a GPU, images
         may be there already, and `masks` is the form in which masks come to the host: "bits", "rle" (run lengths alone,
         the least where only `rle()` is wanted) or "dense" (bytes, the most). Raises ImageError for an image that can't be
-        used, DeviceError for one on another device, EngineError for what fails while running, ValueError for an unknown form
+        used, DeviceError for one on another device, EngineError for what fails while running, OptionError for an unknown form
         and for a threshold outside of 0 to 1.
         """
-        _check_request(score_threshold, masks)
+        _check_request(channel_order, score_threshold, masks)
         if _is_one_image(image):
             return self._detect([image], channel_order, score_threshold, masks)[0]
         if _is_array(image):
@@ -248,15 +258,19 @@ class Detector:
         Up to `prefetch` images are asked for and read ahead of time, in a thread; with 0 there is no thread. A GPU works
         on one batch while the next is handed to it; `batch_size` is the Detector's own by default. An exception of `images`,
         or of an image that can't be used, is raised after the detections of all images before it. The Detector can be used
-        as usual while the iterator is, and after it is closed half-way. Raises ImageError at once for a single image.
+        as usual while the iterator is, and after it is closed half-way. Raises ImageError at once for a single image,
+        OptionError for arguments that make no sense.
 
         >>> frames = (np.full((48, 64, 3), gray, np.uint8) for gray in range(3))
         >>> [found.image_hw for found in Detector("model.onnx").stream(frames)]
         [(48, 64), (48, 64), (48, 64)]
         """
-        _check_request(score_threshold, masks)
+        _check_request(channel_order, score_threshold, masks)
+        check_counts(0, prefetch=prefetch)
         if _is_one_image(images):
             raise ImageError("stream() takes an iterable of images, found a single one: call the Detector with it.")
+        if not isinstance(images, Iterable):
+            raise ImageError(f"stream() takes an iterable of images, found {type(images).__name__}.")
         return stream_detections(
             self._pipeline,
             images,
@@ -273,7 +287,7 @@ class Detector:
     ) -> tuple[list[Detections], dict[str, float]]:
         """Detections of one batch, and milliseconds on the GPU of "host_to_device", "preprocess", "network", "detect",
         "masks" and "device_to_host", between events and without CUDA graphs. Raises EngineError on the CPU."""
-        _check_request(score_threshold, masks)
+        _check_request("bgr", score_threshold, masks)
         loaded = [self._load(image, "bgr") for image in images]
         return self._pipeline.timed(loaded, score_threshold, masks)
 
@@ -305,7 +319,7 @@ class Detector:
         return self._opened
 
     def _bounded(self, batch_size: int) -> int:
-        _check_count("batch_size", batch_size)
+        check_counts(batch_size=batch_size)
         limit = self._opened.max_batch
         return batch_size if limit is None else min(batch_size, limit)
 
@@ -363,21 +377,11 @@ def _is_array(item: Any) -> bool:
     return isinstance(item, np.ndarray) or is_device_array(item) or hasattr(item, "__dlpack_device__")
 
 
-def _check_request(score_threshold: float, masks: str) -> None:
-    """Raise ValueError for a form of masks that is unknown and for a threshold that no score could be held against."""
-    if masks not in get_args(MaskForm):
-        raise ValueError(f"masks must be one of {', '.join(get_args(MaskForm))}, found {masks!r}.")
-    if not _is_number(score_threshold) or not 0 <= score_threshold <= 1:
-        raise ValueError(f"score_threshold must be a number from 0 to 1, found {score_threshold!r}.")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+def _check_request(channel_order: str, score_threshold: float, masks: str) -> None:
+    """Raise OptionError for a form of masks that is unknown and for a threshold that no score could be held against."""
+    check_channel_order(channel_order)
+    check_choice("masks", masks, get_args(MaskForm))
+    check_shares(score_threshold=score_threshold)
 
 
 def _rebuild(artifact: str, arguments: dict[str, Any]) -> Detector:

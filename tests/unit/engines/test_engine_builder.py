@@ -24,6 +24,7 @@ from yolact_deploy.errors import (
     ArtifactError,
     BuildRequestError,
     EngineError,
+    OptionError,
     OutputError,
     PlanMismatchError,
     SpecError,
@@ -296,7 +297,7 @@ def test_target_that_rtx_does_not_have_names_the_valid_ones(write_onnx: WriteOnn
 def test_workspace_that_is_too_small_says_so(write_onnx: WriteOnnx, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"(?s)workspace limit.*allow more bytes"):
         build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), workspace_bytes=1 << 20)
-    with pytest.raises(BuildRequestError, match="positive number of bytes, found 0"):
+    with pytest.raises(OptionError, match="workspace_bytes must be a whole number of at least 1, found 0"):
         build(write_onnx(tmp_path), tmp_path / "t.engine", workspace_bytes=0)
 
 

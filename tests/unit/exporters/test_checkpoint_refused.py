@@ -50,6 +50,24 @@ def test_a_folder(tmp_path: Path) -> None:
     assert "is a folder" in _refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.reshape(8, -1).to_sparse_csr(),
+        lambda weight: weight.to("meta"),
+        lambda weight: torch.nested.nested_tensor([weight[0], weight[1, :1]]),
+    ],
+    ids=["sparse", "compressed", "without values", "nested"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning", "ignore:The PyTorch API of nested:UserWarning")
+def test_weights_that_are_no_plain_tensors(odd: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    state = torch.load(goldens.SHAPES_CHECKPOINT, weights_only=True)
+    name = "backbone.conv1.weight"
+    message = _refusal_of({**state, name: odd(state[name])}, tmp_path)
+    assert f"1 tensors that are sparse, nested or without values, the first is {name}" in message
+
+
 def _zip_of_images() -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:

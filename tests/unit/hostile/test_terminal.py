@@ -204,3 +204,89 @@ def test_elsewhere_each_row_is_one_line(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setenv("COLUMNS", "20")
     print_tables([facts("", {"name": " ".join(["word"] * 30)})])
     assert capsys.readouterr().out == "  name" + "  word" + " word" * 29 + "\n"
+
+
+_COMMAND = (sys.executable, "-c", "from yolact_deploy.cli import main; main()")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("--version",), ("inspect", "MODEL", "--json"), ("inspect", "MODEL"), ("detect", "MODEL", "PHOTO", "--json")],
+    ids=" ".join,
+)  # fmt: skip
+def test_output_for_which_there_is_no_room_is_one_line_and_exit_code_1(
+    arguments: tuple[str, ...], shapes_onnx: Path, tmp_path: Path
+) -> None:
+    paths = {"MODEL": str(shapes_onnx), "PHOTO": str(SHAPES / "val/val_public_0000.jpg")}
+    command = [*_COMMAND, *(paths.get(argument, argument) for argument in arguments)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "error: can't write to standard output: No space left on device."
+    assert [line for line in lines if "bug" in line or "Traceback" in line or "Exception" in line] == []
+
+
+@pytest.mark.parametrize("command", ["detect", "eval", "inspect", "lint", "bench", "doctor", "compare"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_no_command_takes_a_full_disk_for_a_bug(
+    command: str, as_json: bool, shapes_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = SHAPES / "val/val_public_0000.jpg"
+    arguments: dict[str, tuple[object, ...]] = {
+        "detect": ("detect", shapes_onnx, photo, "--no-overlays"),
+        "eval": ("eval", shapes_onnx, "--images", SHAPES / "val", "--annotations", SHAPES / "val/instances.json", "--limit", 1),
+        "inspect": ("inspect", shapes_onnx),
+        "lint": ("inspect", shapes_onnx, "--lint"),
+        "bench": ("bench", shapes_onnx, "--iterations", 1, "--warmup", 0),
+        "doctor": ("doctor",),
+        "compare": ("compare", shapes_onnx, shapes_onnx, "--images", photo),
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr("yolact_deploy.cli.console.say", said.append)
+    for name in ("bench", "detect", "eval"):  # they took it by name
+        module = {"eval": "evaluate"}.get(name, name)
+        monkeypatch.setattr(f"yolact_deploy.cli.{module}.say", said.append, raising=False)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in (*arguments[command], *(["--json"] if as_json else []))])
+        monkeypatch.undo()
+    assert ended.value.code == 1
+    assert said[-1] == "error: can't write to standard output: No space left on device."
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("inspect", "MODEL"), ("detect", "MODEL", "PHOTO", "--json")], ids=" ".join
+)
+def test_a_reader_that_has_seen_enough_hears_nothing(
+    arguments: tuple[str, ...], shapes_onnx: Path, tmp_path: Path
+) -> None:
+    paths = {"MODEL": str(shapes_onnx), "PHOTO": str(SHAPES / "val/val_public_0000.jpg")}
+    command = [*_COMMAND, *(paths.get(argument, argument) for argument in arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert [line for line in process.stderr.read().splitlines() if not line.startswith("note: ")] == []
+    process.stderr.close()
+    assert process.wait() in (1, 141)
+    assert [path.name for path in tmp_path.rglob("*") if path.suffix == ".journal"] == []
+
+
+def test_a_full_stderr_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*_COMMAND, "inspect", "none.onnx"], stderr=full, stdout=subprocess.PIPE, cwd=tmp_path)
+    assert done.returncode == 2
+
+
+def test_memory_that_is_not_there_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object) -> None:
+        np.empty((1 << 40, 1 << 10))
+
+    monkeypatch.setattr("yolact_deploy.diagnosis.examine", greedy)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "there is not enough memory for this: Unable to allocate" in result.stderr
+    assert "bug" not in result.stderr
