@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from engines.adapters import Adapter, choose_runtime
-from engines.end_to_end import Hw, Shape, input_shapes
-from engines.layers import engine_layers, network_layers
 from engines.lint.linter import lint_onnx
 from engines.messages import BuildControl, LogRecord, build_errors, build_log, parser_errors, progress_monitor
+from engines.network import Hw, Shape, engine_layers, input_shapes, network_layers
 from yolact_deploy import __version__
 from yolact_deploy.arguments import check_callables, check_counts, check_paths, check_text_lists, check_texts, given
 from yolact_deploy.artifacts.contract import IoTensor, check_io

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from exporters.checkpoints.inference import Architecture, infer_architecture
 from exporters.checkpoints.spec_choice import choose_spec
-from exporters.checkpoints.trainers import mmdetection
 from exporters.checkpoints.trainers.mapping import ORIGINAL, Weights, examples, first_match
-from exporters.checkpoints.trainers.yolact_variants import YOLACT_EDGE, YOLACT_MINIMAL
+from exporters.checkpoints.trainers.others import MMDETECTION, YOLACT_EDGE, YOLACT_MINIMAL
 from exporters.checkpoints.weights_file import read_weights
 from exporters.network.yolact import Yolact
 from yolact_deploy.errors import CheckpointError
@@ -24,7 +23,7 @@ from yolact_deploy.files import sha256_file
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.text import shorten
 
-_OTHER_TRAINERS = (mmdetection.TRAINER, YOLACT_EDGE, YOLACT_MINIMAL)
+_OTHER_TRAINERS = (MMDETECTION, YOLACT_EDGE, YOLACT_MINIMAL)
 _NEVER_RUN = "semantic_seg_conv."  # a loss of training
 _LONG_NUMBER = re.compile(r"\d{5}")
 _MOST_PARAMETERS = 1 << 29  # of ResNet101: 50 million

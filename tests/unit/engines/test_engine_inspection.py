@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from engines.builder import BuildResult
-from engines.layers import parse_inspector
+from engines.network import parse_inspector
 from tests.unit.engines.tiny_network import WriteOnnx
 from yolact_deploy.artifacts.open import inspect_onnx, inspect_plan
 from yolact_deploy.artifacts.plan_file import Layer, LayerOutput, Layers, layers_path, sidecar_path

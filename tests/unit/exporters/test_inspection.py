@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exporters.checkpoints.checkpoint import read_checkpoint
-from exporters.checkpoints.evidence import inspect_checkpoint, seen_in_tensors
+from exporters.inspection import inspect_checkpoint, seen_in_tensors
 from tests import goldens
 from tests.unit.exporters.trainer_states import mmdetection
 from yolact_deploy.errors import CheckpointError

@@ -15,7 +15,7 @@ from exporters.checkpoints.checkpoint import to_original_names
 from exporters.checkpoints.configs import OTHER_TRAINERS
 from exporters.checkpoints.inference import infer_architecture
 from exporters.checkpoints.spec_choice import choose_spec
-from exporters.checkpoints.trainers.mmdetection import background_first
+from exporters.checkpoints.trainers.others import background_first
 from exporters.network.yolact import Yolact
 from tests import goldens
 from tests.unit.exporters.trainer_states import StateDict, empty, mmdetection, yolact_edge, yolact_minimal
