@@ -79,7 +79,10 @@ def compare(
             }
         )
     pauses = f"{iterations} times each, with pauses of {SETTLE_SECONDS} s in which the one before comes to rest."
-    meanwhile = [f"meanwhile {note}" for note in watch_notes(watched)]
+    # Who took the cores is said with the verdicts where it decides them.
+    is_said = disturbed_share(watched) > TOO_BUSY_SHARE
+    unsaid = {**watched, "other_processes_share": 0.0, "steal_share": None} if is_said else watched
+    meanwhile = [f"meanwhile {note}" for note in watch_notes(unsaid)]
     return {"rows": rows, "watch": watched, "notes": [*reasons, *comparison.notes, pauses, *meanwhile]}
 
 

@@ -130,6 +130,7 @@ def _layers_table(layers: dict[str, Any]) -> Table:
 
 
 def _peers_table(peers: dict[str, Any]) -> Table:
+    on_gpu = any(row["clock"] != "host" for row in peers["rows"])
     table = grid(
         f"peers of {peers['artifact']}, p50 (p90) in ms",
         "what",
@@ -137,9 +138,9 @@ def _peers_table(peers: dict[str, Any]) -> Table:
         ">time",
         ">ours",
         ">ratio",
-        ">95% between",
+        ">95% CI",
         "verdict",
-        ">clock",
+        *(["clock"] if on_gpu else []),
     )
     for row in peers["rows"]:
         theirs, ours = (
@@ -152,9 +153,9 @@ def _peers_table(peers: dict[str, Any]) -> Table:
             theirs,
             ours,
             f"{row['ratio']:.2f}x",
-            f"{shown_number(low)} and {shown_number(high)}",
+            f"{shown_number(low)}-{shown_number(high)}",
             Text(row["verdict"], _VERDICT_STYLES[row["verdict"]]),
-            row["clock"],
+            *([row["clock"]] if on_gpu else []),
         )
     table.remarks.extend(("ratio: the peer's p50 over ours; verdict: on ours.", *peers["notes"]))
     return table

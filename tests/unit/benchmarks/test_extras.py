@@ -182,6 +182,7 @@ def test_peers_timed_on_a_disturbed_machine_prove_nothing(
     found = _compared(monkeypatch, [10 * ms for ms in TIMES_MS], **disturbed)
     assert [row["verdict"] for row in found["rows"]] == ["inconclusive"]
     assert any(re.search(reason, note) for note in found["notes"])
+    assert len([note for note in found["notes"] if "% of the cores" in note]) == ("others_share" in disturbed)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed")

@@ -153,6 +153,22 @@ def test_the_terminal_shows_what_a_gpu_adds(report: dict[str, Any]) -> None:
     assert "321.0 through 2 streams with 4 batches in flight" in shown
 
 
+def test_the_table_of_peers_fits_a_terminal_of_80_columns(report: dict[str, Any]) -> None:
+    row = report["peers"]["rows"][0]
+    slow = {"p50": 2872.0, "p90": 6288.75}
+    part = {
+        **row,
+        "what": "detect + masks",
+        "peer": "original's Detect + postprocess in torch",
+        "verdict": "inconclusive",
+    }
+    part |= {"peer_ms": slow, "ours_ms": slow, "ratio": 72.77, "ratio_ci": (5.53, 205.07), "clock": "host"}
+    report = {**report, "peers": {**report["peers"], "rows": [part]}}
+    (table,) = (table for table in bench_tables(report) if table.title.startswith("peers"))
+    assert max(line.cell_len for line in table.lines(80)) <= 80
+    assert "clock" not in table.columns  # all on the host's
+
+
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(report: dict[str, Any]) -> None:
     page = Page(render_report(report))
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
