@@ -89,6 +89,7 @@ def _read_onnx(path: Path) -> None:
     for whole in (False, True):
         file = open_onnx(path, whole=whole)
         _ = file.describe(), file.batch, file.form, file.operators, file.modules, file.dtypes, len(file.content)
+        _ = file.weights_notes
     use_spec(file.spec)
     _ = file.mask_iou
     file.check_io(file.form)

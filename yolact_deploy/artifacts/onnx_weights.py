@@ -98,11 +98,14 @@ def _values(tensor: Message, dtype: int, file: Path | None) -> tuple[int, Iterat
     """How many bytes a tensor's values have, and these."""
     if tensor.integer(14) == _EXTERNAL and file is not None:  # data_location
         entries = {entry.text(1): entry.text(2) for entry in tensor.messages(13)}  # external_data: key, value
+        size = file.stat().st_size
         try:
             offset = int(entries.get("offset", "0"))
-            length = int(entries.get("length", str(file.stat().st_size - offset)))
+            length = int(entries.get("length", str(size - offset)))
         except ValueError as exc:
             raise WireError(f"the place of the tensor {tensor.text(8)} in {file.name} is no number") from exc
+        if not 0 <= offset <= offset + length <= size:
+            raise WireError(f"the tensor {tensor.text(8)} lies outside of {file.name}, which has {size} bytes")
         return length, _of_file(file, offset, length)
     raw = tensor.messages(9)  # raw_data
     if raw:

@@ -178,5 +178,19 @@ def test_weights_that_end_too_early_are_an_error_when_they_are_read(tmp_path: Pa
     onnx.save(make_model(TINY_SPEC), str(path), save_as_external_data=True, location="w", size_threshold=0)
     (tmp_path / "w").write_bytes((tmp_path / "w").read_bytes()[:-1000])
     file = open_onnx(path)
-    with pytest.raises(ArtifactError, match=r"can't read the weights of .*parts\.onnx: the file ends at byte"):
+    with pytest.raises(
+        ArtifactError, match=r"can't read the weights of .*parts\.onnx: the tensor .* lies outside of w"
+    ):
+        _ = file.weights
+
+
+@pytest.mark.parametrize(("key", "value"), [("offset", "-1"), ("length", "-1"), ("offset", "9" * 40), ("length", "x")])
+def test_weights_that_lie_nowhere_are_an_error_when_they_are_read(key: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "parts.onnx"
+    onnx.save(make_model(TINY_SPEC), str(path), save_as_external_data=True, location="w", size_threshold=0)
+    model = onnx.load(str(path), load_external_data=False)
+    next(entry for entry in model.graph.initializer[0].external_data if entry.key == key).value = value
+    path.write_bytes(model.SerializeToString())
+    file = open_onnx(path)
+    with pytest.raises(ArtifactError, match=r"lies outside of w|is no number"):
         _ = file.weights
