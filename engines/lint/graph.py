@@ -227,6 +227,8 @@ def structure_problem(graph: QdqGraph) -> str | None:
                 f"{schema.min_input} and {schema.min_output}"
             )
         for entry in node.attribute:
+            if entry.ref_attr_name:
+                return f"the attribute {entry.name} of {label(node)} is that of a function, and the node is in none"
             known = schema.attributes.get(entry.name)
             if known is not None and entry.type != int(known.type.value):
                 return f"the attribute {entry.name} of {label(node)} is of another type than {node.op_type} has"

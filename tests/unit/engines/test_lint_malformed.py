@@ -38,6 +38,10 @@ def _attribute(operator: str, name: str, value: object) -> Break:
     return edit
 
 
+def _of_a_function(graph: onnx.GraphProto) -> None:
+    _node(graph, "Transpose").attribute[0].ref_attr_name = "order"
+
+
 def _scale(graph: onnx.GraphProto) -> onnx.TensorProto:
     name = _node(graph, "QuantizeLinear").input[1]
     found: onnx.TensorProto = next(tensor for tensor in graph.initializer if tensor.name == name)
@@ -65,6 +69,7 @@ def _long_circle(graph: onnx.GraphProto) -> None:
         (_without("input", "Softmax"), "has 0 inputs"),
         (_attribute("Transpose", "perm", 1.5), "the attribute perm of .* is of another type than Transpose has"),
         (_attribute("DequantizeLinear", "axis", [1, 2]), "the attribute axis of"),
+        (_of_a_function, "the attribute perm of .* is that of a function, and the node is in none"),
         (_circle, "its nodes form a circle"),
         (_long_circle, "its nodes form a circle"),
         (lambda graph: _scale(graph).dims.append(7), "the tensor .* of the graph is malformed"),
