@@ -13,7 +13,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
 
@@ -114,14 +114,23 @@ class OnnxFile:
 
     @functools.cached_property
     def weights(self) -> Weights:
-        """The digest of its weights, and those that are no numbers. Raises ArtifactError when they can't be read."""
+        """The digest of its weights, and those that are no numbers, also of the mask-IoU network that it carries. Raises
+        ArtifactError when they can't be read."""
+        judge = self.metadata.get(MASK_IOU_METADATA_KEY)
         try:
             with self.path.open("rb") if self._content is None else io.BytesIO(self._content) as stream:
                 size = stream.seek(0, os.SEEK_END)
                 graphs = Message(Window(stream, size), 0, size).messages(7)  # graph
-                return read_weights(each(graphs, 5), self.external, self.metadata.get(MASK_IOU_METADATA_KEY))
+                own = read_weights(each(graphs, 5), self.external, judge)
         except (OSError, WireError) as exc:
             raise ArtifactError(f"can't read the weights of {self.path}: {exc}.") from exc
+        try:
+            inner = parse_onnx(base64.b64decode(judge or ""), self.path).weights.non_finite if judge else {}
+        except (ValueError, ArtifactError):  # `mask_iou` tells what is wrong with it
+            inner = {}
+        return replace(
+            own, non_finite={**own.non_finite, **{f"mask_iou/{name}": found for name, found in inner.items()}}
+        )
 
     @property
     def weights_are_as_exported(self) -> bool | None:

@@ -87,6 +87,8 @@ class HostPipeline:
         detections = assemble_masks(raw, image_hw, score_threshold=score_threshold, resize=self.spec.preprocess.resize)
         if self._network.mask_iou is not None:
             detections = rescore_masks(detections, self._network.mask_iou)
+            if self._doubt is None and detections.mask_ious is not None:
+                self._doubt = non_finite_note({"the scores of masks": detections.mask_ious})
         return dataclasses.replace(detections, names=self.spec.class_names, category_ids=self.spec.category_ids)
 
     def load(self, item: Any, channel_order: ChannelOrder) -> Image:

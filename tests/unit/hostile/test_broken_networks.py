@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from typer.testing import CliRunner
 
 from benchmarks import bench
 from tests.unit.engines.tiny_network import TINY_SPEC, Graph, make_model
+from tests.unit.runtime.plus_plan import PLUS_SPEC, mask_iou_onnx
 from yolact_deploy import Detector, evaluate
 from yolact_deploy.arrays import Image
+from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY
 from yolact_deploy.cli import app
 from yolact_deploy.runtime.host import non_finite_note
 
@@ -77,6 +80,26 @@ def test_weights_that_are_no_numbers_are_told_as_soon_as_a_file_is_opened(tmp_pa
     assert note.startswith(
         f"{path} holds NaN or infinite values in 1 of its weights, in protonet.0.bias (8 of 8 values)"
     )
+
+
+def test_a_network_that_judges_masks_by_no_numbers_is_told(tmp_path: Path) -> None:
+    def write(weight: float) -> Path:
+        judge = onnx.load_model_from_string(mask_iou_onnx())
+        bias = next(tensor for tensor in judge.graph.initializer if tensor.name == "b1")
+        bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, weight, np.float32), bias.name))
+        metadata = {MASK_IOU_METADATA_KEY: base64.b64encode(judge.SerializeToString()).decode()}
+        path = tmp_path / "plus.onnx"
+        onnx.save(make_model(PLUS_SPEC, metadata=metadata), str(path))
+        return path
+
+    with Detector(write(np.inf), device="cpu") as detector:
+        detector(_PICTURE)
+        weights, output = detector.notes
+    assert "NaN or infinite values in 1 of its weights, in mask_iou/b1 (2 of 2 values)" in weights
+    assert output.startswith(f"{_NOTE}the scores of masks, ")
+    with Detector(write(0.5), device="cpu") as detector:
+        detector(_PICTURE)
+        assert not detector.notes
 
 
 @pytest.fixture
