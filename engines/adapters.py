@@ -191,7 +191,7 @@ def choose_runtime(name: str = "auto") -> tuple[Adapter, str]:
     infos = [info for info in available_runtimes() if name in ("auto", info.name)]
     usable = next((info for info in infos if info.usable), None)
     if usable is None:
-        raise _nothing_usable(infos)
+        raise _no_usable_runtime(infos)
     adapter = _ADAPTERS[usable.name](trt=import_module(PLAN_RUNTIMES[usable.name].module), version=usable.version or "")
     # That TensorRT is not installed where it could not build anyway is no news.
     passed_over = [info for info in infos[: infos.index(usable)] if info.installed or visible_devices()]
@@ -251,7 +251,7 @@ def _tensorrt_problem(version: str) -> str | None:
     return None
 
 
-def _nothing_usable(infos: list[RuntimeInfo]) -> Exception:
+def _no_usable_runtime(infos: list[RuntimeInfo]) -> Exception:
     if not any(info.installed for info in infos):
         # TensorRT is of no use without a GPU; TensorRT-RTX builds anywhere.
         name: RuntimeName = infos[0].name if len(infos) == 1 or visible_devices() else TENSORRT_RTX

@@ -271,9 +271,12 @@ def _compare(
     found = dataclasses.replace(found, raw=dataclasses.replace(found.raw, prior_idx=prior_idx))
     rows, partners = paired_rows(expected.raw, found.raw)
     a, b = expected.take(rows), found.take(partners)
-    tensors = [_judge("prepared image", prepared, outputs[PREPARED]), _judge(contract.SCORES, a.scores, b.scores)]
+    tensors = [
+        _tensor_parity("prepared image", prepared, outputs[PREPARED]),
+        _tensor_parity(contract.SCORES, a.scores, b.scores),
+    ]
     if a.mask_ious is not None:
-        tensors.append(_judge(contract.MASK_SCORES, a.mask_scores, b.mask_scores))
+        tensors.append(_tensor_parity(contract.MASK_SCORES, a.mask_scores, b.mask_scores))
     return image_parity(
         name,
         tuple(tensors),
@@ -283,7 +286,7 @@ def _compare(
     )
 
 
-def _judge(name: str, expected: FloatArray, found: FloatArray) -> TensorParity:
+def _tensor_parity(name: str, expected: FloatArray, found: FloatArray) -> TensorParity:
     if not expected.size:  # no detections are equal detections
         expected = found = np.zeros(1, np.float32)
     return dataclasses.replace(compare_tensor(name, expected, found), allowed=MAX_ERROR)

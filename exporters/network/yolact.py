@@ -333,14 +333,14 @@ class TorchNetwork:
     ) -> None:
         self._model, self.spec = model, spec
         self.description = f"PyTorch {torch.__version__} (CPU)"
-        self.mask_iou: MaskIouModel | None = self._judge if spec.mask_iou_layers else None
+        self.mask_iou: MaskIouModel | None = self._score_masks if spec.mask_iou_layers else None
 
     def run(self, image: FloatArray) -> HeadTensors:
         """Heads of a preprocessed batch [B, 3, S, S]."""
         with torch.inference_mode():
             return HeadTensors(*(tensor.numpy() for tensor in self._model(torch.from_numpy(image))))
 
-    def _judge(self, masks: FloatArray) -> FloatArray:
+    def _score_masks(self, masks: FloatArray) -> FloatArray:
         with torch.inference_mode():
-            judged: FloatArray = self._model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
-        return judged
+            mask_iou: FloatArray = self._model.get_submodule("maskiou_net")(torch.from_numpy(masks)).numpy()
+        return mask_iou

@@ -109,7 +109,7 @@ def apply_precision(
                 seen = _calibrated(model, spec, calibration_images, calibrator, calibration_cache, progress)
             else:
                 seen = _observed(model, spec, calibration_images, folder, progress)
-        work = _Work(model, spec, seen, io_precision, folder, progress)
+        candidates = _Candidates(model, spec, seen, io_precision, folder, progress)
         enforced = max_ap_drop is not None or auto
         with _timed(seconds, "gate"):
             judge: Judge | None = None
@@ -123,27 +123,27 @@ def apply_precision(
         found: tuple[ModuleSensitivity, ...] = ()
         if precision == "int8" and sensitivity:
             with _timed(seconds, "sensitivity"):
-                found = work.sensitivity(judge)
+                found = candidates.sensitivity(judge)
         kept: tuple[str, ...] = tuple(keep_fp16)
         chosen: AutoChoice | None = None
         if precision == "int8" and auto and judge is not None:
             with _timed(seconds, "auto"):
-                chosen, found = work.choose(found, judge, kept)
+                chosen, found = candidates.choose(found, judge, kept)
                 kept = chosen.keep_fp16
-        built = work.fp16() if precision == "fp16" else work.int8(kept)
+        built = candidates.fp16() if precision == "fp16" else candidates.int8(kept)
         gate: GateReport | None = None
         if judge is not None:
             with _timed(seconds, "gate"):
-                fp16 = judge(work.save(built if precision == "fp16" else work.fp16()), "fp16")
+                fp16 = judge(candidates.save(built if precision == "fp16" else candidates.fp16()), "fp16")
                 int8 = None
                 if precision == "int8":
-                    int8 = chosen.verdict if chosen is not None else judge(work.save(built), "int8")
+                    int8 = chosen.verdict if chosen is not None else judge(candidates.save(built), "int8")
                 gate = GateReport((int8 or fp16).passed, enforced, judge.reference, fp16, int8)
             if enforced and not gate.passed:
-                raise ExportError(work.failure(output, precision, int8 or fp16, kept, built, found))
+                raise ExportError(candidates.failure(output, precision, int8 or fp16, kept, built, found))
         with _timed(seconds, "report"):
             int8_convs = plan_placement(model, kept).convs if precision == "int8" else ()
-            modules = report_modules(model, int8_convs, seen.kept_float32, work.module_sqnr_db(built), found)
+            modules = report_modules(model, int8_convs, seen.kept_float32, candidates.module_sqnr_db(built), found)
         with atomic_path(output) as temporary:
             temporary.write_bytes(finished(built))
     by_agreement = annotations is None and max_ap_drop is not None
@@ -267,7 +267,7 @@ def _builtin_images(folder: Path) -> tuple[Path, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _Candidates:
     """The graphs that can be made of one float32 model, and what each costs."""
 
     model: onnx.ModelProto

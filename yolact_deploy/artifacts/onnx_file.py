@@ -235,14 +235,14 @@ def open_onnx(source: str | os.PathLike[str] | OnnxFile, *, whole: bool = False)
         with open_bytes(path) as stream:
             if whole:
                 return parse_onnx(stream.read(), path)
-            return _look_into(path, stream, stream.seek(0, os.SEEK_END))
+            return _read_onnx(path, stream, stream.seek(0, os.SEEK_END))
     except OSError as exc:
         raise ArtifactError(f"can't read {path}: {exc.strerror or exc}.") from exc
 
 
 def parse_onnx(content: bytes, path: str | os.PathLike[str]) -> OnnxFile:
     """As `open_onnx`, of bytes that `path` has or will have."""
-    return _look_into(Path(path), io.BytesIO(content), len(content), content)
+    return _read_onnx(Path(path), io.BytesIO(content), len(content), content)
 
 
 def no_stages(path: str | os.PathLike[str]) -> ArtifactError:
@@ -293,7 +293,7 @@ def mask_iou_in(
         raise SpecError(f"the mask-IoU network in {source} is damaged: {exc}. {_EXPORT_AGAIN}") from exc
 
 
-def _look_into(path: Path, stream: BinaryIO, size: int, content: bytes | None = None) -> OnnxFile:
+def _read_onnx(path: Path, stream: BinaryIO, size: int, content: bytes | None = None) -> OnnxFile:
     model = Message(Window(stream, size), 0, size)  # ModelProto
     try:
         graphs = model.messages(7)  # graph

@@ -87,8 +87,8 @@ def region_bands(
     rows, columns = _interpolation(proto_h, height), _interpolation(proto_w, width)
     cells = _cells(boxes_xyxy, (proto_h, proto_w), crop=crop)
     for coefficients, (left, right, top, bottom) in zip(mask_coeff, cells, strict=True):
-        row = _until(rows.reach(top, bottom), image_hw[0])
-        column = _until(columns.reach(left, right), image_hw[1])
+        row = _until(rows.outputs_reading(top, bottom), image_hw[0])
+        column = _until(columns.outputs_reading(left, right), image_hw[1])
         if left >= right or top >= bottom or row.start >= row.stop or column.start >= column.stop:
             yield iter([MaskRegion(0, 0, np.zeros((0, 0), bool))])
             continue
@@ -158,7 +158,7 @@ class _Interpolation:
     weight0: FloatArray
     weight1: FloatArray
 
-    def reach(self, start: int, stop: int) -> slice:
+    def outputs_reading(self, start: int, stop: int) -> slice:
         """The outputs that read any of the inputs start..stop-1."""
         return slice(int(np.searchsorted(self.index1, start)), int(np.searchsorted(self.index0, stop)))
 

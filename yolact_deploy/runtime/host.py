@@ -94,10 +94,10 @@ class HostPipeline:
     def load(self, item: Any, channel_order: ChannelOrder) -> Image:
         return load_from_host(item, channel_order, self.description)
 
-    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> Finished:
+    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> FinishedBatch:
         """Detections at once; their masks are the same in any form."""
         raws = self.suppress(self.run_network(self.preprocess(images)))
-        return Finished(
+        return FinishedBatch(
             [
                 self.assemble(raw, (image.shape[0], image.shape[1]), score_threshold)
                 for raw, image in zip(raws, images, strict=True)
@@ -149,7 +149,7 @@ def load_from_host(item: Any, channel_order: ChannelOrder, description: str) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class FinishedBatch:
     """Detections that are there already."""
 
     found: list[Detections]

@@ -22,7 +22,7 @@ from yolact_deploy.errors import (
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_sources import DenseMasks, MaskForm
-from yolact_deploy.runtime.host import Finished, load_from_host, non_finite_note
+from yolact_deploy.runtime.host import FinishedBatch, load_from_host, non_finite_note
 from yolact_deploy.runtime.onnxruntime.network import (
     check_device,
     choose_providers,
@@ -188,8 +188,8 @@ class EndToEndPipeline:
     def load(self, item: Any, channel_order: ChannelOrder) -> Image:
         return load_from_host(item, channel_order, self.description)
 
-    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> Finished:
-        return Finished(self._network.detect(images, score_threshold))
+    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> FinishedBatch:
+        return FinishedBatch(self._network.detect(images, score_threshold))
 
     def timed(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> NoReturn:
         raise no_stages(self._path)

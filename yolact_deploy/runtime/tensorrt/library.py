@@ -210,15 +210,15 @@ def check_io(plan: PlanFile, trt: Any, engine: Any) -> tuple[dict[str, np.dtype[
     """
     tensors = _io_tensors(trt, engine)
     if difference := io_problem(tensors, plan.spec) or _recorded_otherwise(tensors, plan.sidecar):
-        raise _contradiction(plan, difference)
+        raise _plan_mismatch(plan, difference)
     smallest, best, largest = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT, 0))
     try:
         batch = BatchRange(smallest, best, largest)
     except SpecError as exc:
-        raise _contradiction(plan, f"in its profile, {exc}") from exc
+        raise _plan_mismatch(plan, f"in its profile, {exc}") from exc
     if batch != plan.sidecar.batch:
         said = plan.sidecar.batch
-        raise _contradiction(
+        raise _plan_mismatch(
             plan,
             f"its profile is for batches of {smallest},{best},{largest}, its sidecar says {said.min},{said.opt},{said.max}",
         )
@@ -246,7 +246,7 @@ def _io_tensors(trt: Any, engine: Any) -> list[IoTensor]:
     ]
 
 
-def _contradiction(plan: PlanFile, difference: str) -> PlanMismatchError:
+def _plan_mismatch(plan: PlanFile, difference: str) -> PlanMismatchError:
     return PlanMismatchError(
         f"{plan.path} contradicts its own sidecar: {difference}. Build it again with {plan.rebuild}."
     )
