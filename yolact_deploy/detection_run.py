@@ -1,10 +1,9 @@
 """A run of `detect` over many files: what it has found lies on the disk, so that a run that is broken off loses nothing.
 
 A journal is a file of lines, a JSON object each: the first says of which run it is, every other one is a record. Each is handed
-to the system as it comes, so that a killed process (kill -9) loses the file that it was at and no more; only a machine
-that loses its power may lose some that were done. Records belong to a piece of work, which counts when it is finished: what
-follows the last finished one, such as half a line, is cut off when the journal is opened again. What a run leaves at its end
-is written from there, a line at a time: nothing of an image is kept in memory.
+to the system as it comes: a killed process (kill -9) loses the file that it was at, and only lost power may take more. Records
+belong to a piece of work, which counts when it is finished; what follows the last finished one is cut off when the journal is
+opened again. What a run leaves is written from there, a line at a time: nothing of an image is kept in memory.
 """
 
 from __future__ import annotations
@@ -268,10 +267,8 @@ def _partial_path(coco: Path) -> Path:
 
 
 class Journal:
-    """The records of a run, in a file that is named, or one that is gone with the process.
-
-    Pieces of work are numbered from 0 and finished in order; `finished` counts them. Raises OutputError for a file that can't
-    be made, that another process is writing, or that is no journal.
+    """The records of a run, in a file with a name, or in one that is gone with the process. Pieces of work are finished in order;
+    `finished` counts them. Raises OutputError for a file that can't be made, that another run is writing, or that is no journal.
     """
 
     def __init__(self, path: Path | None) -> None:

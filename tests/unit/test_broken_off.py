@@ -394,6 +394,22 @@ def test_a_journal_on_a_full_disk_is_a_failure_of_writing_and_keeps_what_it_had(
     assert (tmp_path / "j").read_bytes().endswith(b"}\n")
 
 
+def test_a_video_for_which_there_is_no_room_is_no_overlay(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from yolact_deploy.reference.drawing import video_writer\n"
+        "with video_writer(Path(sys.argv[1]), 10) as add:\n"
+        "    for frame in np.random.default_rng(0).integers(0, 255, (40, 120, 160, 3), np.uint8):\n"
+        "        add(frame)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "v.mp4")], capture_output=True, text=True)
+    assert f"OutputFailure: can't write the video {tmp_path / 'v.mp4'}: it broke off." in done.stderr
+    assert _names(tmp_path) == []
+
+
 def test_a_folder_or_a_pipe_in_the_place_of_a_journal_is_named(detector: Detector, tmp_path: Path) -> None:
     Path("a.json.journal").mkdir()
     with pytest.raises(OutputError, match=r"a\.json\.journal"):

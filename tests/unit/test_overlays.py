@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,37 @@ def test_detections_are_saved_on_the_image_they_were_found_in(tmp_path: Path) ->
         found.plot(_gray(120, 100))
     with pytest.raises(OutputError, match="could not encode"):
         found.save(tmp_path / "drawn.docx", photo)
+
+
+def _crowd(count: int, image_hw: tuple[int, int]) -> Array:
+    generator = np.random.default_rng(2)
+    centres, sizes = generator.uniform(0, 1, (count, 2)), generator.uniform(0.08, 0.3, (count, 2))
+    relative = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1).clip(0, 1)
+    return np.asarray(relative * [*image_hw[::-1], *image_hw[::-1]])
+
+
+def test_in_a_crowd_no_label_is_hidden_by_others() -> None:
+    boxes = _crowd(60, (480, 640)).astype(int)
+    size = np.array([80, 24])
+    places = place_labels(boxes, np.tile(size, (60, 1)), (480, 640))
+    for row, place in enumerate(places):
+        seen = np.ones((24, 80), bool)
+        for x, y in places[:row] - place:
+            seen[max(0, y) : max(0, y + 24), max(0, x) : max(0, x + 80)] = False
+        assert seen.mean() > 0.5
+        low, high = np.maximum(place, boxes[row, :2]), np.minimum(place + size, boxes[row, 2:])
+        assert (low <= high).all()  # it touches its box
+
+
+def test_labels_leave_most_of_a_small_image_to_be_seen() -> None:
+    boxes = [[0.05, 0.1, 0.3, 0.5], [0.5, 0.1, 0.9, 0.4], [0.1, 0.6, 0.4, 0.9], [0.6, 0.6, 0.9, 0.95]]
+    found = dataclasses.replace(_detections(boxes, [0, 1, 2, 3], (96, 128)), names=("traffic light",) * 4)
+    drawn = _draw(_gray(96, 128), found)
+    labels = sum(int((drawn == colour_of(class_id)).all(axis=2).sum()) for class_id in range(4))
+    assert 0 < labels < 0.35 * 96 * 128
+
+
+def test_few_labels_in_a_large_image_are_as_large_as_ever() -> None:
+    one = _draw(_gray(480, 640), _detections([[0.3, 0.3, 0.6, 0.6]], [0], (480, 640)))
+    rows = (one == colour_of(0)).all(axis=2).sum(axis=1)
+    assert np.count_nonzero(rows > 20) >= 18  # as high as the label

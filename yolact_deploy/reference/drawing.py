@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, Image, IntArray
-from yolact_deploy.errors import OutputError
+from yolact_deploy.errors import OutputError, OutputFailure
 from yolact_deploy.files import atomic_path
 from yolact_deploy.reference.decoding import is_video
 from yolact_deploy.reference.masks import MaskRegion
@@ -28,8 +28,11 @@ Colour: TypeAlias = tuple[int, int, int]  # BGR
 _MASK_OPACITY = 0.45
 _CONTOUR_SHADE = 0.6  # of a mask's colour
 _TEXT_PER_PIXEL, _MIN_TEXT, _MAX_TEXT = 0.9e-3, 0.4, 2.0  # scale of OpenCV's font by the image's shorter side
+_SMALLEST_TEXT = 0.3  # where labels would hide the image: a crowd, or a small image
+_MOST_LABELLED = 0.25  # of the image
 _LINE_PER_PIXEL = 2.5e-3
 _PADDING = 0.35  # around a label's text, of its height
+_RELUCTANCE = 0.02  # of its area that a label would rather cover than take the next place
 _SMALL = 6  # an object of less than so many labels' area is not to be covered
 _CODEC = "mp4v"
 _KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # an overlay of another format is written as PNG
@@ -103,19 +106,41 @@ def _draw_labels(
 ) -> None:
     import cv2
 
-    thickness = max(1, round(1.3 * scale))
-    sizes = [cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness) for text in texts]
-    height = max((size[1] + baseline for size, baseline in sizes), default=0)
-    pad = max(2, round(_PADDING * height))
-    areas = np.array([[size[0] + 2 * pad, height + 2 * pad] for size, _ in sizes], int).reshape(-1, 2)
-    placed = place_labels(boxes, areas, (canvas.shape[0], canvas.shape[1]))
-    for text, (left, top), (width, tall), colour, (_, baseline) in reversed(
-        list(zip(texts, placed.tolist(), areas.tolist(), colours, sizes, strict=True))
+    style = _label_style(texts, scale)
+    if len(texts):
+        room = canvas.shape[0] * canvas.shape[1] * _MOST_LABELLED / style.areas.prod(axis=1).sum()
+        smaller = scale * min(1.0, room**0.5, canvas.shape[1] / style.areas[:, 0].max())
+        if smaller < scale:
+            style = _label_style(texts, max(_SMALLEST_TEXT, smaller))
+    placed = place_labels(boxes, style.areas, (canvas.shape[0], canvas.shape[1]))
+    for text, (left, top), (width, tall), colour, baseline in reversed(
+        list(zip(texts, placed.tolist(), style.areas.tolist(), colours, style.baselines, strict=True))
     ):
         cv2.rectangle(canvas, (left, top), (left + width - 1, top + tall - 1), colour, -1)
         ink = (0, 0, 0) if 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2] > 110 else (255, 255, 255)
-        at = (left + pad, top + tall - pad - baseline)
-        cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
+        at = (left + style.pad, top + tall - style.pad - baseline)
+        cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, style.scale, ink, style.thickness, cv2.LINE_AA)
+
+
+class _LabelStyle(NamedTuple):
+    """How labels are written, and how large each is with its padding."""
+
+    scale: float
+    thickness: int
+    pad: int
+    areas: AnyArray  # [n, 2], width and height
+    baselines: list[int]  # n
+
+
+def _label_style(texts: Sequence[str], scale: float) -> _LabelStyle:
+    import cv2
+
+    thickness = max(1, round(1.3 * scale))
+    sizes = [cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness) for text in texts]
+    height = max((size[1] + baseline for size, baseline in sizes), default=0)
+    pad = max(1 if scale < _MIN_TEXT else 2, round(_PADDING * height))
+    areas = np.array([[size[0] + 2 * pad, height + 2 * pad] for size, _ in sizes], int).reshape(-1, 2)
+    return _LabelStyle(scale, thickness, pad, areas, [baseline for _, baseline in sizes])
 
 
 def write_image(path: Path, image: Image) -> None:
@@ -146,25 +171,28 @@ def place_labels(
         zip(boxes.tolist(), sizes_wh.tolist(), strict=True)
     ):
         small = boxes[_areas(boxes) < _SMALL * width * height]
-        candidates = np.array(
-            [
-                (left, top - height),
-                (right - width, top - height),
-                (left, top),
-                (left, bottom),
-                (right - width, bottom),
-                (right - width, top),
-                (right, top),
-                (left - width, top),
-            ]
-        )
+        candidates = _around(left, top, right, bottom, width, height)
         candidates[:, 0] = np.clip(candidates[:, 0], 0, max(0, image_hw[1] - width))
         candidates[:, 1] = np.clip(candidates[:, 1], 0, max(0, image_hw[0] - height))
         places = np.concatenate([candidates, candidates + np.array([width, height])], axis=1)
         covered = 2 * _overlaps(places, placed[:row]) + _overlaps(places, small)
-        best = int(np.argmin(covered + np.arange(len(places)) * 0.02 * width * height))
+        best = int(np.argmin(covered + np.arange(len(places)) * _RELUCTANCE * width * height))
         placed[row] = places[best]
     return placed[:, :2].astype(int)
+
+
+def _around(left: float, top: float, right: float, bottom: float, width: float, height: float) -> AnyArray:
+    """Top left corners [m, 2] of a label that touches its box, the usual places first: over its top left corner, or its top
+    right one; then within it, below it, at its sides, and half-way along all of these."""
+    centre, middle = (left + right - width) / 2, (top + bottom - height) / 2
+    above, below, inside = top - height, bottom, bottom - height
+    before, after, flush = left - width, right, right - width
+    corners = [(left, above), (flush, above), (left, top), (left, below), (flush, below), (flush, top), (after, top)]
+    sides = [(before, top), (centre, above), (centre, below), (left, inside), (flush, inside), (after, inside)]
+    rest = [(before, inside), (after, middle), (before, middle), (centre, top), (centre, inside), (left, middle)]
+    return np.array(
+        [*corners, *sides, *rest, (flush, middle), (before, above), (after, above), (before, below), (after, below)]
+    )
 
 
 def _areas(boxes: AnyArray) -> AnyArray:
@@ -183,15 +211,16 @@ def _overlaps(places: AnyArray, others: AnyArray) -> AnyArray:
 @contextlib.contextmanager
 def video_writer(target: Path, fps: float) -> Iterator[Callable[[Image], None]]:
     """What adds a frame (uint8 [H, W, 3] BGR, all of one size) to the video `target` (.mp4), which appears when the block ends
-    without an error. Raises OutputError."""
+    without an error. Raises OutputError, OutputFailure where not all of it could be written: OpenCV does not say so."""
     import cv2
 
     writer: Any = None
+    count = 0
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(target))
 
         def add(frame: Image) -> None:
-            nonlocal writer
+            nonlocal writer, count
             if writer is None:
                 size_wh = (frame.shape[1], frame.shape[0])
                 writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*_CODEC), fps, size_wh)
@@ -199,8 +228,14 @@ def video_writer(target: Path, fps: float) -> Iterator[Callable[[Image], None]]:
                 if not writer.isOpened():
                     raise OutputError(f"can't write the video {target}: this OpenCV has no {_CODEC} encoder.")
             writer.write(np.ascontiguousarray(frame))
+            count += 1
 
         yield add
+        if writer is not None:
+            writer.release()
+            written = cv2.VideoCapture(str(temporary))
+            if not written.isOpened() or written.get(cv2.CAP_PROP_FRAME_COUNT) < count:
+                raise OutputFailure(f"can't write the video {target}: it broke off. Is there room on the disk?")
 
 
 def overlay_paths(files: Sequence[Path], folder: Path) -> list[Path]:
