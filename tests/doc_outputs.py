@@ -48,16 +48,8 @@ def transcripts(page: Path) -> Iterator[tuple[str, str]]:
 
 def prepare(folder: Path) -> None:
     """What commands find where they run: the bundled examples, and two checkpoints that can't be bundled, without training."""
-    import torch
-
-    from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
-    from tests.unit.exporters.trainer_states import mmdetection
-
     (folder / "examples").symlink_to(ROOT / "examples")
-    torch.save(random_plus().state_dict(), folder / "small_plus.pth")
-    (folder / "small_plus.json").write_text(SMALL_PLUS.to_json(), encoding="utf-8")
-    empty = {name: torch.zeros_like(tensor) for name, tensor in mmdetection().items()}
-    torch.save({"state_dict": empty}, folder / "epoch_55.pth")
+    _write_checkpoints(folder)
 
 
 def printed(command: str, folder: Path) -> str:
@@ -95,6 +87,18 @@ def refreshed(text: str, folder: Path) -> str:
         return "```console\n" + "\n".join(f"$ {line}\n{printed(line, folder)}" for line in commands) + "```"
 
     return _BLOCK.sub(block_again, text)
+
+
+def _write_checkpoints(folder: Path) -> None:
+    import torch
+
+    from tests.unit.exporters.plus_models import SMALL_PLUS, random_plus
+    from tests.unit.exporters.trainer_states import mmdetection
+
+    torch.save(random_plus().state_dict(), folder / "small_plus.pth")
+    (folder / "small_plus.json").write_text(SMALL_PLUS.to_json(), encoding="utf-8")
+    empty = {name: torch.zeros_like(tensor) for name, tensor in mmdetection().items()}
+    torch.save({"state_dict": empty}, folder / "epoch_55.pth")
 
 
 def main(*names: str) -> None:

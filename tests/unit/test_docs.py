@@ -60,16 +60,34 @@ def _without_figures(output: str) -> str:
     return " ".join(re.sub(r"[0-9a-f]{40,}|\d[\d.]*(e-\d+)?", "#", said).split())
 
 
+def _check_outputs(page: str, folder: Path) -> None:
+    for command, output in transcripts(ROOT / "docs" / page):
+        assert _without_figures(printed(command, folder)) == _without_figures(output), f"{command}: run `make docs`"
+
+
+def test_the_output_of_inspect_in_the_documents_is_what_it_prints(shapes_onnx: Path, tmp_path: Path) -> None:
+    shutil.copy(shapes_onnx, tmp_path / "shapes.onnx")
+    _check_outputs("artifacts.md", tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.needs("torch", "tensorrt_rtx")
 @pytest.mark.parametrize(
-    "name", ["custom-models", "artifacts", "runtime", "end-to-end", "yolact-plus", "other-trainers"]
+    "page",
+    [
+        "custom-models.md",
+        "python.md",
+        "detect.md",
+        "runtime.md",
+        "end-to-end.md",
+        "yolact-plus.md",
+        "other-trainers.md",
+    ],
 )
-def test_outputs_in_the_documents_are_what_the_commands_print(name: str, shapes_onnx: Path, tmp_path: Path) -> None:
+def test_outputs_in_the_documents_are_what_the_commands_print(page: str, shapes_onnx: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
     shutil.copy(shapes_onnx, tmp_path / "shapes.onnx")
-    for command, output in transcripts(ROOT / "docs" / f"{name}.md"):
-        assert _without_figures(printed(command, tmp_path)) == _without_figures(output), command
+    _check_outputs(page, tmp_path)
 
 
 def test_the_readme_names_every_command() -> None:
