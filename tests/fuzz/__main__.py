@@ -12,7 +12,6 @@ import random
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.fuzz import child
@@ -38,7 +37,6 @@ def main() -> int:
         )
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
-    started = time.monotonic()
     report = run(
         options.failures,
         seed=seed,
@@ -48,7 +46,6 @@ def main() -> int:
         only=tuple(options.target),
     )
     print(report.table())
-    print(f"{time.monotonic() - started:.0f} s")
     for finding in report.findings:
         print(f"\n{finding['target']}: {finding['what']}\n{finding['trace']}")
         print(f"again: python -m tests.fuzz --replay '{finding['file']}'")

@@ -166,7 +166,9 @@ def _peak_bytes() -> int:
 
 
 def prepare(scratch: Path) -> None:
-    """Threads, warnings and temporary files as every input finds them."""
+    """Threads, warnings, temporary files and the working directory as every input finds them."""
+    scratch.mkdir()
+    os.chdir(scratch)
     if "torch" in sys.modules:  # of those that are tried
         sys.modules["torch"].set_num_threads(1)
     warnings.simplefilter("error")
@@ -184,12 +186,10 @@ def limit_memory() -> None:
 
 def lay_out(target: Target, scratch: Path) -> Path:
     """An empty folder but for what lies beside an input; where the input goes."""
-    scratch.mkdir(exist_ok=True)
     for entry in list(scratch.iterdir()):
         _remove(entry)
     for name, content in target.beside.items():
         (scratch / name).write_bytes(content)
-    os.chdir(scratch)
     return scratch / target.file_name
 
 

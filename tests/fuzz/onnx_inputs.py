@@ -23,7 +23,9 @@ from yolact_deploy.artifacts.names import (
     PRECISION_METADATA_KEY,
     SPEC_METADATA_KEY,
     VERSION_METADATA_KEY,
+    WEIGHTS_SHA256_METADATA_KEY,
 )
+from yolact_deploy.artifacts.onnx_file import parse_onnx
 from yolact_deploy.spec import ModelSpec
 
 # Messages and fields are those of google.protobuf, which has no types.
@@ -39,7 +41,8 @@ def onnx_seeds() -> list[bytes]:
         CHECKPOINT_SHA256_METADATA_KEY: "ab" * 32,
         PRECISION_METADATA_KEY: "fp32",
     }
-    whole = make_model(TINY_SPEC, metadata=metadata)
+    weights = parse_onnx(make_model(TINY_SPEC).SerializeToString(), "tiny.onnx").weights
+    whole = make_model(TINY_SPEC, metadata={**metadata, WEIGHTS_SHA256_METADATA_KEY: weights.sha256})
     scoring = base64.b64encode(whole.SerializeToString()).decode()
     outside = make_model(TINY_SPEC)
     weight = outside.graph.initializer[0]

@@ -49,10 +49,13 @@ def test_twenty_thousand_inputs_are_taken_or_refused_in_words(tmp_path: Path, ha
     assert all(tally.refused for tally in report.tallies.values() if tally is not report.tallies["layers"])
 
 
-def test_what_is_changed_is_taken_as_long_as_it_is_not_changed(tmp_path: Path) -> None:
+def test_what_is_changed_is_taken_as_long_as_it_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the changes would try nothing but the first check."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.chdir(scratch)
     for name, target in TARGETS.items():
-        path = child.lay_out(target, tmp_path / "scratch")
+        path = child.lay_out(target, scratch)
         taken = [0] * len(target.readers)
         for data in target.seeds(tmp_path):
             path.write_bytes(data)
