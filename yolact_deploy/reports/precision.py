@@ -66,6 +66,9 @@ def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
 
 def compare_tables(report: dict[str, Any]) -> Iterator[Table]:
     """What was compared, tensors, detections, AP, the worst images: `CompareReport.to_dict()`."""
+    yield facts(
+        f"compared on {report['num_images']} images", {side.upper(): report[side]["path"] for side in ("a", "b")}
+    )
     yield _sides(report)
     yield _outputs(report)
     yield _agreement(report)
@@ -119,9 +122,8 @@ def _points(value: float | None) -> str:
 
 
 def _sides(report: dict[str, Any]) -> Table:
-    table = grid(f"compared on {report['num_images']} images", "", "A", "B")
+    table = grid("", "", "A", "B")
     for label, describe in (
-        ("file", lambda side: side["path"]),
         ("precision", lambda side: side["precision"]),
         ("size", lambda side: f"{side['size_bytes'] / MIB:.1f} MiB"),
         ("model", lambda side: side["model"]),

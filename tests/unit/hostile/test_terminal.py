@@ -290,3 +290,17 @@ def test_memory_that_is_not_there_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> 
     assert result.exit_code == 1
     assert "there is not enough memory for this: Unable to allocate" in result.stderr
     assert "bug" not in result.stderr
+
+
+def test_the_command_line_prints_in_one_place() -> None:
+    root = Path(__file__).parents[3]
+    prints = re.compile(r"\bConsole\(|^ *print\(|typer\.echo\(|rich\.(table|markup|progress)", re.MULTILINE)
+    elsewhere = [
+        str(path.relative_to(root))
+        for package in ("yolact_deploy", "exporters", "engines", "benchmarks")
+        for path in sorted((root / package).rglob("*.py"))
+        if "figures" not in path.parts  # the project's own, which print to whoever measures
+        and path != root / "yolact_deploy/cli/console.py"
+        and prints.search(path.read_text(encoding="utf-8"))
+    ]
+    assert elsewhere == ["yolact_deploy/cli/commands.py"]  # the version
