@@ -32,6 +32,7 @@ PAGES = tuple(
         "docs/end-to-end.md",
         "docs/yolact-plus.md",
         "docs/other-trainers.md",
+        "docs/reliability.md",
     )
 )
 COLUMNS = 100  # of the terminal that the commands print to

@@ -139,3 +139,18 @@ def test_help_names_the_opsets_that_are_accepted() -> None:
     (opset,) = (parameter for parameter in GROUP.commands["export"].params if parameter.name == "opset")
     assert tuple(range(opset.min, opset.max + 1)) == SUPPORTED_OPSETS
     assert f"{SUPPORTED_OPSETS[0]}<=x<={SUPPORTED_OPSETS[-1]}" in _help("export")
+
+
+def test_each_test_that_holds_a_promise_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    missing = [
+        f"{file}::{test}" for file, test in named if f"\ndef {test}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert missing == []
+
+
+def test_every_promise_names_a_test() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    promises = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text.partition("## How")[0], flags=re.MULTILINE)
+    assert [promise for promise, tests in promises if "::test_" not in tests] == ["promise"]
