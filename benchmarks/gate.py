@@ -175,7 +175,8 @@ def judge_report(
             then = baseline.get("yardstick_ms")
             allowance = report["yardstick_ms"]["p50"] / then["p50"] if then else 1.0
             found = judge_percentiles(name, run, old, allowance, max_regression)
-        cpu_ratio = run["cpu_ms"]["p50"] / old["cpu_ms"]["p50"] if "cpu_ms" in old else 1.0
+        cpu_then = old.get("cpu_ms", {}).get("p50")  # 0 where the clock is coarser than the work
+        cpu_ratio = run["cpu_ms"]["p50"] / cpu_then if cpu_then else 1.0
         judgements.append(discount_if_busy(found, disturbed, cpu_ratio))
     return judgements
 
@@ -261,7 +262,7 @@ def _run_problem(run: dict[str, Any]) -> str | None:
         "artifact": isinstance(run.get("artifact"), str),
         "latency_ms": _has_median(run.get("latency_ms")),
         "batch": type(run.get("batch")) is int,
-        "cpu_ms": _has_median(run.get("cpu_ms", {"p50": 1.0})),
+        "cpu_ms": _has_median(run.get("cpu_ms", {"p50": 0}), or_zero=True),
         "sha256": isinstance(run.get("sha256", ""), (str, type(None))),
         "latency_ci_ms": isinstance(interval, list)
         and len(interval) == 2
@@ -271,8 +272,8 @@ def _run_problem(run: dict[str, Any]) -> str | None:
     return next((_lacks(key, run) for key, is_sound in found.items() if not is_sound), None)
 
 
-def _has_median(times: Any) -> bool:
-    return isinstance(times, dict) and _is_time(times.get("p50"))
+def _has_median(times: Any, *, or_zero: bool = False) -> bool:
+    return isinstance(times, dict) and (_is_time(times.get("p50")) or (or_zero and times.get("p50") == 0))
 
 
 def _are_times(values: Any) -> bool:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.gate import (
     check_same_machine,
     check_same_work,
+    judge_report,
     match_runs,
     parse_fraction,
     present_artifact,
@@ -191,7 +192,7 @@ FULL: dict[str, Any] = {**BASELINE, "yardstick_ms": {"p50": 1.0}, "yardstick_sam
         ("artifact", [None, 3, ["m.onnx"]]),
         ("batch", [None, "1", True]),
         ("latency_ms", [3, {}, {"p50": None}, {"p50": "10"}, {"p50": 0}, {"p50": -1.0}]),
-        ("cpu_ms", [3, {"p50": 0}, {"p50": 1e300}]),
+        ("cpu_ms", [3, {}, {"p50": -1}, {"p50": 1e300}]),
         ("sha256", [3, {}]),
         ("latency_ci_ms", [[], {"p50": 3}, {"p50": [1.0]}, {"p50": ["a", "b"]}, {"p50": [0, 1]}]),
         ("samples_ms", [3, {}, {"latency": []}, {"latency": "x"}, {"latency": [1.0, "2"]}, {"latency": [[1.0]]}]),
@@ -202,6 +203,15 @@ def test_what_is_malformed_in_a_run_is_named(tmp_path: Path, key: str, values: l
     for value in values:
         with pytest.raises(BenchmarkError, match=f"is damaged: it has '{key}' in another form"):
             read_baseline(_written(tmp_path, {**FULL, "runs": [{**FULL_RUN, key: value}]}))
+
+
+def test_cpu_time_that_a_coarse_clock_did_not_see_is_taken(tmp_path: Path) -> None:
+    run = {**FULL_RUN, "cpu_ms": {"p50": 0.0}}
+    baseline = read_baseline(_written(tmp_path, {**FULL, "runs": [run]}))
+    watch = {"other_processes_share": 0.0, "steal_share": 0.0}
+    report = {**FULL, "runs": [FULL_RUN], "watch": watch}
+    (judgement,) = judge_report(report, baseline, baseline["runs"], [None], 0.05)
+    assert judgement.verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(
