@@ -14,7 +14,7 @@ MINUTES ?= 10
 INPUTS ?=
 SEED ?=
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons figures readme docs clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons kernel-costs figures readme docs clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -63,6 +63,10 @@ test-install: $(VENV)/installed
 # The fast tests on every other Python that is supported and at hand.
 test-pythons: $(VENV)/installed
 	$(BIN)/python tests/install/check_pythons.py $(PYTHONS)
+
+# What the kernels cost on the emulator: blocks, bytes, barriers and steps of recorded and crowded scenes, without a GPU.
+kernel-costs: $(VENV)/installed
+	$(BIN)/python -m tests.emulator.costs
 
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed

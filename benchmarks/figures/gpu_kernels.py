@@ -63,8 +63,7 @@ class BatchOfOne:
             **{name: memory.device(buffer.nbytes, name) for name, buffer in own.items()},
             **{name: memory.upload(array, name, stream) for name, array in uploads.items()},
         }
-        self.mask_bytes = self.program.workspace["mask_words"].nbytes
-        self._pinned_masks = memory.pinned(self.mask_bytes, "masks on the host")
+        self._pinned_masks = memory.pinned(self.program.workspace["mask_words"].nbytes, "masks on the host")
         self.steps = (*self.program.detect(self._at), *self.program.masks(self._at))
 
     def launch(self, step: Step, stream: int) -> None:
@@ -77,9 +76,8 @@ class BatchOfOne:
             self.launch(step, stream)
         self._memory.driver.copy_to_host(self._pinned, self._results, self._result_bytes, stream)
 
-    def copy_masks(self, detections: int, stream: int) -> None:
-        """The masks of so many to pinned memory."""
-        nbytes = self.program.mask_bytes[0] * detections
+    def copy_masks(self, nbytes: int, stream: int) -> None:
+        """So much of the masks to pinned memory."""
         self._memory.driver.copy_to_host(self._pinned_masks, self._at["mask_words"], nbytes, stream)
 
     def read(self, name: str, buffer: Buffer, stream: int) -> AnyArray:
@@ -106,7 +104,7 @@ def measure_kernels(
     "frame_us" is decode, FastNMS and masks, and the detections in pinned host memory, in a CUDA graph; "frame_call_us" the same
     as a host sees it, from the graph's launch to the end of waiting for it.
     """
-    model = ModelConstants.of(spec, specialize(spec))
+    model = ModelConstants.of(spec, specialize(spec), multiprocessors=driver.device.multiprocessors)
     uploads = {**heads._asdict(), "priors": make_priors(spec), "image_hw": np.array([image_hw], np.int32)}
     with driver.current(), Memory(driver) as memory:
         kernels = load(driver, model.specialization)
@@ -117,13 +115,14 @@ def measure_kernels(
             batch.enqueue(stream)
         driver.synchronize(stream)
         one = batches[0]
-        detections = int(one.read("count", one.program.results["count"], stream)[0])
+        found = {name: one.read(name, one.program.results[name], stream) for name in ("count", "window_start")}
+        detections, (mask_bytes,) = int(found["count"][0]), one.program.mask_bytes(found)
         candidates = int(one.read("candidate_count", one.program.workspace["candidate_count"], stream)[0])
         timer = CudaGraphTimer(driver, stream, repeats)
         rows = []
         for number, (launch, _) in enumerate(one.steps):
             us = timer.each([partial(batch.launch, batch.steps[number]) for batch in batches])
-            moved = _bytes_moved(launch.kernel, one.program, candidates, detections)
+            moved = _bytes_moved(launch.kernel, one.program, candidates, detections, mask_bytes)
             rows.append({"kernel": launch.kernel, "us": us, "bytes": moved, "gb_per_s": moved / us / 1e3})
         return {
             "image_hw": list(image_hw),
@@ -132,8 +131,8 @@ def measure_kernels(
             "kernels": rows,
             "frame_us": timer.each([batch.enqueue for batch in batches]),
             "frame_call_us": timer.call(one.enqueue),
-            "mask_copy_us": timer.each([partial(batch.copy_masks, detections) for batch in batches]),
-            "mask_copy_bytes": one.program.mask_bytes[0] * detections,
+            "mask_copy_us": timer.each([partial(batch.copy_masks, mask_bytes) for batch in batches]),
+            "mask_copy_bytes": mask_bytes,
         }
 
 
@@ -168,7 +167,7 @@ def measure_preprocess(
         return {"image_hw": list(image_hw), "input_size": size, "us": us, "bytes": moved, "gb_per_s": moved / us / 1e3}
 
 
-def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections: int) -> int:
+def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections: int, mask_bytes: int) -> int:
     """The least a kernel has to read and write: each input once, each output once."""
     specialization, num_priors = program.model.specialization, program.model.num_priors
     lists = specialization.lists
@@ -177,7 +176,7 @@ def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections
     pool = 8 * lists * specialization.max_out
     sorted_rows = lists * min(specialization.top_k, candidates)
     results = detections * (
-        4 + 4 + 4 + 16 + 16 + 16 + 8 * specialization.num_coeff
+        4 + 4 + 4 + 16 + 16 + 16 + 20 + 8 * specialization.num_coeff
     )  # coefficients are read and written
     words = num_priors // 8
     moved: dict[str, int] = {
@@ -185,7 +184,7 @@ def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections
         "gather_candidates": words + candidates * (16 + 16 + conf_row + 4 + 16 + 4 * lists),
         "fast_nms": 4 * lists * candidates + 16 * sorted_rows + pool,
         "select_detections": pool + results,
-        "assemble_masks": program.workspace["proto"].nbytes + program.mask_bytes[0] * detections,
+        "assemble_masks": program.workspace["proto"].nbytes + mask_bytes,
     }
     return moved[kernel]
 

@@ -32,7 +32,7 @@ from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.buffers import MAX_BLOCKS
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Argument, Driver, GpuDevice
-from yolact_deploy.cuda.launches import Launch, mask_pitch_words, result_buffers
+from yolact_deploy.cuda.launches import Launch, result_buffers
 from yolact_deploy.cuda.program import pack
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.postprocess import MaskIouModel
@@ -93,7 +93,7 @@ def measure(config: str, image_hw: tuple[int, int], detections: int, repeats: in
         "python_us": frame_us - pixels_us,
         "kept_us": kept_us,
         "pixels_bytes": image.nbytes,
-        "masks_bytes": 4 * detections * image_hw[0] * mask_pitch_words(image_hw[1]),
+        "masks_bytes": 4 * int(_windows(image_hw, detections)[1][-1]),
         "driver_calls": dict(counter.calls),
     }
 
@@ -107,11 +107,21 @@ def _frames(driver: Any, config: str, folder: str, image: Any, detections: int) 
     detector = Detector(artifact, device="cuda:0", gpu=null_backend(driver, NullNetwork(spec)))
     results = pack(result_buffers(specialize(spec), 1))
     detector(image)
+    windows, starts = _windows(image.shape[:2], detections)
+    write_block(driver.results, results.offsets["windows"], windows)
+    write_block(driver.results, results.offsets["window_start"], starts)
     write_block(driver.results, results.offsets["count"], np.array([detections], np.int32))
     for _ in range(_WARMUP):
         if len(detector(image)) != detections:
             raise SystemExit("the detections put in place were not read.")
     return lambda: detector(image)
+
+
+def _windows(image_hw: tuple[int, int], detections: int) -> tuple[AnyArray, AnyArray]:
+    """Windows of half the image's height and width, and where their words begin; the rest of 100 are empty."""
+    windows = np.zeros((100, 4), np.int32)
+    windows[:detections, 2:] = image_hw[0] // 2, -(-image_hw[1] // 64)
+    return windows, np.cumsum([0, *(windows[:, 2] * windows[:, 3])]).astype(np.uint32)
 
 
 def _median_us(work: Callable[[], object], repeats: int) -> float:

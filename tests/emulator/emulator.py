@@ -2,8 +2,8 @@
 
 What it shows: results, deadlocks and diverged barriers, under several orders of threads and blocks; writes outside of buffers,
 crashes and loops without end, none of which takes the process with it; with the build "races", accesses that no barrier orders;
-with "asan", every access outside of buffers and undefined behaviour, which ends the process. What it can't: timing,
-alignment that only a GPU asks for, and races between launches.
+with "asan", every access outside of buffers and undefined behaviour, which ends the process; with "costs", what a launch reads,
+writes and waits for. What it can't: timing, alignment that only a GPU asks for, and races between launches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from yolact_deploy.cuda.launches import ARGUMENTS, Launch
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
 
 Array = npt.NDArray[Any]
-Build: TypeAlias = Literal["plain", "quick", "races", "asan"]  # quick: to compile, where little is run
+Build: TypeAlias = Literal["plain", "quick", "races", "costs", "asan"]  # quick: to compile, where little is run
 
 HERE = Path(__file__).parent
 LIMIT_SECONDS = 60.0  # of processor time, far beyond what a kernel of a test takes
@@ -39,6 +39,7 @@ _BUILD_FLAGS: Mapping[Build, list[str]] = {
     "plain": ["-O2"],
     "quick": ["-O0"],
     "races": ["-O1", "-fsanitize=thread"],
+    "costs": ["-O2", "-fsanitize=thread", "-fsanitize-coverage=trace-pc"],
     "asan": [
         "-O1",
         "-fsanitize=address,undefined",
@@ -46,6 +47,7 @@ _BUILD_FLAGS: Mapping[Build, list[str]] = {
         "-fno-sanitize-recover=all",
     ],
 }
+_OBSERVERS: Mapping[Build, str] = {"races": "races.cpp", "costs": "costs.cpp"}
 _C_TYPES: Mapping[str, Any] = {
     "pointer": ctypes.c_void_p,
     "int32": ctypes.c_int32,
@@ -88,7 +90,7 @@ class Emulator:
             raise EmulatorError(f"{launch.kernel}: {exc}") from exc
 
     def _launch(self, launch: Launch, arguments: Mapping[str, Any], sizes: Mapping[str, int], schedule: int) -> None:
-        if self._build == "races":
+        if self._build in _OBSERVERS:
             self._library.emulator_forget_all()
             for name, nbytes in sizes.items():
                 self._library.emulator_watch(ctypes.c_void_p(arguments[name]), ctypes.c_size_t(nbytes))
@@ -105,6 +107,23 @@ class Emulator:
         if problem is not None:
             raise EmulatorError(problem.decode())
 
+    def costs(self) -> dict[str, int]:
+        """What the last launch took, in the build "costs": {"blocks", "blocks_without_work", "bytes_read", "bytes_written",
+        "barriers", "longest_thread_steps", "steps"}. A block without work writes nothing; a step is a basic block entered by a
+        thread, "steps" those of all threads."""
+        names = (
+            "blocks",
+            "blocks_without_work",
+            "bytes_read",
+            "bytes_written",
+            "barriers",
+            "longest_thread_steps",
+            "steps",
+        )
+        found = (ctypes.c_uint64 * len(names))()
+        self._library.emulator_costs(found)
+        return dict(zip(names, found, strict=True))
+
 
 @functools.cache
 def emulator(specialization: Specialization, build: Build = "plain") -> Emulator:
@@ -118,8 +137,8 @@ def compiled(source: str, specialization: Specialization, build: Build = "plain"
     unit = _unit(source)
     flags = [*_COMMON_FLAGS, *_BUILD_FLAGS[build], *_cpu_flags()]
     link_flags = ["-shared", *(["-fsanitize=address,undefined"] if build == "asan" else [])]
-    races = "races.cpp" if build == "races" else "no_races.cpp"
-    runtime = [_runtime_object(name) for name in ("runtime.cpp", races)]
+    observer = _OBSERVERS.get(build, "no_observer.cpp")
+    runtime = [_runtime_object(name) for name in ("runtime.cpp", observer)]
     key = _digest(unit, (HERE / "cuda_emulator.h").read_text(), repr((definitions, flags, link_flags, runtime)))
     library = _cache_folder() / f"kernels-{key}.so"
     with _locked(library):

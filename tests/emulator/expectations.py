@@ -103,16 +103,17 @@ def expect_detections(found: Found, raw: RawDetections, image_hw: tuple[int, int
 
 def expect_masks(
     pipeline: Pipeline, raws: list[RawDetections], image_hw: tuple[int, int], *, crop: bool = True
-) -> Array:
-    """Masks of the last `detect` equal to the reference's in every pixel; padding bits are 0."""
+) -> list[Array]:
+    """Masks of the last `detect` equal to the reference's in every pixel; bits beyond the image are 0."""
     masks = pipeline.masks(image_hw, crop=crop)
     canvas_hw = pipeline.specialization.canvas_hw(image_hw)
     for found, raw in zip(masks, raws, strict=True):
         expected = assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
-        np.testing.assert_array_equal(found[: len(raw)], expected)
-    for words, raw in zip(pipeline.mask_words(), raws, strict=True):
-        every_bit = unpack_mask_words(words, words.shape[-1] * 32)
-        assert not every_bit[: len(raw), :, image_hw[1] :].any()
+        np.testing.assert_array_equal(found, expected)
+    for windowed in pipeline.windowed():
+        for (_, left, rows, words), start in zip(windowed.windows.tolist(), windowed.starts.tolist(), strict=True):
+            every_bit = unpack_mask_words(windowed.words[start : start + rows * words].reshape(rows, words), 32 * words)
+            assert not every_bit[:, image_hw[1] - left :].any()
     return masks
 
 

@@ -258,9 +258,80 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # masks
     "mask_at_one_half": Mutant(
-        "stretch(upper, lower, row.weight) > 0.5f",
-        "stretch(upper, lower, row.weight) >= 0.5f",
+        "(stretch(upper, lower, own) > 0.5f) == is_first_above",
+        "(stretch(upper, lower, own) >= 0.5f) == is_first_above",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "equal_rows_at_one_half": Mutant(
+        "(unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) > 0.5f) << row",
+        "(unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) >= 0.5f) << row",
         "a_soft_mask_of_exactly_one_half_is_background",
+    ),
+    "settled_too_near_one_half": Mutant(
+        "const float margin = 1e-6f;",
+        "const float margin = -1e-6f;",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "settled_by_one_row": Mutant(
+        "(upper > 0.5f + margin) & (lower > 0.5f + margin)",
+        "(upper > 0.5f + margin)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "settled_for_one_lane": Mutant(
+        "if (__all_sync(ALL_LANES, is_settled)) return",
+        "if (__any_sync(ALL_LANES, is_settled)) return",
+        "masks_are_the_references_at_any_size",
+    ),
+    "nan_is_settled": Mutant(
+        "(upper < 0.5f - margin) & (lower < 0.5f - margin)",
+        "(upper < 0.5f - margin) | (lower < 0.5f - margin)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "change_one_row_early": Mutant(
+        "bit_range(begin, change + 1);", "bit_range(begin, change);", "masks_are_the_references_at_any_size"
+    ),
+    "change_beyond_the_interval": Mutant(
+        "(row < end) & ((stretch", "(row < 32) & ((stretch", "masks_are_the_references_at_any_size"
+    ),
+    "search_of_half_the_rows": Mutant(
+        "power_of_two_from(end - begin) / 2; step",
+        "power_of_two_from(end - begin) / 4; step",
+        "masks_are_the_references_at_any_size",
+    ),
+    "change_to_above_only": Mutant(
+        "is_first_above ? like_first :", "true ? like_first :", "masks_are_the_references_at_any_size"
+    ),
+    "bits_not_transposed": Mutant(
+        "transpose_bits(is_inside ? above : 0u)", "(is_inside ? above : 0u)", "masks_are_the_references_at_any_size"
+    ),
+    "row_of_cells_before_the_last": Mutant(
+        "first == second ? lower :", "second >= 0 ? lower :", "masks_are_the_references_at_any_size"
+    ),
+    "change_of_cells_missed": Mutant(
+        "lane < chunk && (lane == 0 || row.first != row_above)",
+        "lane == 0",
+        "masks_are_the_references_at_any_size",
+    ),
+    "bands_of_one_warp": Mutant(
+        "warp / tile.pitch * tile_rows;",
+        "0;",
+        "masks_are_the_references_at_any_size",
+    ),
+    "last_tile_missing": Mutant(
+        "tiling.down = (window.rows + tiling.rows - 1) / tiling.rows;",
+        "tiling.down = max(1, window.rows / tiling.rows);",
+        "masks_are_the_references_at_any_size",
+    ),
+    "tile_of_the_detection_before": Mutant(
+        "first_tile[n + step] <= item", "first_tile[n + step] < item", "masks_are_the_references_at_any_size"
+    ),
+    "only_one_tile_of_a_block": Mutant(
+        "item < first_tile[MAX_OUT]; item += gridDim.x",
+        "item < first_tile[MAX_OUT]; item += 1 << 30",
+        "masks_are_the_references_at_any_size",
+    ),
+    "windows_of_one_size": Mutant(
+        "(MAX_OUT + 1) + n] + first_row", "(MAX_OUT + 1) + 1] * n + first_row", "masks_are_the_references_at_any_size"
     ),
     "lerp_not_fused": Mutant(
         "return fmaf(first, 1.0f - weight, second * weight);",
@@ -285,7 +356,9 @@ MUTANTS: dict[str, Mutant] = {
         "ordered_limits(first, second, size, 0.0f)",
         "masks_are_the_references_at_any_size",
     ),
-    "crop_includes_its_end": Mutant("x < window.y && y", "x <= window.y && y", "masks_are_the_references_at_any_size"),
+    "crop_includes_its_end": Mutant(
+        "(x < window.y) & (y", "(x <= window.y) & (y", "masks_are_the_references_at_any_size"
+    ),
     "floor_instead_of_ceil": Mutant(
         "(int)ceilf(fmaxf(limits.y, 0.0f))",
         "(int)floorf(fmaxf(limits.y, 0.0f))",
@@ -296,75 +369,95 @@ MUTANTS: dict[str, Mutant] = {
         "",
         "an_infinite_size_gives_a_nan_corner_and_no_mask",
     ),
-    "tile_empty_too_early": Mutant(
-        "window.w <= cell_top;", "window.w <= cell_top + 1;", "masks_are_the_references_at_any_size"
-    ),
     "soft_without_barrier": Mutant(
-        "cell_top + i / cells_w);\n    }\n    __syncthreads();",
-        "cell_top + i / cells_w);\n    }",
+        "tile.inside, x, y);\n    }\n    __syncthreads();",
+        "tile.inside, x, y);\n    }",
         "no_two_threads_meet_without_a_barrier",
     ),
     "words_without_barrier": Mutant(
-        "threadIdx.x / 32] = bits;\n    }\n    __syncthreads();",
-        "threadIdx.x / 32] = bits;\n    }",
+        "band, tile_rows, words);\n    __syncthreads();",
+        "band, tile_rows, words);",
         "no_two_threads_meet_without_a_barrier",
     ),
-    "padding_bits_set": Mutant("x < image_w && stretch", "stretch", "masks_are_the_references_at_any_size"),
-    "halves_of_a_pair_swapped": Mutant(
-        "(half_bits)(pairs[i] >> 16)), coeff[k + 2 * i + 1]",
-        "(half_bits)(pairs[i] >> 16)), coeff[k + 2 * i]",
-        "half_precision_heads_are_widened_exactly",
+    "coefficients_without_barrier": Mutant(
+        "coeff[(size_t)tile.detection * NUM_COEFF + k];\n    }\n    __syncthreads();",
+        "coeff[(size_t)tile.detection * NUM_COEFF + k];\n    }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "next_tile_in_the_place_of_the_last": Mutant(
+        "    __syncthreads();  // before the next tile takes its place\n",
+        "",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "tile_read_before_it_is_there": Mutant(
+        "image_w), tile_rows, crop);\n      __syncwarp();",
+        "image_w), tile_rows, crop);",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "tiles_counted_without_barrier": Mutant(
+        "MAX_OUT, first_tile);\n  }\n  __syncthreads();",
+        "MAX_OUT, first_tile);\n  }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "windows_summed_without_barrier": Mutant(
+        "words[i] = (unsigned)window.rows * window.words;\n  }\n  __syncthreads();",
+        "words[i] = (unsigned)window.rows * window.words;\n  }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "padding_bits_set": Mutant(
+        "bool is_inside = x < tile.right;", "bool is_inside = true;", "masks_are_the_references_at_any_size"
     ),
     "row_of_zeros_for_the_last": Mutant(
-        "int second = min(first + 1, last_row);", "int second = first + 1;", "masks_are_the_references_at_any_size"
+        "second = min(first + 1, last_row);", "second = first + 1;", "masks_are_the_references_at_any_size"
     ),
-    "rows_of_the_image_not_the_square": Mutant(
-        "stretch_source(top + y, proto_h, canvas.x)",
-        "stretch_source(top + y, proto_h, image_h)",
-        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    "rows_stretched_as_columns": Mutant(
+        "min(lane, chunk - 1), proto_hw.x, canvas.x)",
+        "min(lane, chunk - 1), proto_hw.x, canvas.y)",
+        "interpolation_is_fused_and_horizontal_first",
     ),
-    "columns_of_the_image_not_the_square": Mutant(
-        "stretch_source(min(x, image_w - 1), proto_w, canvas.y)",
-        "stretch_source(min(x, image_w - 1), proto_w, image_w)",
-        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    "columns_stretched_as_rows": Mutant(
+        "stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.y)",
+        "stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.x)",
+        "interpolation_is_fused_and_horizontal_first",
     ),
     "first_cell_of_the_image_not_the_square": Mutant(
-        "stretch_source(left, proto_w, canvas.y)",
-        "stretch_source(left, proto_w, image_w)",
+        "stretch_source(tile.left, proto_hw.y, canvas.y)",
+        "stretch_source(tile.left, proto_hw.y, image_hw.y)",
         "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
     ),
     "last_cell_of_the_image_not_the_square": Mutant(
-        "stretch_source(right - 1, proto_w, canvas.y)",
-        "stretch_source(right - 1, proto_w, image_w)",
+        "stretch_source(tile.right - 1, proto_hw.y, canvas.y).first",
+        "stretch_source(tile.right - 1, proto_hw.y, image_hw.y).first",
         "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
     ),
     "top_cell_of_the_image_not_the_square": Mutant(
-        "stretch_source(top, proto_h, canvas.x)",
-        "stretch_source(top, proto_h, image_h)",
+        "stretch_source(tile.top, proto_hw.x, canvas.x)",
+        "stretch_source(tile.top, proto_hw.x, image_hw.x)",
         "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
     ),
     "bottom_cell_of_the_image_not_the_square": Mutant(
-        "stretch_source(bottom - 1, proto_h, canvas.x)",
-        "stretch_source(bottom - 1, proto_h, image_h)",
+        "stretch_source(bottom - 1, proto_hw.x, canvas.x)",
+        "stretch_source(bottom - 1, proto_hw.x, image_hw.x)",
         "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
     ),
-    "dense_pitch_of_the_width": Mutant(
-        "words += pitch;", "words += (image_w + 31) / 32;", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    "dense_without_its_window": Mutant(
+        "row < window.rows && word >= 0", "true && word >= 0", "dense_masks_and_run_lengths_are_those_of_the_bits"
     ),
-    "mask_written_beyond_its_row": Mutant(
-        "if (quad < quads) mask[", "mask[", "dense_masks_and_run_lengths_are_those_of_the_bits", sanitized=True
+    "dense_columns_of_the_image": Mutant(
+        "word = (x - window.left) >> 5;", "word = x >> 5;", "dense_masks_and_run_lengths_are_those_of_the_bits"
     ),
-    "dense_reads_beyond_the_last_row": Mutant(
-        "rows_left > 0 ? words", "true ? words", "dense_masks_and_run_lengths_are_those_of_the_bits", sanitized=True
+    "dense_window_of_the_first_mask": Mutant(
+        "if (++n < detections) {", "if (++n < 0) {", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "mask_written_beyond_its_row": Mutant("if (w < tile.words) out[", "out[", "masks_are_the_references_at_any_size"),
+    "dense_reads_beyond_the_last_mask": Mutant(
+        "n < detections && row >= 0", "row >= 0", "dense_masks_and_run_lengths_are_those_of_the_bits", sanitized=True
     ),
     # run lengths
     "columns_start_with_background": Mutant(
-        "unsigned before = last_row[word] << 1 | (word > 0 ? last_row[word - 1] >> 31 : 0u);",
-        "unsigned before = 0;",
+        "bottom == image_h && x > window.left && mask.at(image_h - 1, x - 1)",
+        "false",
         "dense_masks_and_run_lengths_are_those_of_the_bits",
-    ),
-    "word_border_forgotten": Mutant(
-        "| (word > 0 ? last_row[word - 1] >> 31 : 0u)", "", "dense_masks_and_run_lengths_are_those_of_the_bits"
     ),
     "last_position_of_the_warp_only": Mutant(
         "exclusive_last = max(exclusive_last, warp_lasts[w]);", "", "dense_masks_and_run_lengths_are_those_of_the_bits"
@@ -387,54 +480,62 @@ MUTANTS: dict[str, Mutant] = {
         "(int)ceilf(end_cell * scale) - 2)",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
+    "window_without_its_margin": Mutant(
+        "(int)ceilf(end_cell * scale) + 1)",
+        "(int)ceilf(end_cell * scale))",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
     "rows_before_the_first": Mutant(
         "max((int)(first_cell * scale) - 1, 0)",
         "(int)(first_cell * scale) - 1",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
-    "reach_without_the_crop_being_off": Mutant(
-        "MaskReach reach;\n",
-        "MaskReach reach;\n  window = cells[detection];\n",
+    "window_without_the_crop_being_off": Mutant(
+        "reached = crop ? cells[at] :",
+        "reached = true ? cells[at] :",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
-    "column_after_the_mask_left_out": Mutant(
-        "x <= reach.columns.y;",
-        "x < reach.columns.y - 1;",
+    "window_beyond_the_image": Mutant(
+        "bottom = min(rows.y, image_h);", "bottom = rows.y;", "masks_are_the_references_at_any_size"
+    ),
+    "window_of_no_cells": Mutant(
+        "cells.x >= cells.y || cells.z >= cells.w ||",
+        "",
+        "boxes_that_are_nan_infinite_or_outside_have_the_references_masks",
+    ),
+    "last_word_left_out": Mutant(
+        "x < window.left + 32 * window.words;",
+        "x < window.left + 32 * window.words - 32;",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
     "change_from_the_column_before_left_out": Mutant(
-        "if (before >> lane & 1) at_change(position);",
-        "",
+        "if (before && window.top > 0) {\n    at_change(position);",
+        "if (before && window.top > 0) {",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
     "column_before_ends_at_the_first_row": Mutant(
-        "at_change(position);\n    before = 0;",
+        "at_change(position);\n    before = false;",
         "at_change(position);",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
-    "change_below_the_mask_left_out": Mutant(
-        "int end = min(rows.y + 1, image_h);",
-        "int end = min(rows.y - 1, image_h);",
-        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
-    ),
     "last_run_only_where_the_mask_is": Mutant(
-        "if (!can_change(reach, x) && !ends) return;",
-        "if (!can_change(reach, x)) return;",
+        "if (!mask.can_change(x) && !ends) return;",
+        "if (!mask.can_change(x)) return;",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
-    "reach_of_the_batchs_first_image": Mutant(
-        "size_t detection = (size_t)(first_image + local_image) * MAX_OUT + n;",
-        "size_t detection = (size_t)local_image * MAX_OUT + n;",
+    "run_lengths_of_the_batchs_first_image": Mutant(
+        "image = first_image + local_image, n = blockIdx.y;",
+        "image = local_image, n = blockIdx.y;",
         "images_of_a_batch_can_have_their_own_sizes",
     ),
     "rows_in_reach_of_the_image_not_the_square": Mutant(
-        "pixels_over(window.z, window.w, proto_h, canvas.x)",
-        "pixels_over(window.z, window.w, proto_h, image_h)",
+        "pixels_over(cells.z, cells.w, proto_h, canvas.x)",
+        "pixels_over(cells.z, cells.w, proto_h, image_h)",
         "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
     ),
     "columns_in_reach_of_the_image_not_the_square": Mutant(
-        "pixels_over(window.x, window.y, proto_w, canvas.y)",
-        "pixels_over(window.x, window.y, proto_w, image_w)",
+        "pixels_over(cells.x, cells.y, proto_w, canvas.y)",
+        "pixels_over(cells.x, cells.y, proto_w, image_w)",
         "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
     ),
     # preprocess

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.emulator.emulator import FORWARD
-from yolact_deploy.cuda.launches import Buffer, Launch, mask_pitch_words
+from yolact_deploy.cuda.launches import Buffer, Launch
 from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, Request, Step
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.reference.mask_sources import MaskForm, unpack_mask_words
+from yolact_deploy.reference.mask_sources import MaskForm, WindowMasks
 
 Array = npt.NDArray[Any]
 
@@ -65,6 +65,7 @@ class Pipeline:
     runner: Runner
     specialization: Specialization
     schedule: int = FORWARD
+    has_placed: bool = False  # detections that no kernel found
 
     def detect(
         self,
@@ -80,7 +81,7 @@ class Pipeline:
         score_threshold: float = -np.inf,
     ) -> list[Found]:
         thresholds = {"conf_threshold": conf_threshold, "iou_threshold": iou_threshold}
-        self.proto_hw = (proto.shape[1], proto.shape[2])
+        self.proto_hw, self.has_placed = (proto.shape[1], proto.shape[2]), False
         model = ModelConstants(self.specialization, 1, loc.shape[1], self.proto_hw, thresholds, scores_masks=True)
         self.program = BatchProgram(model, layout(image_hws), Request(score_threshold))
         inputs = {"loc": loc, "conf": conf, "mask_coeff": mask_coeff, "proto": proto, "priors": priors}
@@ -92,10 +93,11 @@ class Pipeline:
         self._run(self.program.detect(self._at))
         names = ("prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "coeff")
         counts = self.arrays["count"].tolist()
-        return [Found(*(self.arrays[name][b, :n] for name in names)) for b, n in enumerate(counts)]
+        return [Found(*(self.arrays[name][b, :n].copy() for name in names)) for b, n in enumerate(counts)]
 
     def place(self, image: int, coeff: Array, cells: Array) -> None:
         """Detections of one's own in place of those found, to see their masks."""
+        self.has_placed = True
         self.arrays["count"][image] = len(coeff)
         self.arrays["coeff"][image, : len(coeff)] = coeff
         self.arrays["cells"][image, : len(coeff)] = cells
@@ -108,12 +110,12 @@ class Pipeline:
         self._run(step for step in program.masks(self._at) if step[0].kernel == "prototype_masks")
         return self.arrays["soft_masks"]
 
-    def masks(self, image_hw: tuple[int, int], *, crop: bool = True) -> Array:
-        """bool [B, M, H, W] of the masks at one size; the first `count` of each image hold."""
-        return np.stack(self.masks_of([image_hw] * self.program.layout.batch, crop=crop))
+    def masks(self, image_hw: tuple[int, int], *, crop: bool = True) -> list[Array]:
+        """bool [n, H, W] of every image, the masks at one size."""
+        return self.masks_of([image_hw] * self.program.layout.batch, crop=crop)
 
     def masks_of(self, image_hws: Sequence[tuple[int, int]], *, crop: bool = True) -> list[Array]:
-        """The masks of images of any sizes, assembled as bits."""
+        """bool [n, H, W] of every image: the masks of the last `detect` for images of these sizes, assembled as bits."""
         request = dataclasses.replace(self.program.request, masks="bits", crop=crop)
         self.program = dataclasses.replace(
             self.program,
@@ -121,15 +123,53 @@ class Pipeline:
             request=request,
             run_capacity=_run_capacity(self.specialization, image_hws),
         )
+        self.arrays["image_hw"] = np.array(image_hws, np.int32)
         self.arrays |= garbage({"mask_words": self.program.workspace["mask_words"]})
+        if self.has_placed:
+            self._place_windows()
+        else:
+            self._run(step for step in self.program.detect(self._at) if step[0].kernel == "select_detections")
         self._run(step for step in self.program.masks(self._at) if step[0].kernel == "assemble_masks")
-        return [unpack_mask_words(words, hw[1]) for words, hw in zip(self.mask_words(), image_hws, strict=True)]
+        found = self.windowed()
+        for image, (windowed, image_hw) in enumerate(zip(found, image_hws, strict=True)):
+            np.testing.assert_array_equal(windowed.windows, self.expected_windows(image, image_hw))
+        return [windowed.dense() for windowed in found]
 
-    def mask_words(self) -> list[Array]:
-        """uint32 [M, H, V] of every image."""
-        sizes = [kind.image_hw for kind in self.program.layout.kinds]
-        shapes = [(height, mask_pitch_words(width)) for height, width in sizes]
-        return self._of_images(self.program, [(np.dtype(np.uint32), shape) for shape in shapes])
+    def _place_windows(self) -> None:
+        for image, kind in enumerate(self.program.layout.kinds):
+            windows = self.expected_windows(image, kind.image_hw)
+            self.arrays["windows"][image, : len(windows)] = windows
+            sizes = np.zeros(self.specialization.max_out, np.uint32)
+            sizes[: len(windows)] = windows[:, 2] * windows[:, 3]
+            self.arrays["window_start"][image] = [0, *np.cumsum(sizes)]
+
+    def expected_windows(self, image: int, image_hw: tuple[int, int]) -> Array:
+        """int [n, 4], top, left, rows and words of the pixels over a detection's cells, and of one more at each end."""
+        cells = self.arrays["cells"][image, : self.arrays["count"][image]].astype(np.float32)
+        if not self.program.request.crop:
+            cells[:] = [0, self.proto_hw[1], 0, self.proto_hw[0]]
+        pixels = []
+        for axis, first in ((1, 0), (0, 2)):
+            scale = np.float32(self.specialization.canvas_hw(image_hw)[axis]) / np.float32(self.proto_hw[axis])
+            low = np.maximum((cells[:, first] * scale).astype(int) - 1, 0)
+            high = np.minimum(np.ceil(cells[:, first + 1] * scale).astype(int) + 1, image_hw[axis])
+            pixels += [low, np.where(cells[:, first] < cells[:, first + 1], high, 0)]
+        left, right, top, bottom = pixels
+        word = left // 32
+        windows = np.stack([top, 32 * word, bottom - top, -(-right // 32) - word], axis=1)
+        return np.where(((left < right) & (top < bottom))[:, None], windows, 0)
+
+    def windowed(self) -> list[WindowMasks]:
+        """The first `count` masks of every image, as they cross to the host: no other word is looked at."""
+        block, found = self.arrays["mask_words"].reshape(-1).view(np.uint8), []
+        sizes = self.program.mask_bytes(self.arrays)
+        for image, (offset, nbytes) in enumerate(zip(self.program.mask_offsets, sizes, strict=True)):
+            count = int(self.arrays["count"][image])
+            words = block[offset : offset + nbytes].view(np.uint32)
+            windows = self.arrays["windows"][image, :count].astype(np.int64)
+            starts = self.arrays["window_start"][image, :count].astype(np.int64)
+            found.append(WindowMasks(words, windows, starts, self.program.layout.kinds[image].image_hw))
+        return found
 
     def dense(self) -> list[Array]:
         """uint8 [M, H, W] of every image, made of the bits."""

@@ -68,17 +68,19 @@ void watch(std::vector<Memory>& memories, const void* begin, size_t bytes, const
 
 }  // namespace
 
-void races_begin_launch(const char*) {
+void observe_launch(const char*) {
   for (Memory& memory : globals) memory.shadow.assign(memory.shadow.size(), Shadow());
 }
 
-void races_begin_block(const void* fixed, size_t fixed_bytes, const void* dynamic, size_t dynamic_bytes) {
+void observe_block(const void* fixed, size_t fixed_bytes, const void* dynamic, size_t dynamic_bytes) {
   shared.clear();
   watch(shared, fixed, fixed_bytes, "shared memory");
   watch(shared, dynamic, dynamic_bytes, "dynamic shared memory");
 }
 
-void races_atomic(void* at, size_t bytes) { access(at, bytes, true, true); }
+void observe_atomic(void* at, size_t bytes) { access(at, bytes, true, true); }
+void observe_barrier() {}
+void observe_end() {}
 
 }  // namespace emulator
 

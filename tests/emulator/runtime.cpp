@@ -205,6 +205,7 @@ void meet_block() {
     fibers[i].waiting = Collective::NONE;
   }
   block_epoch++;
+  observe_barrier();
   whole_block = Gathering();
   make_ready(0, (int)threads, 0xffffffffu, -1);
   wait();
@@ -221,7 +222,7 @@ void run_block(size_t dynamic_bytes) {
   volatile char* poisoned = shared_begin;
   for (size_t i = 0, n = shared_end - shared_begin; i < n; i++) poisoned[i] = (char)0xff;
   std::memset((void*)dynamic_shared, 0xff, dynamic_bytes);
-  races_begin_block(shared_begin, shared_end - shared_begin, dynamic_shared, dynamic_bytes);
+  observe_block(shared_begin, shared_end - shared_begin, dynamic_shared, dynamic_bytes);
   for (unsigned i = 0; i < threads; i++) {
     Fiber& fiber = fibers[i];
     fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
@@ -352,7 +353,7 @@ uint64_t rendezvous(Collective collective, unsigned mask, uint64_t value, int so
 }
 
 unsigned atomic_add(unsigned* at, unsigned value) {
-  races_atomic(at, sizeof *at);
+  observe_atomic(at, sizeof *at);
   unsigned before = *at;
   *at += value;
   return before;
@@ -386,7 +387,7 @@ extern "C" const char* emulator_launch(const char* name, const unsigned* grid, c
   random_state = schedule_seed * 0x9e3779b97f4a7c15ull | 1;
   message[0] = 0;
   dynamic_shared = (uint4*)std::aligned_alloc(16, (dynamic_bytes + 15) / 16 * 16);
-  races_begin_launch(name);
+  observe_launch(name);
   ready.reserve(2 * MAX_THREADS);  // a launch that is left in its midst must hold no lock of malloc
   in_launch = true;
   if (limit_seconds == 0) {
@@ -398,6 +399,7 @@ extern "C" const char* emulator_launch(const char* name, const unsigned* grid, c
     }
     end_catching();
   }
+  observe_end();
   in_launch = false;
   std::free((void*)dynamic_shared);
   return message[0] != 0 ? message : nullptr;

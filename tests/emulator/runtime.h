@@ -1,4 +1,4 @@
-// Between runtime.cpp and races.cpp.
+// Between runtime.cpp and what observes a launch: races.cpp, costs.cpp, or nothing.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +12,11 @@ Place here();
 bool running();
 [[noreturn]] void fail(const char* format, ...);
 
-// Implemented by races.cpp, or empty.
-void races_begin_launch(const char* kernel);
-void races_begin_block(const void* shared, size_t shared_bytes, const void* dynamic, size_t dynamic_bytes);
-void races_atomic(void* at, size_t bytes);
+// Implemented by the observer.
+void observe_launch(const char* kernel);
+void observe_block(const void* shared, size_t shared_bytes, const void* dynamic, size_t dynamic_bytes);
+void observe_atomic(void* at, size_t bytes);
+void observe_barrier();  // that all threads of a block have reached
+void observe_end();      // of a launch
 
 }  // namespace emulator

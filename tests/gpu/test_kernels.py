@@ -16,7 +16,18 @@ from tests.emulator.pipeline import Pipeline
 from tests.gpu.runner import gpu
 from yolact_deploy.cuda.specialization import Specialization
 
-_RESULTS = ("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "cells", "coeff")
+_RESULTS = (
+    "count",
+    "prior_idx",
+    "class_ids",
+    "scores",
+    "boxes",
+    "pixel_boxes",
+    "cells",
+    "windows",
+    "window_start",
+    "coeff",
+)
 _REAL = Specialization(num_classes=80, num_coeff=32)
 
 
@@ -56,13 +67,13 @@ def _expect_same(ours: Pipeline, emulated: Pipeline, image_hw: tuple[int, int]) 
     words = []
     for pipeline in (ours, emulated):
         pipeline.masks(image_hw)
-        words.append(pipeline.mask_words())
+        words.append([windowed.words for windowed in pipeline.windowed()])
     np.testing.assert_array_equal(ours.arrays["count"], emulated.arrays["count"])
     for b, n in enumerate(ours.arrays["count"].tolist()):
         for name in _RESULTS[1:]:
             found, expected = ours.arrays[name][b, :n], emulated.arrays[name][b, :n]
             np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32), err_msg=name)
-        np.testing.assert_array_equal(words[0][b][:n], words[1][b][:n])
+        np.testing.assert_array_equal(words[0][b], words[1][b])
     np.testing.assert_array_equal(ours.soft_masks().view(np.uint32), emulated.soft_masks().view(np.uint32))
     assert ours.runs() == emulated.runs()
 

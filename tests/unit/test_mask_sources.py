@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from yolact_deploy.arrays import BoolArray
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, PackedMasks, RunMasks, WindowMasks
+from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, RunMasks, WindowMasks
 
 HEIGHT, WIDTH = 37, 141
 
@@ -26,11 +26,17 @@ def _pictures() -> BoolArray:
     return masks
 
 
-def _packed(masks: BoolArray) -> PackedMasks:
-    words = np.zeros((*masks.shape[:2], 8), np.uint32)
+def _whole_image(masks: BoolArray) -> WindowMasks:
+    """Windows as large as the image, the last mask's words first, among words that belong to none."""
+    height, pitch = masks.shape[1], 5
+    words = np.zeros((len(masks), height * pitch), np.uint32)
     n, y, x = np.nonzero(masks)
-    np.bitwise_or.at(words, (n, y, x // 32), np.uint32(1) << (x % 32).astype(np.uint32))
-    return PackedMasks(words, (masks.shape[1], masks.shape[2]))
+    np.bitwise_or.at(words, (n, y * pitch + x // 32), np.uint32(1) << (x % 32).astype(np.uint32))
+    space = np.full((len(masks), height * pitch + 7), 0xA5A5A5A5, np.uint32)
+    space[:, 7:] = words[::-1]
+    starts = np.arange(len(masks))[::-1] * space.shape[1] + 7
+    windows = np.tile([0, 0, height, pitch], (len(masks), 1))
+    return WindowMasks(space.reshape(-1), windows, starts, (masks.shape[1], masks.shape[2]))
 
 
 def _runs(masks: BoolArray) -> RunMasks:
@@ -46,7 +52,7 @@ def _windows(masks: BoolArray) -> WindowMasks:
     return WindowMasks.of(DenseMasks(masks).regions(), (masks.shape[1], masks.shape[2]))
 
 
-@pytest.mark.parametrize("make", [_packed, _runs, _windows, DenseMasks])
+@pytest.mark.parametrize("make", [_whole_image, _runs, _windows, DenseMasks])
 def test_every_form_holds_the_same_masks(make: Callable[[BoolArray], MaskSource]) -> None:
     masks = _pictures()
     source = make(masks)

@@ -20,14 +20,16 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from yolact_deploy.cuda.specialization import MASK_ROW_BITS, SOURCE_BYTES, UNPACK_BYTES, Specialization
+from yolact_deploy.cuda.specialization import UNPACK_BYTES, Specialization
 
 ArgumentKind: TypeAlias = Literal["pointer", "int32", "uint32", "int64", "float32"]
 Triple: TypeAlias = tuple[int, int, int]
 
 _WARP = 32
 _MASK_TILE_ROWS = 64  # at most; fewer where the cells of a tile would not fit
-_SHARED_BYTES = 48 * 1024  # what every GPU gives a block without being asked
+_SHARED_BYTES = (
+    42 * 1024
+)  # of the 48 KiB that every GPU gives a block without being asked; the kernels' own are the rest
 
 _IMAGE_SIZE: tuple[tuple[str, ArgumentKind], ...] = (("image_h", "int32"), ("image_w", "int32"))
 _PROTO_SIZE: tuple[tuple[str, ArgumentKind], ...] = (("proto_h", "int32"), ("proto_w", "int32"))
@@ -62,9 +64,11 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
     "select_detections": (
         *_pointers("pool_keys", "pool_candidates", "candidate_prior", "candidate_boxes", "candidate_scores"),
         *_pointers("candidate_class", "mask_coeff", "image_hw"),
-        *_pointers("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "cells", "coeff"),
+        *_pointers("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "cells"),
+        *_pointers("windows", "window_start", "coeff"),
         ("num_priors", "int32"),
         *_PROTO_SIZE,
+        ("crop", "int32"),
         ("score_threshold", "float32"),
     ),
     "prototype_masks": (
@@ -73,20 +77,22 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
         ("crop", "int32"),
     ),
     "assemble_masks": (
-        *_pointers("count", "cells", "coeff", "proto", "mask_words"),
+        *_pointers("count", "cells", "windows", "window_start", "coeff", "proto", "mask_words"),
         *_PROTO_SIZE,
         *_IMAGE_SIZE,
         ("tile_rows", "int32"),
         ("first_image", "int32"),
         ("crop", "int32"),
     ),
-    "unpack_masks": (*_pointers("count", "mask_words", "dense"), *_IMAGE_SIZE, ("first_image", "int32")),
-    "rle_columns": (
-        *_pointers("count", "cells", "mask_words", "column_runs", "column_last"),
-        *_PROTO_SIZE,
+    "unpack_masks": (
+        *_pointers("count", "windows", "window_start", "mask_words", "dense"),
         *_IMAGE_SIZE,
         ("first_image", "int32"),
-        ("crop", "int32"),
+    ),
+    "rle_columns": (
+        *_pointers("count", "windows", "window_start", "mask_words", "column_runs", "column_last"),
+        *_IMAGE_SIZE,
+        ("first_image", "int32"),
     ),
     "rle_offsets": (
         *_pointers("count", "column_runs", "column_last", "run_count"),
@@ -95,11 +101,9 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
     ),
     "rle_starts": _pointers("run_count", "run_start"),
     "rle_runs": (
-        *_pointers("count", "cells", "mask_words", "column_runs", "column_last", "run_start", "runs"),
-        *_PROTO_SIZE,
+        *_pointers("count", "windows", "window_start", "mask_words", "column_runs", "column_last", "run_start", "runs"),
         *_IMAGE_SIZE,
         ("first_image", "int32"),
-        ("crop", "int32"),
         ("capacity", "uint32"),
     ),
 }
@@ -155,7 +159,8 @@ def prototype_masks_launch(specialization: Specialization, proto_hw: tuple[int, 
 
 
 def mask_tile_rows(specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int]) -> int:
-    """Rows of pixels in a tile: as many as leave its cells room in shared memory. Argument `tile_rows` of assemble_masks."""
+    """Rows of pixels that a warp makes: as many as leave the cells of a tile room in shared memory. Argument `tile_rows` of
+    assemble_masks."""
     rows = _MASK_TILE_ROWS
     while rows > 1 and (
         rows >= 2 * image_hw[0] or _mask_shared_bytes(specialization, proto_hw, image_hw, rows) > _SHARED_BYTES
@@ -165,13 +170,16 @@ def mask_tile_rows(specialization: Specialization, proto_hw: tuple[int, int], im
 
 
 def mask_launch(
-    specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], images: int
+    specialization: Specialization,
+    proto_hw: tuple[int, int],
+    image_hw: tuple[int, int],
+    images: int,
+    blocks: int,  # of all images together, which share the tiles of their masks among them
 ) -> Launch:
     """Masks of `images` images of one size."""
-    rows, columns = mask_tile_rows(specialization, proto_hw, image_hw), specialization.geometry.mask_threads
-    grid = _ceil_div(image_hw[1], columns), _ceil_div(image_hw[0], rows), specialization.max_out * images
+    rows, threads = mask_tile_rows(specialization, proto_hw, image_hw), specialization.geometry.mask_threads
     shared_bytes = _mask_shared_bytes(specialization, proto_hw, image_hw, rows)
-    return Launch("assemble_masks", grid, (columns, 1, 1), shared_bytes)
+    return Launch("assemble_masks", (_ceil_div(blocks, images), images, 1), (threads, 1, 1), shared_bytes)
 
 
 def unpack_launch(specialization: Specialization, image_hw: tuple[int, int], images: int) -> Launch:
@@ -219,6 +227,8 @@ def result_buffers(specialization: Specialization, batch: int) -> dict[str, Buff
         "boxes": _buffer(np.float32, batch, max_out, 4),
         "pixel_boxes": _buffer(np.float32, batch, max_out, 4),
         "cells": _buffer(np.int32, batch, max_out, 4),
+        "windows": _buffer(np.int32, batch, max_out, 4),
+        "window_start": _buffer(np.uint32, batch, max_out + 1),
         "coeff": _buffer(np.float32, batch, max_out, specialization.num_coeff),
     }
 
@@ -229,11 +239,11 @@ def mask_buffers(
     images: int,
     run_capacity: int,  # runs of all masks of an image; `run_start[:, -1]` tells how many it takes
 ) -> dict[str, Buffer]:
-    """Bit-packed masks, and what `rle_launches` and `unpack_launch` write."""
+    """Bit-packed masks, with room for windows as large as the image, and what `rle_launches` and `unpack_launch` write."""
     height, width = image_hw
     max_out = specialization.max_out
     return {
-        "mask_words": _buffer(np.uint32, images, max_out, height, mask_pitch_words(width)),
+        "mask_words": _buffer(np.uint32, images, max_out * height * _ceil_div(width, _WARP)),
         "dense": _buffer(np.uint8, images, _ceil_div(max_out * height * width, UNPACK_BYTES) * UNPACK_BYTES),
         "column_runs": _buffer(np.uint32, images, max_out, width),
         "column_last": _buffer(np.uint32, images, max_out, width),
@@ -243,21 +253,18 @@ def mask_buffers(
     }
 
 
-def mask_pitch_words(image_w: int) -> int:
-    """V: 32-bit words in a row of a bit-packed mask."""
-    return _ceil_div(image_w, MASK_ROW_BITS) * (MASK_ROW_BITS // _WARP)
-
-
 def _mask_shared_bytes(
     specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], tile_rows: int
 ) -> int:
-    """Words and sources of the rows, coefficients, and the cells that a tile can reach."""
+    """Words of a tile's rows, coefficients, and the cells that a tile of any shape can reach."""
     canvas_h, canvas_w = specialization.canvas_hw(image_hw)
-    rows = _cells_reached(min(tile_rows, image_hw[0]), proto_hw[0], canvas_h)
-    tile_columns = specialization.geometry.mask_threads
-    columns = _cells_reached(min(tile_columns, image_hw[1]), proto_hw[1], canvas_w)
-    of_a_row = tile_columns // 8 + SOURCE_BYTES
-    return of_a_row * tile_rows + 4 * (specialization.num_coeff + rows * columns)
+    warps = specialization.geometry.mask_threads // _WARP
+    cells = max(
+        _cells_reached(min(tile_rows * warps // words, image_hw[0]), proto_hw[0], canvas_h)
+        * _cells_reached(min(_WARP * words, image_hw[1]), proto_hw[1], canvas_w)
+        for words in (1 << power for power in range(warps.bit_length()))
+    )
+    return 4 * (warps * tile_rows + specialization.num_coeff + cells)
 
 
 def _cells_reached(pixels: int, size_in: int, size_out: int) -> int:

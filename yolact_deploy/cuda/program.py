@@ -29,6 +29,7 @@ Step: TypeAlias = tuple[Launch, Values]
 
 ALIGNMENT = 256
 FIRST_RUN_CAPACITY = 1 << 16  # run lengths of an image, until one has more
+MASK_BLOCKS_PER_MULTIPROCESSOR = 4
 _RUN_BYTES = 4
 
 
@@ -98,9 +99,17 @@ class ModelConstants:
     proto_hw: tuple[int, int]
     constants: Mapping[str, float]  # thresholds and colours, by the names of their arguments
     scores_masks: bool = False  # a mask-IoU network wants the soft masks
+    mask_blocks: int = MASK_BLOCKS_PER_MULTIPROCESSOR  # that assemble masks at once
 
     @classmethod
-    def of(cls, spec: ModelSpec, specialization: Specialization, *, scores_masks: bool = False) -> ModelConstants:
+    def of(
+        cls,
+        spec: ModelSpec,
+        specialization: Specialization,
+        *,
+        scores_masks: bool = False,
+        multiprocessors: int = 1,  # of the GPU
+    ) -> ModelConstants:
         """The sizes and constants of a spec."""
         pixels, rules = spec.preprocess, spec.postprocess
         colours = {"mean": pixels.mean_rgb, "std": pixels.std_rgb, "pad": pixels.pad_rgb or (0.0, 0.0, 0.0)}
@@ -110,7 +119,8 @@ class ModelConstants:
             "iou_threshold": rules.iou_threshold,
         }
         proto_hw = spec.proto_size, spec.proto_size
-        return cls(specialization, spec.input_size, spec.num_priors, proto_hw, constants, scores_masks)
+        blocks = MASK_BLOCKS_PER_MULTIPROCESSOR * multiprocessors
+        return cls(specialization, spec.input_size, spec.num_priors, proto_hw, constants, scores_masks, blocks)
 
     def network_buffers(self, batch: int) -> dict[str, Buffer]:
         """The network's input and its heads."""
@@ -210,13 +220,22 @@ class BatchProgram:
             for number in range(group.count)
         )
 
-    @cached_property
-    def mask_bytes(self) -> tuple[int, ...]:
-        """Of one mask of every image, in bits or dense."""
-        sizes = (kind.image_hw for kind in self.layout.kinds)
+    def mask_bytes(self, results: Mapping[str, AnyArray]) -> list[int]:
+        """Of the masks of every image in `mask_block`, once `results` are on the host."""
+        counts = results["count"].tolist()
         if self.request.masks == "dense":
-            return tuple(height * width for height, width in sizes)
-        return tuple(4 * height * launches.mask_pitch_words(width) for height, width in sizes)
+            sizes = (height * width for height, width in (kind.image_hw for kind in self.layout.kinds))
+            return [count * each for count, each in zip(counts, sizes, strict=True)]
+        totals = results["run_start" if self.request.masks == "rle" else "window_start"][:, -1].tolist()
+        return [4 * total if count else 0 for total, count in zip(totals, counts, strict=True)]
+
+    @cached_property
+    def mask_rooms(self) -> list[int]:
+        """Bytes for the masks, and then the soft masks if those are scored, of every image: what there can be at most."""
+        sizes = (kind.image_hw for kind in self.layout.kinds)
+        rooms = [self._mask_buffers(image_hw, 1)[self.mask_block].nbytes for image_hw in sizes]
+        soft = self.model.specialization.max_out * self.soft_mask_bytes
+        return rooms + [soft] * (len(rooms) if self.model.scores_masks else 0)
 
     @property
     def soft_mask_bytes(self) -> int:
@@ -253,7 +272,7 @@ class BatchProgram:
                 "first_image": group.first,
                 "tile_rows": launches.mask_tile_rows(specialization, proto_hw, size),
             }
-            yield launches.mask_launch(specialization, proto_hw, size, count), own
+            yield launches.mask_launch(specialization, proto_hw, size, count, self.model.mask_blocks), own
             if self.request.masks == "rle":
                 run_start = at["run_start"] + 4 * group.first * (specialization.max_out + 1)
                 for launch in launches.rle_launches(specialization, size, count):

@@ -17,10 +17,7 @@ MAX_SORTED = 1024  # largest top_k and max_detections: what a block's shared mem
 MAX_CLASSES = 4095  # a warp holds a row of scores in registers
 
 
-# What buffers and kernels agree on, in every geometry.
-MASK_ROW_BITS = 128  # rows of bit-packed masks are padded to a multiple of it
-UNPACK_BYTES = 16  # of dense masks, that a thread writes at once
-SOURCE_BYTES = 8  # of a row's source in the shared memory of assemble_masks
+UNPACK_BYTES = 16  # of dense masks, that a thread writes at once, in every geometry
 
 _FP16_FIELDS = dict(
     zip((INPUT, *OUTPUTS), ("input_fp16", "loc_fp16", "conf_fp16", "coeff_fp16", "proto_fp16"), strict=True)
@@ -29,8 +26,8 @@ _FP16_FIELDS = dict(
 
 @dataclass(frozen=True)
 class Geometry:
-    """Threads of a block, and what each of them makes: multiples of a warp's 32, of a mask's 128, at most 1024. Results are the
-    same in every geometry."""
+    """Threads of a block, and what each of them makes: multiples of a warp's 32, of a mask's a power of two, at most 1024.
+    Results are the same in every geometry."""
 
     preprocess_columns: int = 32  # threads beside each other, a column of pixels each
     preprocess_lines: int = 8  # threads below each other
@@ -38,7 +35,7 @@ class Geometry:
     decode_threads: int = 256
     nms_threads: int = 512
     select_threads: int = 1024
-    mask_threads: int = 256  # a column of pixels each
+    mask_threads: int = 256  # a column of a tile's pixels each
     rle_threads: int = 256
 
 
@@ -98,8 +95,8 @@ class Specialization:
     def definitions(self) -> dict[str, int]:
         """Name -> value of every preprocessor definition that the sources need."""
         fields = {name: value for name, value in vars(self).items() if name != "geometry"}
-        agreed = {"MASK_ROW_BITS": MASK_ROW_BITS, "UNPACK_BYTES": UNPACK_BYTES, "SOURCE_BYTES": SOURCE_BYTES}
-        return {**{name.upper(): int(value) for name, value in {**fields, **vars(self.geometry)}.items()}, **agreed}
+        sizes = {name.upper(): int(value) for name, value in {**fields, **vars(self.geometry)}.items()}
+        return {**sizes, "UNPACK_BYTES": UNPACK_BYTES}
 
 
 def specialize(

@@ -1,4 +1,4 @@
-"""Where the masks of an image come from: prototypes, bits, windows, run lengths or bytes. All give the same masks."""
+"""Where the masks of an image come from: prototypes, the bits of windows, run lengths or bytes. All give the same masks."""
 
 from __future__ import annotations
 
@@ -94,37 +94,6 @@ class PrototypeMasks:
 
     def take(self, rows: IntArray) -> PrototypeMasks:
         return dataclasses.replace(self, mask_coeff=self.mask_coeff[rows], boxes_relative=self.boxes_relative[rows])
-
-
-@dataclass(frozen=True, eq=False)
-class PackedMasks:
-    """Masks as bits: pixel x of a row is bit x % 32, from the lowest, of word x // 32."""
-
-    words: AnyArray  # uint32 [n, H, V]
-    image_hw: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def dense(self) -> BoolArray:
-        return unpack_mask_words(self.words, self.image_hw[1])
-
-    def regions(self) -> Iterator[MaskRegion]:
-        for mask in self.words:
-            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            if not len(rows):
-                yield MaskRegion(0, 0, np.zeros((0, 0), bool))
-                continue
-            first_word, end_word = int(columns[0]), int(columns[-1]) + 1
-            left, right = first_word * _WORD_BITS, min(end_word * _WORD_BITS, self.image_hw[1])
-            window = unpack_mask_words(mask[rows[0] : rows[-1] + 1, first_word:end_word], right - left)
-            yield MaskRegion(int(rows[0]), left, window)
-
-    def rle(self) -> list[dict[str, Any]]:
-        return encode_regions(([region] for region in self.regions()), self.image_hw)
-
-    def take(self, rows: IntArray) -> PackedMasks:
-        return PackedMasks(self.words[rows], self.image_hw)
 
 
 def unpack_mask_words(

@@ -58,7 +58,9 @@ def test_kernels_are_timed_on_the_detections_of_the_reference(detector: Detector
     launched = [launch.kernel for launch in launches.detect_launches(specialization, detector.spec.num_priors, 1)]
     assert [row["kernel"] for row in found["kernels"]] == [*launched, "assemble_masks"]
     assert all(row["bytes"] > 0 and row["us"] > 0 for row in found["kernels"])
-    assert found["mask_copy_bytes"] == len(expected) * 90 * 16  # 120 bits a row, in words
+    pixels = detector.assemble(expected, (90, 120)).masks
+    whole_rows = sum(int(mask.any(axis=1).sum()) for mask in pixels)
+    assert whole_rows * 4 <= found["mask_copy_bytes"] < len(expected) * 90 * 16  # windows, not images
     assert not driver.left_over
 
 

@@ -13,5 +13,5 @@ def test_a_steady_frame_is_one_graph_one_copy_of_its_masks_and_one_wait(detectio
     asked = {name: count for name, count in measured["driver_calls"].items() if name != "current"}  # asks nothing of it
     copies = {"copy_to_host": 1} if detections else {}
     assert asked == {"launch_cuda_graph": 1, "synchronize": 1, **copies}
-    assert measured["masks_bytes"] == detections * 48 * 16
+    assert measured["masks_bytes"] == detections * 24 * 4
     assert measured["frame_us"] > 0

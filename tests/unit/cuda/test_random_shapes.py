@@ -73,5 +73,5 @@ def test_kernels_are_the_reference(
     masks = expect_masks(pipeline, raws, image_hw, crop=crop)
     dense, runs = pipeline.dense(), pipeline.runs()
     for i, raw in enumerate(raws):
-        np.testing.assert_array_equal(dense[i][: len(raw)], masks[i, : len(raw)])
-        assert runs[i] == [coco_runs(mask) for mask in masks[i, : len(raw)]]
+        np.testing.assert_array_equal(dense[i][: len(raw)], masks[i])
+        assert runs[i] == [coco_runs(mask) for mask in masks[i]]

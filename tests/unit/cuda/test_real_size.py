@@ -21,4 +21,4 @@ def test_every_prior_of_yolact_base_survives() -> None:
     masks = expect_masks(pipeline, raws, (540, 960))
     runs = pipeline.runs()[0]
     for n in (0, 50, 99):
-        assert runs[n] == coco_runs(masks[0, n])
+        assert runs[n] == coco_runs(masks[0][n])

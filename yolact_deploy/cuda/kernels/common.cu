@@ -16,9 +16,7 @@
 //   PREPROCESS_COLUMNS, PREPROCESS_LINES   threads of a block of `preprocess`, beside and below each other
 //   PREPROCESS_ROWS   output rows that each of them makes: they share the column's coordinates
 //   DECODE_THREADS, NMS_THREADS, SELECT_THREADS, MASK_THREADS, RLE_THREADS   threads of a block
-//   MASK_ROW_BITS   what rows of bit-packed masks are padded to
 //   UNPACK_BYTES   bytes that a thread of `unpack_masks` writes at once
-//   SOURCE_BYTES   of a `Source`, in the shared memory of `assemble_masks`
 //
 // In the shapes: B images, P priors, Hp x Wp prototype cells.
 
@@ -59,6 +57,37 @@ __device__ __forceinline__ void store(float* at, float x) { *at = x; }
 __device__ __forceinline__ void store(half_bits* at, float x) { *at = float_to_half(x); }
 
 __device__ __forceinline__ bool is_nan(float x) { return x != x; }
+
+__host__ __device__ constexpr int power_of_two_from(int n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// sums[i] = value_at(0) + ... + value_at(i - 1) for i = 0 .. n. Of one warp, all lanes.
+template <class ValueAt>
+__device__ __forceinline__ void write_running_sums(ValueAt value_at, int n, unsigned* sums) {
+  int lane = threadIdx.x % 32;
+  unsigned before = 0;
+  for (int start = 0; start < n; start += 32) {
+    int i = start + lane;
+    unsigned own = i < n ? value_at(i) : 0, sum = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      unsigned lower = __shfl_up_sync(ALL_LANES, sum, step);
+      if (lane >= step) sum += lower;
+    }
+    if (i < n) sums[i] = before + sum - own;
+    before += __shfl_sync(ALL_LANES, sum, 31);
+  }
+  if (lane == 0) sums[n] = before;
+}
+
+// Where a mask can be 1: rows top .. top + rows - 1, and columns from `left`, a multiple of 32, on, in whole words of 32.
+// Its last row and the last column of its pixels are 0, unless they are the image's. Bits are kept row by row: pixel left + 32 w + b of a row is bit b, from the lowest, of the row's word w.
+struct alignas(16) Window {
+  int top, left, rows, words;
+};
 
 // (height, width) of what boxes and prototypes are relative to.
 __device__ __forceinline__ int2 canvas_size(int image_h, int image_w) {

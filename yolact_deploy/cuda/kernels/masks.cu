@@ -1,14 +1,25 @@
-// Masks of the detections, bit-packed: row-major, pixel x of a row is bit x % 32 (from the lowest) of word x / 32, rows
-// padded with zeros to whole MASK_ROW_BITS. V: words per row. A tile has as many columns of pixels as a block has threads.
+// Masks of the detections, as the bits of their windows, one window behind the other.
 
-#define TILE_WORDS (MASK_THREADS / 32)
-static_assert(MASK_THREADS % 128 == 0 && MASK_ROW_BITS % 128 == 0, "rows of bits are written 128 at a time");
+#define MASK_WARPS (MASK_THREADS / 32)
+static_assert(MASK_WARPS >= 1 && MASK_THREADS == 32 * power_of_two_from(MASK_WARPS), "a tile's words are a power of two");
 static_assert(UNPACK_BYTES == sizeof(uint4), "bytes are written a uint4 at a time");
 
 extern __shared__ uint4 dynamic_shared[];
 
-__device__ __forceinline__ int mask_pitch(int image_w) {
-  return (image_w + MASK_ROW_BITS - 1) / MASK_ROW_BITS * (MASK_ROW_BITS / 32);
+// How a window is divided: a warp makes one word of `tile_rows` rows; the warps of a block stand side by side as far as the
+// window is wide, and below each other where it is not.
+struct Tiling {
+  int words, rows;  // of a tile
+  int across, down;
+};
+
+__device__ __forceinline__ Tiling tiling_of(Window window, int tile_rows) {
+  Tiling tiling;
+  tiling.words = min(power_of_two_from(window.words), MASK_WARPS);
+  tiling.rows = MASK_WARPS / tiling.words * tile_rows;
+  tiling.across = (window.words + tiling.words - 1) / tiling.words;
+  tiling.down = (window.rows + tiling.rows - 1) / tiling.rows;
+  return tiling;
 }
 
 // Bilinear stretch with half-pixel centres: output i = first * (1 - weight) + second * weight, as torch computes it.
@@ -16,7 +27,6 @@ struct Source {
   int first;
   float weight;
 };
-static_assert(sizeof(Source) == SOURCE_BYTES, "launches.py counts on it");
 
 __device__ __forceinline__ Source stretch_source(int i, int size_in, int size_out) {
   float scale = (float)size_in / (float)size_out;
@@ -47,7 +57,7 @@ __device__ __forceinline__ float mask_logit(const proto_t* __restrict__ cell, co
     }
   }
 #else
-#pragma unroll
+#pragma unroll 8
   for (int k = 0; k < NUM_COEFF; k += 4) {
     float4 four = *reinterpret_cast<const float4*>(cell + k);
     sum = fmaf(four.x, coeff[k], sum);
@@ -64,7 +74,7 @@ __device__ __forceinline__ float mask_logit(const proto_t* __restrict__ cell, co
 
 __device__ __forceinline__ float soft_cell(
     const proto_t* image_proto, int proto_w, const float* coeff, int4 window, int x, int y) {
-  bool inside = x >= window.x && x < window.y && y >= window.z && y < window.w;
+  bool inside = (x >= window.x) & (x < window.y) & (y >= window.z) & (y < window.w);
   return inside ? sigmoid(mask_logit(image_proto + ((size_t)y * proto_w + x) * NUM_COEFF, coeff)) : 0.0f;
 }
 
@@ -90,103 +100,226 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) prototype_masks(
   soft_masks[detection * plane + cell] = value;
 }
 
-// sigmoid(proto · coefficients), cropped, stretched to the image (with PAD: to its square, cut there), > 0.5. Images first_image .. of one size in a launch;
-// their masks are counted from 0. grid (ceil(W / MASK_THREADS), ceil(H / tile_rows), M * images), block MASK_THREADS, dynamic
-// shared memory: words and sources of tile_rows rows, and K + cells of a tile floats
-extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
-    const int* __restrict__ count,      // [B], n
-    const int4* __restrict__ cells,     // [B, M], left right top bottom
-    const float* __restrict__ coeff,    // [B, M, K]
-    const proto_t* __restrict__ proto,  // [B, Hp, Wp, K]
-    uint4* __restrict__ mask_words,     // out [images, M, H, V] words; the first n of each image are written, whole
-    int proto_h, int proto_w, int image_h, int image_w,
-    int tile_rows,                      // rows of pixels in a tile
-    int first_image,
-    int crop) {                         // 0: the whole prototypes count, not only the cells inside the box
-  int n = blockIdx.z % MAX_OUT, local_image = blockIdx.z / MAX_OUT, image = first_image + local_image;
-  if (n >= count[image]) return;
-  size_t detection = (size_t)image * MAX_OUT + n;
-  int4 window = crop ? cells[detection] : make_int4(0, proto_w, 0, proto_h);
-  int left = blockIdx.x * MASK_THREADS, right = min(left + MASK_THREADS, image_w);
-  int top = blockIdx.y * tile_rows, bottom = min(top + tile_rows, image_h);
-  int2 canvas = canvas_size(image_h, image_w);
-
-  unsigned* words = reinterpret_cast<unsigned*>(dynamic_shared);      // [tile_rows, 8]
-  Source* row_sources = reinterpret_cast<Source*>(words + tile_rows * TILE_WORDS);  // [tile_rows]
-  float* coefficients = reinterpret_cast<float*>(row_sources + tile_rows);          // [K]
-  float* soft = coefficients + NUM_COEFF;                                           // [cells_h, cells_w]
-
-  int cell_left = stretch_source(left, proto_w, canvas.y).first;
-  int cell_right = min(stretch_source(right - 1, proto_w, canvas.y).first + 1, proto_w - 1);
-  int cell_top = stretch_source(top, proto_h, canvas.x).first;
-  int cell_bottom = min(stretch_source(bottom - 1, proto_h, canvas.x).first + 1, proto_h - 1);
-  bool empty = window.x >= window.y || window.z >= window.w || window.x > cell_right || window.y <= cell_left ||
-               window.z > cell_bottom || window.w <= cell_top;
-  if (!empty) {  // the same for all threads of the block
-    for (int k = threadIdx.x; k < NUM_COEFF; k += MASK_THREADS) coefficients[k] = coeff[detection * NUM_COEFF + k];
-    for (int y = threadIdx.x; y < bottom - top; y += MASK_THREADS)
-      row_sources[y] = stretch_source(top + y, proto_h, canvas.x);
-    __syncthreads();
-    int cells_w = cell_right - cell_left + 1, cells = cells_w * (cell_bottom - cell_top + 1);
-    const proto_t* image_proto = proto + (size_t)image * proto_h * proto_w * NUM_COEFF;
-    for (int i = threadIdx.x; i < cells; i += MASK_THREADS) {
-      soft[i] = soft_cell(image_proto, proto_w, coefficients, window, cell_left + i % cells_w, cell_top + i / cells_w);
-    }
-    __syncthreads();
-    int x = left + threadIdx.x;
-    Source column = stretch_source(min(x, image_w - 1), proto_w, canvas.y);
-    const float* near = soft + column.first - cell_left;
-    const float* far = soft + min(column.first + 1, proto_w - 1) - cell_left;
-    int last_row = cell_bottom - cell_top, current = -1;
-    float upper = 0.0f, lower = 0.0f;  // the two rows of cells around the pixel, at its column
-    for (int y = 0; y < bottom - top; y++) {
-      Source row = row_sources[y];
-      int first = row.first - cell_top;
-      if (first != current) {
-        int second = min(first + 1, last_row);
-        upper = stretch(near[first * cells_w], far[first * cells_w], column.weight);
-        lower = stretch(near[second * cells_w], far[second * cells_w], column.weight);
-        current = first;
-      }
-      unsigned bits = __ballot_sync(ALL_LANES, x < image_w && stretch(upper, lower, row.weight) > 0.5f);
-      if (threadIdx.x % 32 == 0) words[y * TILE_WORDS + threadIdx.x / 32] = bits;
-    }
-    __syncthreads();
+// Bit i of lane j becomes bit j of lane i. Of a warp.
+__device__ __forceinline__ unsigned transpose_bits(unsigned bits) {
+  int lane = threadIdx.x % 32;
+  unsigned low = 0x0000ffffu;  // bits whose number lacks `step`
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    unsigned other = __shfl_xor_sync(ALL_LANES, bits, step);
+    bits = lane & step ? (bits & ~low) | (other & ~low) >> step : (bits & low) | (other & low) << step;
+    low ^= low << step / 2;
   }
-  int quads = mask_pitch(image_w) / 4;
-  uint4* mask = mask_words + ((size_t)local_image * MAX_OUT + n) * image_h * quads;
-  for (int i = threadIdx.x; i < (bottom - top) * (TILE_WORDS / 4); i += MASK_THREADS) {
-    int y = i / (TILE_WORDS / 4), quad = blockIdx.x * (TILE_WORDS / 4) + i % (TILE_WORDS / 4);
-    if (quad < quads) mask[(size_t)(top + y) * quads + quad] = empty ? make_uint4(0, 0, 0, 0) : dynamic_shared[i];
+  return bits;
+}
+
+// Bits begin .. end - 1 of 32.
+__device__ __forceinline__ unsigned bit_range(int begin, int end) {
+  return (unsigned)((1ull << end) - (1ull << begin));
+}
+
+// Which of the rows begin .. end - 1 between two rows of cells are above one half at the lane's column: bit `row`. Their
+// weights are in the lanes of those numbers. `scale` is the least step between two weights that differ.
+__device__ __forceinline__ unsigned rows_above(float upper, float lower, float weight, int begin, int end, float scale) {
+  // Of an interpolation, all roundings together are less than 3 * 2^-24. Rows that differ by more than twice that rise or fall
+  // as they should, and are on one side of one half up to some row, and on the other side from there on.
+  const float margin = 1e-6f;
+  bool are_above = (upper > 0.5f + margin) & (lower > 0.5f + margin);
+  bool is_settled = are_above | ((upper < 0.5f - margin) & (lower < 0.5f - margin));
+  if (__all_sync(ALL_LANES, is_settled)) return are_above ? bit_range(begin, end) : 0u;
+  if (!__all_sync(ALL_LANES, is_settled | (fabsf(lower - upper) * scale > margin))) {  // with a NaN too
+    unsigned above = 0;
+    for (int row = begin; row < end; row++)
+      above |= (unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) > 0.5f) << row;
+    return above;
+  }
+  bool is_first_above = stretch(upper, lower, __shfl_sync(ALL_LANES, weight, begin)) > 0.5f;
+  int change = begin;  // the last row that is like the first
+  for (int step = power_of_two_from(end - begin) / 2; step > 0; step /= 2) {
+    int row = change + step;
+    float own = __shfl_sync(ALL_LANES, weight, min(row, end - 1));
+    bool is_like_first = (row < end) & ((stretch(upper, lower, own) > 0.5f) == is_first_above);
+    change += is_like_first ? step : 0;
+  }
+  unsigned like_first = bit_range(begin, change + 1);
+  return is_first_above ? like_first : bit_range(begin, end) ^ like_first;
+}
+
+// A tile of one detection's window, and the cells it reads. In shared memory, as registers are few.
+struct Tile {
+  int detection;                              // of the batch
+  int left, right, top, rows;                 // pixels
+  int words, pitch;                           // of the tile, and of a row of its words in shared memory
+  int cell_left, cell_top, cells_w, cells_h;
+  int4 inside;                                // cells that are not 0
+  unsigned first_out;                         // of its image's words
+  int out_pitch;
+};
+
+__device__ __forceinline__ Tile tile_of(
+    unsigned item, const unsigned* first_tile, int image, const int4* cells, const Window* windows, const unsigned* window_start,
+    int2 proto_hw, int2 image_hw, int tile_rows, int crop) {
+  int n = 0;  // the last detection whose tiles begin at or before `item`
+  for (int step = power_of_two_from(MAX_OUT); step > 0; step /= 2)
+    if (n + step < MAX_OUT && first_tile[n + step] <= item) n += step;
+  Tile tile;
+  tile.detection = image * MAX_OUT + n;
+  Window window = windows[tile.detection];
+  Tiling tiling = tiling_of(window, tile_rows);
+  int number = (int)(item - first_tile[n]);
+  int first_word = number % tiling.across * tiling.words, first_row = number / tiling.across * tiling.rows;
+  tile.words = min(tiling.words, window.words - first_word);
+  tile.pitch = tiling.words;
+  tile.rows = min(tiling.rows, window.rows - first_row);
+  tile.left = window.left + 32 * first_word;
+  tile.right = min(tile.left + 32 * tile.words, image_hw.y);
+  tile.top = window.top + first_row;
+  tile.first_out = window_start[image * (MAX_OUT + 1) + n] + first_row * window.words + first_word;
+  tile.out_pitch = window.words;
+  int2 canvas = canvas_size(image_hw.x, image_hw.y);
+  int bottom = tile.top + tile.rows;
+  tile.cell_left = stretch_source(tile.left, proto_hw.y, canvas.y).first;
+  tile.cell_top = stretch_source(tile.top, proto_hw.x, canvas.x).first;
+  tile.cells_w = min(stretch_source(tile.right - 1, proto_hw.y, canvas.y).first + 2, proto_hw.y) - tile.cell_left;
+  tile.cells_h = min(stretch_source(bottom - 1, proto_hw.x, canvas.x).first + 2, proto_hw.x) - tile.cell_top;
+  tile.inside = crop ? cells[tile.detection] : make_int4(0, proto_hw.y, 0, proto_hw.x);
+  return tile;
+}
+
+// Word `word` of rows band .. of a tile, at most `tile_rows` of them, from the tile's cells in `soft` to words[row * pitch]. Of
+// a warp, a column each.
+__device__ __forceinline__ void write_words(
+    const Tile& tile, const float* soft, int2 proto_hw, int2 canvas, int word, int band, int tile_rows, unsigned* words) {
+  int lane = threadIdx.x % 32, x = tile.left + 32 * word + lane, cells_w = tile.cells_w, last_row = tile.cells_h - 1;
+  bool is_inside = x < tile.right;
+  Source column = stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.y);
+  const float* near = soft + column.first - tile.cell_left;
+  const float* far = soft + min(column.first + 1, proto_hw.y - 1) - tile.cell_left;
+  int rows = min(band + tile_rows, tile.rows);
+  float scale = (float)proto_hw.x / (float)canvas.x;
+  for (int start = band; start < rows; start += 32) {
+    int chunk = min(rows - start, 32);
+    Source row = stretch_source(tile.top + start + min(lane, chunk - 1), proto_hw.x, canvas.x);  // of this lane
+    row.first -= tile.cell_top;
+    int row_above = __shfl_up_sync(ALL_LANES, row.first, 1);
+    unsigned changes = __ballot_sync(ALL_LANES, lane < chunk && (lane == 0 || row.first != row_above));
+    unsigned above = 0;  // bit `row` of the lane's column
+    int second = -1;
+    float lower = 0.0f;
+    while (changes != 0) {  // rows begin .. end - 1 lie between the same two rows of cells
+      int begin = __ffs((int)changes) - 1;
+      changes &= changes - 1;
+      int end = changes != 0 ? __ffs((int)changes) - 1 : chunk;
+      int first = __shfl_sync(ALL_LANES, row.first, begin);
+      float upper = first == second ? lower : stretch(near[first * cells_w], far[first * cells_w], column.weight);
+      second = min(first + 1, last_row);
+      lower = stretch(near[second * cells_w], far[second * cells_w], column.weight);
+      above |= rows_above(upper, lower, row.weight, begin, end, scale);
+    }
+    unsigned bits = transpose_bits(is_inside ? above : 0u);
+    if (lane < chunk) words[(start + lane) * tile.pitch + word] = bits;
+  }
+}
+
+// sigmoid(proto · coefficients), cropped, stretched to the image (with PAD: to its square, cut there), > 0.5, in the window of
+// each detection. Images first_image .. of one size in a launch; their masks are counted from 0. The blocks of an image take
+// its tiles in turn. grid (any, images), block MASK_THREADS, dynamic shared memory: MASK_WARPS words for each of tile_rows
+// rows, K floats, and the cells of a tile
+extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
+    const int* __restrict__ count,              // [B], n
+    const int4* __restrict__ cells,             // [B, M], left right top bottom
+    const Window* __restrict__ windows,         // [B, M]
+    const unsigned* __restrict__ window_start,  // [B, M + 1]
+    const float* __restrict__ coeff,            // [B, M, K]
+    const proto_t* __restrict__ proto,          // [B, Hp, Wp, K]
+    unsigned* __restrict__ mask_words,          // out [images, M * H * ceil(W / 32)]
+    int proto_h, int proto_w, int image_h, int image_w,
+    int tile_rows,                              // rows of pixels that a warp makes
+    int first_image,
+    int crop) {                                 // 0: the whole prototypes count, not only the cells inside the box
+  static __shared__ unsigned first_tile[MAX_OUT + 1];
+  static __shared__ Tile tile;
+  int local_image = blockIdx.y, image = first_image + local_image;
+  int2 canvas = canvas_size(image_h, image_w), proto_hw = make_int2(proto_h, proto_w);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+  unsigned* words = reinterpret_cast<unsigned*>(dynamic_shared);                   // [rows of a tile, words of a tile]
+  float* coefficients = reinterpret_cast<float*>(words + tile_rows * MASK_WARPS);  // [K]
+  float* soft = coefficients + NUM_COEFF;                                          // [cells_h, cells_w]
+
+  if (warp == 0) {
+    int detections = count[image];
+    write_running_sums(
+        [&](int i) {
+          if (i >= detections) return 0u;
+          Tiling tiling = tiling_of(windows[image * MAX_OUT + i], tile_rows);
+          return (unsigned)(tiling.across * tiling.down);
+        },
+        MAX_OUT, first_tile);
+  }
+  __syncthreads();
+  for (unsigned item = blockIdx.x; item < first_tile[MAX_OUT]; item += gridDim.x) {
+    if (warp == 0) {
+      if (lane == 0)
+        tile = tile_of(item, first_tile, image, cells, windows, window_start, proto_hw, make_int2(image_h, image_w), tile_rows, crop);
+      __syncwarp();
+      for (int k = lane; k < NUM_COEFF; k += 32) coefficients[k] = coeff[(size_t)tile.detection * NUM_COEFF + k];
+    }
+    __syncthreads();
+    const proto_t* image_proto = proto + (size_t)image * proto_h * proto_w * NUM_COEFF;
+    for (int i = threadIdx.x; i < tile.cells_w * tile.cells_h; i += MASK_THREADS) {
+      int x = tile.cell_left + i % tile.cells_w, y = tile.cell_top + i / tile.cells_w;
+      soft[i] = soft_cell(image_proto, proto_w, coefficients, tile.inside, x, y);
+    }
+    __syncthreads();
+    int word = warp % tile.pitch, band = warp / tile.pitch * tile_rows;
+    if (word < tile.words) write_words(tile, soft, proto_hw, canvas, word, band, tile_rows, words);
+    __syncthreads();
+    unsigned* out = mask_words + (size_t)local_image * MAX_OUT * image_h * ((image_w + 31) / 32) + tile.first_out;
+    for (int i = threadIdx.x; i < tile.rows * tile.pitch; i += MASK_THREADS) {
+      int y = i / tile.pitch, w = i % tile.pitch;
+      if (w < tile.words) out[y * tile.out_pitch + w] = words[i];
+    }
+    __syncthreads();  // before the next tile takes its place
   }
 }
 
 // Bits to bytes of 0 and 1. grid (ceil(M H W / UNPACK_BYTES / MASK_THREADS), images), block MASK_THREADS
 extern "C" __global__ void __launch_bounds__(MASK_THREADS) unpack_masks(
-    const int* __restrict__ count,            // [B], n
-    const unsigned* __restrict__ mask_words,  // [images, M, H, V]
-    unsigned char* __restrict__ dense,        // out [images, M * H * W rounded up to UNPACK_BYTES]; the first n masks of each image
+    const int* __restrict__ count,              // [B], n
+    const Window* __restrict__ windows,         // [B, M]
+    const unsigned* __restrict__ window_start,  // [B, M + 1]
+    const unsigned* __restrict__ mask_words,    // [images, M * H * ceil(W / 32)]
+    unsigned char* __restrict__ dense,          // out [images, M * H * W rounded up to UNPACK_BYTES]; the first n masks of each image
     int image_h, int image_w,
     int first_image) {
   long long pixels = (long long)image_h * image_w;
   long long padded = (MAX_OUT * pixels + UNPACK_BYTES - 1) / UNPACK_BYTES;
   long long chunk = (long long)blockIdx.x * MASK_THREADS + threadIdx.x;
   long long first = chunk * UNPACK_BYTES;
-  if (first >= count[first_image + blockIdx.y] * pixels) return;
-  int pitch = mask_pitch(image_w);
-  long long row = first / image_w;  // over the rows of all masks
-  int x = (int)(first - row * image_w);
-  const unsigned* words = mask_words + ((long long)blockIdx.y * MAX_OUT * image_h + row) * pitch;
-  long long rows_left = (long long)MAX_OUT * image_h - row;
+  int image = first_image + blockIdx.y, detections = count[image];
+  if (first >= detections * pixels) return;
+  const unsigned* image_words = mask_words + (size_t)blockIdx.y * MAX_OUT * image_h * ((image_w + 31) / 32);
+  int n = (int)(first / pixels), y = (int)(first % pixels / image_w), x = (int)(first % pixels % image_w);
+  Window window = windows[(size_t)image * MAX_OUT + n];
+  unsigned start = window_start[(size_t)image * (MAX_OUT + 1) + n];
   unsigned four[4];
 #pragma unroll
   for (int i = 0; i < UNPACK_BYTES; i++) {
-    unsigned bit = rows_left > 0 ? words[x / 32] >> x % 32 & 1 : 0;
+    int row = y - window.top, word = (x - window.left) >> 5;
+    unsigned bit = 0;
+    if (n < detections && row >= 0 && row < window.rows && word >= 0 && word < window.words)
+      bit = image_words[start + (size_t)row * window.words + word] >> x % 32 & 1;
     four[i / 4] = i % 4 == 0 ? bit : four[i / 4] | bit << 8 * (i % 4);
     if (++x == image_w) {
       x = 0;
-      words += pitch;
-      rows_left--;
+      if (++y == image_h) {
+        y = 0;
+        if (++n < detections) {
+          window = windows[(size_t)image * MAX_OUT + n];
+          start = window_start[(size_t)image * (MAX_OUT + 1) + n];
+        }
+      }
     }
   }
   reinterpret_cast<uint4*>(dense)[blockIdx.y * padded + chunk] = make_uint4(four[0], four[1], four[2], four[3]);

@@ -1,12 +1,6 @@
 // FastNMS (Bolya et al. 2019, section 3.3) of each list of candidates, then the best over all lists.
 // Order everywhere: score descending, then class ascending, then prior ascending.
 
-__host__ __device__ constexpr int power_of_two_from(int n) {
-  int power = 1;
-  while (power < n) power *= 2;
-  return power;
-}
-
 #define NMS_SORT_SIZE (TOP_K > 512 ? power_of_two_from(TOP_K) : 512)  // lists up to this length are sorted as they are
 #define SELECT_SORT_SIZE (MAX_OUT > 512 ? power_of_two_from(MAX_OUT) : 512)
 
@@ -186,6 +180,27 @@ __device__ __forceinline__ int2 cell_range(float first, float second, int size) 
   return make_int2((int)ceilf(fminf(limits.x, (float)size)), (int)ceilf(fmaxf(limits.y, 0.0f)));
 }
 
+// The pixels first .. end - 1 of size_out whose mask can be 1, of cells first .. end - 1 of size_in: a pixel whose centre is
+// not over the cells is no nearer to them than to cells that are 0, so at most 0.5. One more at each end, as both the limits
+// here and the interpolation are rounded.
+__device__ __forceinline__ int2 pixels_over(int first_cell, int end_cell, int size_in, int size_out) {
+  float scale = (float)size_out / (float)size_in;
+  return make_int2(max((int)(first_cell * scale) - 1, 0), (int)ceilf(end_cell * scale) + 1);
+}
+
+__device__ __forceinline__ Window window_over(
+    int4 cells, int proto_h, int proto_w, int2 canvas, int image_h, int image_w) {
+  int2 columns = pixels_over(cells.x, cells.y, proto_w, canvas.y), rows = pixels_over(cells.z, cells.w, proto_h, canvas.x);
+  int right = min(columns.y, image_w), bottom = min(rows.y, image_h);
+  Window window = {0, 0, 0, 0};
+  if (cells.x >= cells.y || cells.z >= cells.w || columns.x >= right || rows.x >= bottom) return window;
+  window.top = rows.x;
+  window.left = columns.x / 32 * 32;
+  window.rows = bottom - rows.x;
+  window.words = (right - window.left + 31) / 32;
+  return window;
+}
+
 // The best M of all lists, with all that the masks and the host need of them. grid (B), block SELECT_THREADS
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
     const unsigned* __restrict__ pool_keys,       // [B, L, M]
@@ -203,13 +218,17 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
     float4* __restrict__ boxes,                   // out [B, M], x1 y1 x2 y2, relative
     float4* __restrict__ pixel_boxes,             // out [B, M], x1 y1 x2 y2, the original's integers
     int4* __restrict__ cells,                     // out [B, M], left right top bottom: prototype cells inside the box
+    Window* __restrict__ windows,                 // out [B, M], the pixels that those can reach
+    unsigned* __restrict__ window_start,          // out [B, M + 1]: words of all windows before; the last is the image's total
     float* __restrict__ coeff,                    // out [B, M, K]
     int num_priors,                               // P
     int proto_h, int proto_w,
+    int crop,                                     // 0: the whole prototypes count, not only the cells inside the box
     float score_threshold) {                      // only scores strictly above it
   static __shared__ sort_key keys[SELECT_SORT_SIZE];
   static __shared__ SelectScratch scratch;
   static __shared__ int priors[MAX_OUT];
+  static __shared__ unsigned words[MAX_OUT];
   int image = blockIdx.x;
   const unsigned* image_keys = pool_keys + (size_t)image * LISTS * MAX_OUT;
   unsigned lowest_wanted = ordered_bits(score_threshold);
@@ -244,7 +263,16 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
     pixel_boxes[to] = make_float4(truncf(x.x), truncf(y.x), truncf(x.y), truncf(y.y));
     cells[to] = make_int4(columns.x, columns.y, rows.x, rows.y);
   }
+  for (int i = threadIdx.x; i < found; i += SELECT_THREADS) {  // a loop of its own, which takes fewer registers
+    size_t at = (size_t)image * MAX_OUT + i;
+    int4 reached = crop ? cells[at] : make_int4(0, proto_w, 0, proto_h);
+    Window window = window_over(reached, proto_h, proto_w, canvas, height, width);
+    windows[at] = window;
+    words[i] = (unsigned)window.rows * window.words;
+  }
   __syncthreads();
+  if (threadIdx.x < 32)
+    write_running_sums([&](int i) { return i < found ? words[i] : 0u; }, MAX_OUT, window_start + (size_t)image * (MAX_OUT + 1));
   for (int i = threadIdx.x; i < found * NUM_COEFF; i += SELECT_THREADS) {
     int n = i / NUM_COEFF, k = i % NUM_COEFF;
     size_t row = (size_t)image * num_priors + priors[n];

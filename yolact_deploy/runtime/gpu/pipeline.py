@@ -63,7 +63,7 @@ class GpuPipeline:
         self._is_closed = False
         with ExitStack() as undo:
             undo.callback(self.close)
-            self._model = _model(network, nms)
+            self._model = _model(driver, network, nms)
             self._kernels = load_kernels(driver, self._model.specialization, self._notes.append)
             self._upload_priors()
             self._lane()
@@ -170,10 +170,15 @@ class GpuPipeline:
             driver.synchronize(stream)
 
 
-def _model(network: DeviceNetwork, nms: NmsMode | None) -> ModelConstants:
+def _model(driver: Driver, network: DeviceNetwork, nms: NmsMode | None) -> ModelConstants:
     half = {name: network.dtypes[name] == np.float16 for name in (INPUT, *OUTPUTS)}
     specialization = specialize(network.spec, nms=nms, fp16_tensors=half)
-    return ModelConstants.of(network.spec, specialization, scores_masks=network.mask_iou is not None)
+    return ModelConstants.of(
+        network.spec,
+        specialization,
+        scores_masks=network.mask_iou is not None,
+        multiprocessors=driver.device.multiprocessors,
+    )
 
 
 class HeadsOnHost:

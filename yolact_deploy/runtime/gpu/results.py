@@ -13,13 +13,13 @@ from yolact_deploy.arrays import AnyArray, FloatArray, Image
 from yolact_deploy.cuda.buffers import Buffers, PinnedMemoryPool
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.cuda.launches import mask_pitch_words
 from yolact_deploy.cuda.program import Addresses, BatchProgram, align, run_capacity
 from yolact_deploy.reference.detections import Detections, RawDetections
-from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, PackedMasks, RunMasks
+from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, RunMasks, WindowMasks
 from yolact_deploy.runtime.protocols import DeviceNetwork
 
 _GROWTH = 1.25  # of the buffer of run lengths, beyond what was needed
+_SPARE_BYTES = 1 << 16  # beyond what the last batch's masks took: those of the next may be a little larger
 
 
 @dataclass(eq=False)
@@ -57,10 +57,10 @@ class MaskTransfer:
 
 
 class ResultReader:
-    """Copies only the masks that were found. Methods are called with the context current.
+    """Copies only the masks that were found, and of them only their windows. Methods are called with the context current.
 
-    As many masks as the last batch of its kind had are sent behind the next one, before it is known how many that has: only
-    the masks of a batch that has more have to be asked for, and waited for, a second time.
+    As many bytes as the masks of the last batch of its kind took, and some more, are sent behind the next one, before it is
+    known how many that has: only what is beyond them has to be asked for, and waited for, a second time.
     """
 
     def __init__(
@@ -78,23 +78,24 @@ class ResultReader:
         self._pinned = Buffers(driver)  # in no graph, so that growing voids none
 
     def send_expected(self, results: BatchResults) -> MaskTransfer | None:
-        """Behind a batch: copy as many masks as the last one had."""
+        """Behind a batch: copy as much as the masks of the last one took, and some more, as far as there is more."""
         if results.mask_bytes is None or not any(results.mask_bytes):
             return None
-        return self._send(self._sources(results.program), results.mask_bytes)
+        rooms = results.program.mask_rooms
+        expected = [
+            min(int(nbytes * _GROWTH) + _SPARE_BYTES, room) if nbytes else 0
+            for nbytes, room in zip(results.mask_bytes, rooms, strict=True)
+        ]
+        return self._send(self._sources(results.program), expected)
 
     def send_rest(self, results: BatchResults, sent: MaskTransfer | None) -> tuple[MaskTransfer, bool]:
         """Once the detections are on the host: copy all masks that were not yet, and whether there were any."""
         program = results.program
-        counts = results.host["count"].tolist()
         if program.request.masks == "rle":
-            totals = results.host["run_start"][:, -1].tolist()
-            program = self._make_room_for_runs(results, max(totals))
-            sizes = [4 * total if count else 0 for total, count in zip(totals, counts, strict=True)]
-        else:
-            sizes = [count * each for count, each in zip(counts, program.mask_bytes, strict=True)]
+            program = self._make_room_for_runs(results, int(results.host["run_start"][:, -1].max()))
+        sizes = program.mask_bytes(results.host)
         if program.model.scores_masks:
-            sizes += [count * program.soft_mask_bytes for count in counts]
+            sizes += [count * program.soft_mask_bytes for count in results.host["count"].tolist()]
         results.mask_bytes = sizes if program is results.program else None
         if sent is None or program is not results.program or _is_too_small(sent, sizes):
             return self._send(self._sources(program), sizes), any(sizes)
@@ -112,9 +113,7 @@ class ResultReader:
         found = []
         for image, kind in enumerate(program.layout.kinds):
             count = int(results.host["count"][image])
-            rows = {
-                name: array[image, :count] for name, array in results.host.items() if name not in ("count", "run_start")
-            }
+            rows = {name: array[image, :count] for name, array in results.host.items() if array.ndim > 1}
             class_ids = rows["class_ids"].astype(np.int64)
             raw = RawDetections(
                 rows["prior_idx"].astype(np.int64),
@@ -124,7 +123,6 @@ class ResultReader:
                 rows["coeff"].copy(),
                 np.zeros((0, 0, specialization.num_coeff), np.float32),
             )
-            starts = results.host["run_start"][image, : count + 1] if program.request.masks == "rle" else None
             found.append(
                 Detections(
                     raw,
@@ -134,7 +132,7 @@ class ResultReader:
                     category_ids=self._spec.category_ids,
                     mask_ious=self._score_masks(program, masks, image, class_ids),
                     canvas_hw=specialization.canvas_hw(kind.image_hw) if specialization.pad else None,
-                    mask_source=_source(program, masks, image, count, starts),
+                    mask_source=_source(results, masks, image, count),
                 )
             )
         return found
@@ -212,18 +210,20 @@ def _is_too_small(sent: MaskTransfer, sizes: Sequence[int]) -> bool:
     return any(nbytes > part.room for part, nbytes in zip(sent.parts, sizes, strict=True))
 
 
-def _source(
-    program: BatchProgram, masks: MaskTransfer, image: int, count: int, run_starts: AnyArray | None
-) -> MaskSource:
+def _source(results: BatchResults, masks: MaskTransfer, image: int, count: int) -> MaskSource:
     """Masks that own their memory, or keep what is lent to them."""
-    image_hw = program.layout.kinds[image].image_hw
-    height, width = image_hw
+    image_hw = results.program.layout.kinds[image].image_hw
     content = masks.content(image)
     if not masks.is_lent:
         content = content.copy()
-    if run_starts is not None:
-        runs = content.view(np.uint32)
-        return RunMasks([runs[begin:end] for begin, end in pairwise(run_starts)], image_hw)
-    if program.request.masks == "dense":
-        return DenseMasks(content.reshape(count, height, width).view(bool))
-    return PackedMasks(content.view(np.uint32).reshape(count, height, mask_pitch_words(width)), image_hw)
+    form = results.program.request.masks
+    if form == "dense":
+        return DenseMasks(content.reshape(count, *image_hw).view(bool))
+    words = content.view(np.uint32)
+    if form == "rle":
+        return RunMasks(
+            [words[begin:end] for begin, end in pairwise(results.host["run_start"][image, : count + 1])], image_hw
+        )
+    windows = results.host["windows"][image, :count].astype(np.int64)
+    starts = results.host["window_start"][image, :count].astype(np.int64)
+    return WindowMasks(words, windows, starts, image_hw)
