@@ -286,7 +286,10 @@ def test_a_disk_that_is_full_half_way_keeps_what_was_found(shapes_onnx: Path, tm
     assert _names(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
+)
 def test_a_run_that_was_ended_from_outside_is_gone_on_with(
     shapes_onnx: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
