@@ -393,6 +393,7 @@ def test_a_bug_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 _COMMAND = (sys.executable, "-c", "from yolact_deploy.cli import main; main()")
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_export_leaves_no_partial_output(tmp_path: Path, sent: signal.Signals) -> None:

@@ -62,6 +62,7 @@ def test_every_function_is_documented_with_what_it_raises() -> None:
         assert "Raises " in function.__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torch")
 def test_a_whole_export_is_one_call(tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
@@ -111,6 +112,7 @@ def test_what_can_be_refused_is_refused_before_the_checkpoint_is_read(
         exporters.export(tmp_path / "none.pth", tmp_path / "model.onnx", **options)
 
 
+@pytest.mark.slow
 def test_quantize_and_compare_take_paths_of_any_kind(shapes_onnx: Path, tmp_path: Path) -> None:
     half, page = tmp_path / "half.onnx", tmp_path / "page.html"
     assert exporters.quantize(str(shapes_onnx), half, precision="fp16", calib=str(PHOTO)).precision == "fp16"
@@ -121,6 +123,7 @@ def test_quantize_and_compare_take_paths_of_any_kind(shapes_onnx: Path, tmp_path
         exporters.compare(shapes_onnx, half, [PHOTO], html=tmp_path / "no" / "page.html")
 
 
+@pytest.mark.slow
 def test_a_plan_in_fp16_is_one_call_where_python_says_what_lowers(shapes_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
     model, told = tmp_path / "m.onnx", list[str]()

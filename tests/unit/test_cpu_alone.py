@@ -43,6 +43,7 @@ def test_detect_on_a_cpu_loads_nothing_of_a_gpus_path(shapes_onnx: Path, tmp_pat
     assert gpu_modules_after(code, shapes_onnx, PHOTO, *options) == []
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torch")
 def test_an_export_loads_neither_the_detector_nor_the_gpus_modules(tmp_path: Path) -> None:
     code = (

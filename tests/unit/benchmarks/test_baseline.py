@@ -123,6 +123,7 @@ def _bench(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["bench", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_gate_runs_the_baselines_artifact_along_and_tells_a_slower_one(
     shapes_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

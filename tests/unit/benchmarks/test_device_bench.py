@@ -28,6 +28,8 @@ from yolact_deploy.cli import app
 from yolact_deploy.reference.postprocess import make_priors, softmax
 from yolact_deploy.runtime.protocols import DEVICE_STAGES
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 ALL_STAGES = list(DEVICE_STAGES)
 

@@ -19,6 +19,8 @@ from tests.emulator.backend import EmulatedGpu
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
 from yolact_deploy.cuda.drivers.interface import Driver
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 PHOTO = bench_images(SHAPES / "val" / "val_public_0000.jpg")[0]
 

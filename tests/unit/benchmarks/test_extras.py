@@ -33,6 +33,8 @@ from yolact_deploy.cli import app
 from yolact_deploy.errors import BenchmarkError, MissingDependencyError
 from yolact_deploy.reference.postprocess import detect, make_priors
 
+pytestmark = pytest.mark.slow
+
 PHOTO = SHAPES / "val" / "val_public_0000.jpg"
 
 

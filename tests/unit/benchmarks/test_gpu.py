@@ -29,7 +29,10 @@ from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.specialization import Specialization, specialize
 
 FLOOR_MS = {True: 4.0, False: 8.0}
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels for the CPU")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels for the CPU"),
+]
 
 
 @pytest.fixture(scope="module")

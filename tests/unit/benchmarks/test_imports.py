@@ -20,6 +20,7 @@ print(json.dumps(sorted(sys.modules)))
 OF_A_GPU = ("yolact_deploy.cuda", "yolact_deploy.runtime.gpu", "yolact_deploy.runtime.tensorrt", "benchmarks.device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_a_bench_on_a_cpu_imports_nothing_of_the_gpu_path(device: str, shapes_onnx: Path, tmp_path: Path) -> None:
     if device == "auto" and has_nvidia_driver():

@@ -39,6 +39,7 @@ def test_the_median_is_over_the_timed_runs_alone() -> None:
     assert (node.name, node.operator, node.ms) == ("fpn/Conv", "Conv", 2.0)
 
 
+@pytest.mark.slow
 def test_bench_shows_modules_in_json_table_and_page(shapes_onnx: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     arguments = ["bench", str(shapes_onnx), "--iterations", "2", "--warmup", "0", "--layers", "--device", "cpu"]

@@ -43,6 +43,7 @@ def _annotate(model: Path, pictures: list[Path], target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_ap_is_that_of_eval(plus: tuple[Path, Path], pictures: list[Path], tmp_path: Path) -> None:
     checkpoint, model = plus
     annotations = _annotate(model, pictures, tmp_path / "instances.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from tests.emulator.expectations import CLIPPED, PADDED, coco_runs, expect_detec
 from tests.emulator.pipeline import Pipeline
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.postprocess import detect, softmax
+
+pytestmark = pytest.mark.slow
 
 # a handful, as each is compiled
 SPECIALIZATIONS = [

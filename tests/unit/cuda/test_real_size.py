@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.emulator.emulator import emulator
 from tests.emulator.expectations import coco_runs, expect_masks, expect_reference, heads
 from tests.emulator.pipeline import Pipeline
 from yolact_deploy.cuda.specialization import Specialization
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_prior_of_yolact_base_survives() -> None:

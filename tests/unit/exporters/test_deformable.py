@@ -114,6 +114,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[DcnForm, Path]:
     return request.param, request.getfixturevalue(f"plus_{request.param}")
 
 
+@pytest.mark.slow
 def test_both_forms_compute_what_the_module_does_for_any_batch(
     exported: tuple[DcnForm, Path], plus_model: Yolact
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_file_tells_the_digest_of_its_weights(shapes_file: Path) -> None:
     assert open_onnx(shapes_file).weights_are_as_exported is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nms", ["fast", "cross_class"])
 def test_photos_give_detectors_detections(shapes_onnx: Path, tmp_path: Path, nms: EndToEndNms) -> None:
     target = tmp_path / "model.onnx"
@@ -78,6 +79,7 @@ def test_photos_give_detectors_detections(shapes_onnx: Path, tmp_path: Path, nms
         _assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_images_one_by_one(shapes_file: Path) -> None:
     network = EndToEndNetwork(shapes_file, device="cpu")
     image = read_image(PHOTOS[0])

@@ -159,6 +159,7 @@ def test_other_opsets_with_odd_level_sizes_and_logits(small_model: Yolact, tmp_p
         np.testing.assert_allclose(output, reference.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_max_batch_1_fixes_the_batch_and_the_same_export_gives_the_same_bytes(
     small_model: Yolact, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,8 @@ from tests.unit.gpu_path.gpu_expectations import PIXELS, assert_identical
 from yolact_deploy import Detector
 from yolact_deploy.errors import DeviceError, ImageError
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 Place = Callable[..., OnDevice]
 

@@ -17,6 +17,8 @@ from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError
 from yolact_deploy.runtime.gpu import lane as gpu_lane
 from yolact_deploy.runtime.protocols import HeadTensors
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 SMALL, LARGE = PIXELS[1], PIXELS[0]
 

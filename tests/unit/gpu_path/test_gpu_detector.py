@@ -27,6 +27,7 @@ from yolact_deploy.spec import NmsMode
 Emulate = Callable[..., EmulatedGpu]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_stream", [True, False], ids=["capturable", "not-capturable"])
 @pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "no-graph"])
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -172,6 +173,7 @@ def test_a_batch_is_never_larger_than_the_network_takes(emulated: Emulate, shape
     assert gpu.networks[0].batches == [2, 1]
 
 
+@pytest.mark.slow
 def test_files_and_evaluation_go_through_a_gpu_in_batches(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from yolact_deploy.arrays import FloatArray
 from yolact_deploy.errors import EngineError
 from yolact_deploy.reference.postprocess import MaskIouModel
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 
 

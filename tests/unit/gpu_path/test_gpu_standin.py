@@ -28,6 +28,8 @@ from yolact_deploy import Detector
 from yolact_deploy.errors import DeviceError
 from yolact_deploy.runtime.gpu.pipeline import REAL_GPU
 
+pytestmark = pytest.mark.slow
+
 def open_network(path, driver, threads):
     return CpuNetwork(path, driver, threads=1)
 

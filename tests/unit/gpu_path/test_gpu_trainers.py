@@ -18,6 +18,8 @@ from yolact_deploy.arrays import Image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 PHOTO = PIXELS[0]
 TALL, WIDE = PHOTO, np.ascontiguousarray(PHOTO[:150])
@@ -44,7 +46,6 @@ def model(request: pytest.FixtureRequest, shapes_onnx: Path, tmp_path_factory: p
     return _with_spec(shapes_onnx, target, pad="pad" in request.param, clip_boxes="clip" in request.param)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("masks", ["bits", "rle", "dense"])
 def test_detections_are_those_of_the_cpu(emulated: Emulate, model: Path, masks: MaskForm) -> None:
     gpu = emulated(in_stream=True)

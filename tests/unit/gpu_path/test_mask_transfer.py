@@ -21,6 +21,8 @@ from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.gpu import results
 from yolact_deploy.runtime.protocols import HeadTensors
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 GROWS_AND_SHRINKS = (3, 60, 0, 1, 200, 200, 2)  # priors that are left in every image
 

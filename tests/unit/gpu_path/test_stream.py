@@ -17,6 +17,8 @@ from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.runtime.streaming import ReadAhead
 
+pytestmark = pytest.mark.slow
+
 Emulate = Callable[..., EmulatedGpu]
 
 

@@ -26,11 +26,12 @@ from yolact_deploy.errors import ArtifactError, CalibrationError, ExportError, O
 from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 VAL = goldens.SHAPES / "val"
 ANNOTATIONS = VAL / "instances.json"
 
 
-@pytest.mark.slow
 def test_int8_and_fp16_lose_no_more_ap_than_promised(shapes_onnx: Path, tmp_path: Path) -> None:
     """Of the bundled trained model, on its 200 validation images, calibrated with its 128 calibration images."""
     result = apply_precision(
@@ -55,7 +56,6 @@ def test_int8_and_fp16_lose_no_more_ap_than_promised(shapes_onnx: Path, tmp_path
     assert result.gate.passed
 
 
-@pytest.mark.slow
 def test_no_calibrator_loses_more_than_2_points(
     shapes: onnx.ModelProto, shapes_onnx: Path, shapes_spec: ModelSpec, tmp_path: Path
 ) -> None:
@@ -157,7 +157,6 @@ def test_layers_that_overflow_half_are_kept_and_reported(shapes: onnx.ModelProto
     assert result.gate.fp16.drop < 1
 
 
-@pytest.mark.slow
 def test_a_missed_gate_names_the_costliest_modules_and_writes_nothing(shapes_onnx: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     output.write_bytes(b"what was there")

@@ -31,6 +31,7 @@ def lowered(plus_gridsample: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_it_still_rescores_its_masks(lowered: dict[LowPrecision, Any], precision: LowPrecision) -> None:
     found = Detector(lowered[precision].output, device="cpu")(CALIBRATION_IMAGES[8])

@@ -83,6 +83,7 @@ def test_the_module_with_the_planted_error_is_found(
     assert all(module.others_output_sqnr_db < 10 for module in others if module.others_output_sqnr_db is not None)
 
 
+@pytest.mark.slow
 def test_sqnr_of_fp16_is_far_above_that_of_int8(
     shapes: onnx.ModelProto, shapes_int8: onnx.ModelProto, shapes_spec: ModelSpec
 ) -> None:
