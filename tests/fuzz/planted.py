@@ -52,7 +52,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "runs code": lambda: os.system("true"),
     "connects": lambda: socket.create_connection(("127.0.0.1", 9)),
     "reads elsewhere": _read_elsewhere,
-    "takes memory": lambda: len(b"1" * (400 << 20)),
+    "takes memory": lambda: len(b"1" * (300 << 20)),
     "takes too much memory": lambda: bytearray(64 << 30),
     "says nothing": _say(" "),
     "says too much": _say("a" * 5000),

@@ -70,7 +70,7 @@ def test_what_is_changed_is_taken_as_long_as_it_is_not_changed(tmp_path: Path, m
 def of_planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A run over readers with a fault each."""
     folder = tmp_path_factory.mktemp("planted")
-    return run(folder, seed=1, inputs=6 * len(planted.TARGETS), workers=1, table=planted.__name__, hang_s=2)
+    return run(folder, seed=1, inputs=6 * len(planted.TARGETS), workers=1, table=planted.__name__, hang_s=4)
 
 
 @pytest.mark.parametrize(
