@@ -63,6 +63,11 @@ class Adapter(ABC):
         """Tell the builder's configuration. Raises EngineError for one that it refuses."""
         ...
 
+    def forbid_tf32(self, config: Any) -> None:
+        """Compute float32 layers in float32: by default their inputs are rounded to the 10 bits of TF32 (NVIDIA's support
+        matrix, BuilderFlag.TF32)."""
+        config.clear_flag(self.trt.BuilderFlag.TF32)
+
     @abstractmethod
     def load_timing_cache(self, config: Any, path: Path, log: list[LogRecord]) -> list[str]:
         """Give the builder the cache in `path`, or a new one; notes say when what was there could not be used."""

@@ -329,6 +329,7 @@ def _build(
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         adapter.set_targets(config, targets)
+        adapter.forbid_tf32(config)
         if workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
         profile = builder.create_optimization_profile()

@@ -283,3 +283,11 @@ def test_timing_cache_that_can_not_be_kept_is_a_note_not_an_error(tmp_path: Path
     path = tmp_path / "gone" / "timing.cache"
     adapter.load_timing_cache(config, path, log)
     assert "the timing cache was not kept" in adapter.save_timing_cache(config, path)[0]
+
+
+def test_float32_layers_are_not_rounded_to_tf32() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    assert config.get_flag(trt.BuilderFlag.TF32)  # unless it is told otherwise
+    TensorRtRtx(trt, trt.__version__).forbid_tf32(config)
+    assert not config.get_flag(trt.BuilderFlag.TF32)

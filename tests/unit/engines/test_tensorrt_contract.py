@@ -150,6 +150,8 @@ def test_recording_sees_what_only_tensorrt_rtx_has(
 def test_recording_is_not_empty(tensorrt_touched: Touched) -> None:
     assert {
         ("Builder", "build_serialized_network"),
+        ("BuilderFlag", "TF32"),
+        ("IBuilderConfig", "clear_flag"),
         ("IBuilderConfig", "progress_monitor"),
         ("IBuilderConfig", "set_timing_cache"),
         ("IBuilderConfig", "set_memory_pool_limit"),

@@ -203,7 +203,7 @@ def test_any_batch_goes_where_it_is_dynamic(cuda: PlayedCuda, tiny_onnx: Path, d
 def test_the_mask_iou_network_runs_on_the_same_gpu(cuda: PlayedCuda, tmp_path: Path) -> None:
     network = OnnxCudaNetwork(write_plus_onnx(tmp_path / "plus.onnx"), EmulatedDriver(index=1))
     assert network.spec == PLUS_SPEC
-    assert cuda.sessions[-1].providers == [(CUDA, {"device_id": 1}), "CPUExecutionProvider"]
+    assert cuda.sessions[-1].providers == [(CUDA, {"device_id": 1, "use_tf32": "0"}), "CPUExecutionProvider"]
     assert network.mask_iou is not None
     np.testing.assert_allclose(network.mask_iou(soft_masks(3)), REFERENCE(soft_masks(3)), rtol=0, atol=1e-5)
 
@@ -219,7 +219,7 @@ def test_cuda_libraries_are_loaded_once_and_without_a_word(capsys: pytest.Captur
     choose_providers(played, "cpu")
     assert loads == []
     for _ in range(2):
-        assert choose_providers(played, "cuda:1") == [(CUDA, {"device_id": 1}), "CPUExecutionProvider"]
+        assert choose_providers(played, "cuda:1") == [(CUDA, {"device_id": 1, "use_tf32": "0"}), "CPUExecutionProvider"]
     assert loads == [1]
     assert capsys.readouterr().out == ""
 

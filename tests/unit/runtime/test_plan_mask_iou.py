@@ -128,7 +128,10 @@ def test_masks_are_scored_on_the_plans_gpu_where_onnxruntime_can(bench: Bench, m
     cuda = "CUDAExecutionProvider"
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda, "CPUExecutionProvider"])
     PlanNetwork(path, bench.driver, threads=2)
-    assert asked == [(["CPUExecutionProvider"], 2), ([(cuda, {"device_id": 0}), "CPUExecutionProvider"], 2)]
+    assert asked == [
+        (["CPUExecutionProvider"], 2),
+        ([(cuda, {"device_id": 0, "use_tf32": "0"}), "CPUExecutionProvider"], 2),
+    ]
 
 
 def test_a_plan_does_not_open_without_the_file_or_with_an_altered_one(bench: Bench) -> None:

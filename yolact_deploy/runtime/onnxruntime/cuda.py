@@ -17,6 +17,7 @@ from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.onnxruntime.network import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
+    FLOAT32,
     check_device,
     choose_providers,
     first_line,
@@ -100,6 +101,7 @@ def cuda_options(device_index: int, stream: int) -> dict[str, str]:
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
         "do_copy_in_default_stream": "1",
+        **FLOAT32,
     }
 
 

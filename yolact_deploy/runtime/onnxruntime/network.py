@@ -24,6 +24,7 @@ from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
+FLOAT32 = {"use_tf32": "0"}  # else the CUDA provider rounds what float32 layers multiply to 10 bits
 
 _ERRORS_ONLY = 3
 _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate memory", re.IGNORECASE)  # as CUDA and its arena say it
@@ -134,7 +135,7 @@ def choose_providers(ort: Any, device: str) -> list[Any]:
     if kind == "cpu" or not has_cuda:
         return [CPU_PROVIDER]
     _load_cuda_libraries(ort)
-    return [(CUDA_PROVIDER, {"device_id": int(index or 0)}), CPU_PROVIDER]
+    return [(CUDA_PROVIDER, {"device_id": int(index or 0), **FLOAT32}), CPU_PROVIDER]
 
 
 @functools.cache
