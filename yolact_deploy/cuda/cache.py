@@ -63,7 +63,20 @@ def cached(
 
 def is_cached(key: str) -> bool:
     """Whether the cache has a whole entry of this key."""
-    return _read(cache_path(key)) is not None
+    return read(key) is not None
+
+
+def read(key: str) -> bytes | None:
+    """The image kept under `key`; None where there is none, or it is damaged."""
+    return _read(cache_path(key))
+
+
+def keys_of(beginning: str) -> list[str]:
+    """The keys of the entries that begin so, damaged ones too."""
+    try:
+        return sorted(path.stem for path in cache_folder(KIND).glob(f"{beginning}*.cubin"))
+    except OSError:
+        return []
 
 
 def put(key: str, image: bytes) -> None:

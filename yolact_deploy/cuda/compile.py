@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from yolact_deploy.artifacts.names import StepProgress
-from yolact_deploy.cuda.cache import cached, is_cached
+from yolact_deploy.cuda.cache import cached, is_cached, keys_of, read
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import ARGUMENTS, Launch
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source
@@ -194,10 +194,17 @@ def compiled_kernels(
 ) -> bytes:
     """The cubin of a specialization, compiled at its first use on this machine.
 
-    Raises EngineError with NVRTC's log where the kernels do not compile, DeviceError where the NVRTC here serves neither the
-    architecture nor the driver, MissingDependencyError without NVRTC.
+    A cache that was filled elsewhere is enough: where no NVRTC serves the GPU, what another one made and the driver loads is
+    taken. Raises EngineError with NVRTC's log where the kernels do not compile; where the cache has none either, DeviceError if
+    the NVRTC here serves neither the architecture nor the driver, MissingDependencyError without NVRTC.
     """
-    nvrtc = choose_nvrtc(architecture, driver_version)
+    try:
+        nvrtc = choose_nvrtc(architecture, driver_version)
+    except (MissingDependencyError, DeviceError):
+        brought = _made_elsewhere(specialization, architecture, driver_version)
+        if brought is None:
+            raise
+        return brought
     make = functools.partial(_compile, nvrtc, specialization, architecture)
     return cached(cache_key(specialization, architecture, nvrtc), make, notice or _warn)
 
@@ -231,10 +238,26 @@ def warm(
 
 
 def cache_key(specialization: Specialization, architecture: str, nvrtc: Nvrtc) -> str:
-    """SHA-256 of all that the cubin is made of."""
-    options = compile_options(specialization, architecture)
-    parts = (kernel_source(), *options, nvrtc.name, str(nvrtc.size_bytes))
+    """All that the cubin is made of: a digest of source and options, and the compiler."""
+    made_by = "{}.{}-{}".format(*nvrtc.version, nvrtc.size_bytes)
+    return f"{_source_digest(specialization, architecture)}-nvrtc{made_by}"
+
+
+def _source_digest(specialization: Specialization, architecture: str) -> str:
+    parts = (kernel_source(), *compile_options(specialization, architecture))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _made_elsewhere(
+    specialization: Specialization, architecture: str, driver_version: tuple[int, int] | None
+) -> bytes | None:
+    """The cubin that the newest compiler made whose cubins the driver loads."""
+    made: dict[tuple[int, int], str] = {}
+    for key in keys_of(f"{_source_digest(specialization, architecture)}-nvrtc"):
+        version = re.search(r"-nvrtc(\d+)\.(\d+)-", key)
+        if version is not None and (driver_version is None or int(version[1]) <= driver_version[0]):
+            made[int(version[1]), int(version[2])] = key
+    return next((image for version in sorted(made, reverse=True) if (image := read(made[version]))), None)
 
 
 def _compile(nvrtc: Nvrtc, specialization: Specialization, architecture: str) -> bytes:
@@ -299,8 +322,8 @@ def load_kernels(
 ) -> Kernels:
     """The kernels for the driver's GPU: from the cache, else compiled by NVRTC at this first use and kept there.
 
-    Raises EngineError where they do not compile, DeviceError where NVRTC and the GPU or its driver do not go together,
-    MissingDependencyError without NVRTC.
+    Raises EngineError where they do not compile; where they are not in the cache either, DeviceError if NVRTC and the GPU or its
+    driver do not go together, MissingDependencyError without NVRTC.
     """
     image = compiled_kernels(
         specialization, driver.device.architecture, driver_version=driver.device.driver_version, notice=notice

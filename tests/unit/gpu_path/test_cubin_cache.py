@@ -15,7 +15,7 @@ from yolact_deploy.cuda import compile as compiler
 from yolact_deploy.cuda import compile as nvrtc
 from yolact_deploy.cuda.cache import cache_path, cache_state, cached, put
 from yolact_deploy.cuda.compile import Nvrtc, cache_key, compiled_kernels, warm
-from yolact_deploy.errors import OutputError
+from yolact_deploy.errors import MissingDependencyError, OutputError
 from yolact_deploy.files import cache_folder
 
 ROOT = Path(__file__).parents[3]
@@ -163,3 +163,28 @@ def test_kernels_that_can_not_be_kept_are_used_and_warned_of(tmp_path: Path, mon
         assert compiled_kernels(SMALL, "sm_90") == b"image"
     with pytest.raises(OutputError, match="can't be kept"):
         warm([SMALL], ["sm_90"])
+
+
+def test_a_cache_that_was_filled_elsewhere_is_enough_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ((12, 9), (13, 0), (14, 2)):
+        made_by = dataclasses.replace(SOME, version=version)
+        put(cache_key(SMALL, "sm_90", made_by), f"of {version[0]}".encode())
+    monkeypatch.setattr(compiler, "installed", lambda: ())
+    assert compiled_kernels(SMALL, "sm_90", driver_version=(13, 1)) == b"of 13"  # the newest that the driver loads
+    assert compiled_kernels(SMALL, "sm_90", driver_version=(12, 4)) == b"of 12"
+    for specialization, architecture, driver in (
+        (CROSS, "sm_90", (13, 1)),
+        (SMALL, "sm_86", (13, 1)),
+        (SMALL, "sm_90", (11, 8)),
+    ):
+        with pytest.raises(MissingDependencyError, match="nvrtc"):
+            compiled_kernels(specialization, architecture, driver_version=driver)
+
+
+def test_a_damaged_entry_from_elsewhere_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ((12, 9), (13, 0)):
+        put(cache_key(SMALL, "sm_90", dataclasses.replace(SOME, version=version)), f"of {version[0]}".encode())
+    newest = cache_path(cache_key(SMALL, "sm_90", SOME))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    monkeypatch.setattr(compiler, "installed", lambda: ())
+    assert compiled_kernels(SMALL, "sm_90", driver_version=(13, 1)) == b"of 12"
