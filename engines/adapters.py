@@ -257,6 +257,11 @@ def _tensorrt_problem(version: str) -> str | None:
 
 
 def _no_usable_runtime(infos: list[RuntimeInfo]) -> Exception:
+    if [info.reason for info in infos] == [_NO_GPU]:  # nothing to install would change that
+        return EngineError(
+            f"no plan can be built with {PLAN_RUNTIMES[infos[0].name].title} here: {_NO_GPU} "
+            f"Build on the machine that has it, or with --runtime {TENSORRT_RTX}, which needs no GPU."
+        )
     if not any(info.installed for info in infos):
         # TensorRT is of no use without a GPU; TensorRT-RTX builds anywhere.
         name: RuntimeName = infos[0].name if len(infos) == 1 or visible_devices() else TENSORRT_RTX

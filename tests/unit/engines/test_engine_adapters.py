@@ -89,7 +89,7 @@ def test_auto_takes_tensorrt_rtx_without_a_gpu_and_says_why(install: Install) ->
 
 def test_a_runtime_asked_for_is_not_replaced_by_the_other(install: Install) -> None:
     install(tensorrt=_module("tensorrt", "10.9.0"), tensorrt_rtx=_module("tensorrt_rtx", "1.7.1"))
-    with pytest.raises(EngineError, match="tensorrt: no NVIDIA GPU and driver is visible"):
+    with pytest.raises(EngineError, match="with TensorRT here: no NVIDIA GPU and driver is visible"):
         choose_runtime("tensorrt")
 
 
@@ -157,6 +157,9 @@ def test_without_a_driver_nobody_is_told_to_install_what_needs_a_gpu(
     assert tensorrt.reason.startswith("no NVIDIA GPU and driver is visible")
     assert "pip" not in tensorrt.reason
     assert pip_install("rtx") in tensorrt_rtx.reason  # it builds anywhere
+    with pytest.raises(EngineError, match=r"here: no NVIDIA GPU.* --runtime tensorrt-rtx") as caught:
+        choose_runtime("tensorrt")
+    assert "pip" not in str(caught.value)
 
 
 def test_both_runtimes_are_listed_when_neither_is_installed(install: Install) -> None:
