@@ -62,7 +62,7 @@ class Verdict:
     def limit(self) -> str:
         """What is asked of the model, for people."""
         if self.accuracy is not None:
-            return f"at most {self.allowed:g} points of AP lost"
+            return f"at most {self.allowed:g} point{'' if self.allowed == 1 else 's'} of AP lost"
         return f"at least {100 - self.allowed:g} of 100 agreement"
 
     def describe(self) -> str:

@@ -60,7 +60,7 @@ def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
     rows["accuracy"] = (report["accuracy"] or "").removeprefix("accuracy ")
     yield facts(f"wrote {report['output']}", {name: value for name, value in rows.items() if value})
     if report["gate"] is not None:
-        yield _gate(report["gate"])
+        yield gate_table(report["gate"])
     yield _modules(report["modules"])
 
 
@@ -81,7 +81,8 @@ def compare_tables(report: dict[str, Any]) -> Iterator[Table]:
         yield table
 
 
-def _gate(gate: dict[str, Any]) -> Table:
+def gate_table(gate: dict[str, Any]) -> Table:
+    """What float32 reaches and what each precision loses, as AP or as agreement: the `gate` of `PrecisionResult.to_dict()`."""
     passed = "passed" if gate["passed"] else "not passed"
     limit = gate["fp16"]["limit"]
     title = f"gate of {limit}: {passed}{'' if gate['enforced'] else ' (measured only)'}"
@@ -97,7 +98,7 @@ def _gate(gate: dict[str, Any]) -> Table:
     table.add_row("fp32", f"{gate['reference']['box_ap']:.2f}", f"{gate['reference']['mask_ap']:.2f}", "")
     for label, verdict in verdicts.items():
         accuracy = verdict["accuracy"]
-        table.add_row(label, f"{accuracy['box_ap']:.2f}", f"{accuracy['mask_ap']:.2f}", f"{verdict['drop']:+.2f}")
+        table.add_row(label, f"{accuracy['box_ap']:.2f}", f"{accuracy['mask_ap']:.2f}", _points(verdict["drop"]))
     return table
 
 
@@ -118,7 +119,8 @@ def _decibel(value: float | None) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+    """With its sign, but a loss or gain that rounds to nothing has none."""
+    return "-" if value is None else f"{value:+.2f}" if round(value, 2) else "0.00"
 
 
 def _sides(report: dict[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.precision.gate import Agreement, AgreementJudge, ApJudge, compare_detections
+from exporters.precision.gate import Accuracy, Agreement, AgreementJudge, ApJudge, Verdict, compare_detections
 from tests import goldens
 from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from yolact_deploy.errors import AnnotationError, CalibrationError
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.postprocess import assemble_masks
+from yolact_deploy.reports.precision import gate_table
 
 
 def _found(*objects: tuple[int, float, tuple[float, float, float, float]]) -> Detections:
@@ -91,6 +93,27 @@ def test_ap_is_told_in_points_of_100_and_a_drop_may_be_as_large_as_allowed(shape
     verdict = judge(shapes_onnx, "again")
     assert (verdict.passed, verdict.drop, verdict.accuracy) == (True, 0.0, judge.reference)
     assert verdict.limit == "at most 0 points of AP lost"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "drop", "limit", "shown"),
+    [
+        (1.0, -0.004, "at most 1 point of AP lost", "0.00"),
+        (0.5, 0.004, "at most 0.5 points of AP lost", "0.00"),
+        (0.5, -0.04, "at most 0.5 points of AP lost", "-0.04"),
+        (0.5, 0.04, "at most 0.5 points of AP lost", "+0.04"),
+    ],
+)
+def test_the_gate_is_told_in_words_and_a_drop_that_rounds_to_nothing_has_no_sign(
+    allowed: float, drop: float, limit: str, shown: str
+) -> None:
+    accuracy = Accuracy(box_ap=59.79, mask_ap=49.70)
+    verdict = Verdict(True, drop, allowed, accuracy, None)
+    assert verdict.limit == limit
+    gate = {"passed": True, "enforced": True, "reference": dataclasses.asdict(accuracy)}
+    table = gate_table({**gate, "fp16": verdict.to_dict(), "int8": None})
+    assert table.title == f"gate of {limit}: passed"
+    assert table.rows[-1][-1].plain == shown
 
 
 @pytest.mark.parametrize("annotated", ["nothing", "other images", "what the model does not find"])
