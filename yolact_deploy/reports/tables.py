@@ -218,9 +218,16 @@ def inspect_tables(report: dict[str, Any]) -> Iterator[Table]:
     for key, value in report.items():
         if key not in ("kind", "path", "spec_error") and not isinstance(value, (dict, list)) and value is not None:
             fact(table, key, size_text(value) if key.endswith("bytes") else str(value))
-    for key in ("targets", "batch", "mask_iou", "opsets", "metadata"):
+    for key in ("targets", "batch", "mask_iou", "opsets"):
         if report.get(key):
             fact(table, key, _inline(report[key]))
+    metadata = {
+        key: value
+        for key, value in report.get("metadata", {}).items()
+        if value != report.get(key.removeprefix("yolact_deploy."))  # what a row above says is not said again
+    }
+    if metadata:
+        fact(table, "metadata", _inline(metadata))
     for note in report.get("notes", ()):
         fact(table, "note", note)
     if table.rows:

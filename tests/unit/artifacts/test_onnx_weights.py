@@ -18,6 +18,7 @@ from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, WEIGHTS_SHA256_
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx, parse_onnx
 from yolact_deploy.artifacts.open import inspect_onnx
 from yolact_deploy.errors import ArtifactError
+from yolact_deploy.reports.tables import inspect_tables
 
 
 def _parsed(model: onnx.ModelProto) -> OnnxFile:
@@ -146,6 +147,14 @@ def test_a_file_as_it_was_exported_and_one_of_before_there_was_a_digest_give_no_
     report = inspect_onnx(path)
     assert report["weights"] == {True: "as exported", None: "the file has no digest of them"}[as_exported]
     assert report["weights_sha256"] == open_onnx(path).weights.sha256
+
+
+@pytest.mark.parametrize(("weight", "times"), [(None, 1), (7.0, 2)])
+def test_inspect_shows_the_digest_of_the_weights_once_unless_the_file_tells_another(
+    tmp_path: Path, weight: float | None, times: int
+) -> None:
+    (table, *_) = inspect_tables(inspect_onnx(_write(tmp_path, told="its own", weight=weight)))
+    assert sum(cell.plain.count("weights_sha256") for row in table.rows for cell in row) == times
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
