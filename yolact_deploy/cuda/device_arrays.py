@@ -20,6 +20,15 @@ _DL_UNSIGNED = 1
 
 
 @dataclass(frozen=True)
+class LoadedImage:
+    """An image as it was given, checked if it is the host's."""
+
+    pixels: Any  # uint8 [H, W, 3], a NumPy array or an array on the device
+    is_rgb: bool
+    on_device: bool
+
+
+@dataclass(frozen=True)
 class DeviceImage:
     """An image uint8 [H, W, 3] in device memory."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -59,10 +60,54 @@ def test_a_graph_that_cannot_be_captured_is_a_note_and_no_error(
     gpu = emulated(in_stream=True)
     gpu.driver.fail_capture = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
     detector = gpu.open(shapes_onnx)
-    for _ in range(3):
+    for _ in range(5):
         assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))
     (note,) = detector.notes
-    assert "CAPTURE_INVALIDATED" in note
+    assert "3 times: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in note
+
+
+def test_a_capture_that_other_work_broke_is_tried_again(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    gpu = emulated(in_stream=True)
+    detector = gpu.open(shapes_onnx)
+    for fail in (None, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", None, None):
+        gpu.driver.fail_capture = fail
+        assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))
+    assert detector.notes == ()
+    assert gpu.driver.graph_launches == 2  # of the last two frames
+
+
+def test_nothing_is_collected_while_a_graph_is_captured(
+    emulated: Emulate, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = emulated(in_stream=True)
+    detector = gpu.open(shapes_onnx)
+    enabled = []
+    end = gpu.driver.end_capture
+
+    def watched(stream: int) -> int:
+        enabled.append(gc.isenabled())
+        return end(stream)
+
+    monkeypatch.setattr(gpu.driver, "end_capture", watched)
+    for _ in range(2):
+        detector(PHOTOS[0])
+    assert enabled == [False]
+    assert gc.isenabled()
+
+
+def test_where_memory_is_short_one_batch_is_in_flight(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
+    measured = emulated(in_stream=True)
+    with measured.open(shapes_onnx) as detector:
+        detector(PHOTOS[0])
+        needed = measured.driver.device_bytes
+    gpu = emulated(EmulatedDriver(memory_bytes=int(needed * 1.5)), in_stream=True)
+    detector = gpu.open(shapes_onnx)
+    for found, expected in zip(detector.stream([PHOTOS[0]] * 4), [on_cpu(PHOTOS[0])] * 4, strict=True):
+        assert_identical(found, expected)
+    (note,) = detector.notes
+    assert "no memory for a second one" in note
+    detector.close()
+    assert gpu.driver.left_over == {}
 
 
 @pytest.mark.parametrize("nms", ["fast", "cross_class"])

@@ -43,8 +43,8 @@ class CudaGraphCapture:
         """Record what is enqueued on a stream from now on. Raises DeviceError."""
         from cuda.bindings import driver as cuda
 
-        # other threads may allocate and synchronize meanwhile: only this thread's work is held to what can be recorded
-        mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        # whatever else this thread or another asks of the device meanwhile (to allocate, to free, to wait) breaks no capture
+        mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         self._call("starting to record a CUDA graph", cuda.cuStreamBeginCapture, stream, mode)
 
     def end(self, stream: int) -> int:

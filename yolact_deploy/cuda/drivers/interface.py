@@ -7,8 +7,9 @@ context current.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -176,3 +177,15 @@ class Driver(Protocol):
     def destroy_cuda_graph(self, graph: int) -> None:
         """Free a recorded graph."""
         ...
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """For the time of a capture: a finalizer that runs in its midst could ask the device for what breaks it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

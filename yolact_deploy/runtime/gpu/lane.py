@@ -17,8 +17,8 @@ from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
-from yolact_deploy.cuda.device_arrays import DeviceImage, import_image
-from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.device_arrays import DeviceImage, LoadedImage, import_image
+from yolact_deploy.cuda.drivers.interface import Driver, without_garbage_collection
 from yolact_deploy.cuda.program import (
     BatchLayout,
     BatchProgram,
@@ -38,15 +38,7 @@ from yolact_deploy.runtime.protocols import DeviceNetwork, ExecutionContext, Sta
 Work: TypeAlias = tuple[Stage, Callable[[], None]]  # what a stage enqueues
 
 MAX_PREPARED = 16  # batches of a lane; the one unused for longest makes room
-
-
-@dataclass(frozen=True)
-class LoadedImage:
-    """An image as it was given, checked if it is the host's."""
-
-    pixels: Any  # uint8 [H, W, 3], a NumPy array or an array on the device
-    is_rgb: bool
-    on_device: bool
+_CAPTURES = 3  # that may fail, as other work in the process can break one, before a lane does without graphs
 
 
 class Lane:
@@ -317,14 +309,14 @@ class PreparedBatches:
     """Those last used. Methods are called with the context current and the lane idle.
 
     A batch runs as it is the first time, which warms everything up, and from the second time on as CUDA graphs. A driver or a
-    network that can't be captured after all is used without graphs from then on, and `note` is told why.
+    network that can't be captured after all, three times, is used without graphs from then on, and `note` is told why.
     """
 
     def __init__(
         self, driver: Driver, buffers: Buffers, stream: int, *, cuda_graph: bool, note: Callable[[str], None]
     ) -> None:
         self._driver, self._buffers, self._stream, self._note = driver, buffers, stream, note
-        self._captures = cuda_graph and driver.captures_cuda_graphs
+        self._captures_left = _CAPTURES if cuda_graph and driver.captures_cuda_graphs else 0
         self._kept: OrderedDict[tuple[BatchLayout, Request], PreparedBatch] = OrderedDict()
         self._generation = buffers.generation
 
@@ -355,7 +347,7 @@ class PreparedBatches:
         if not prepared.segments:
             _enqueue(prepared.work)
         for segment in prepared.segments:
-            if self._captures and segment.capturable and segment.graph is None:
+            if self._captures_left and segment.capturable and segment.graph is None:
                 self._capture(segment)
             if segment.graph is not None:
                 self._driver.launch_cuda_graph(segment.graph, self._stream)
@@ -370,17 +362,19 @@ class PreparedBatches:
 
     def _capture(self, segment: Segment) -> None:
         try:
-            self._driver.begin_capture(self._stream)
-            try:
-                _enqueue(segment.work)
-            except BaseException:
-                with contextlib.suppress(DeviceError):  # a capture that was broken is reported a second time
-                    self._driver.destroy_cuda_graph(self._driver.end_capture(self._stream))
-                raise
-            segment.graph = self._driver.end_capture(self._stream)
+            with without_garbage_collection():
+                self._driver.begin_capture(self._stream)
+                try:
+                    _enqueue(segment.work)
+                except BaseException:
+                    with contextlib.suppress(DeviceError):  # a capture that was broken is reported a second time
+                        self._driver.destroy_cuda_graph(self._driver.end_capture(self._stream))
+                    raise
+                segment.graph = self._driver.end_capture(self._stream)
         except YolactDeployError as exc:
-            self._captures = False
-            self._note(f"CUDA graphs are not used, as capturing one failed: {exc}")
+            self._captures_left -= 1
+            if not self._captures_left:
+                self._note(f"CUDA graphs are not used, as capturing one failed {_CAPTURES} times: {exc}")
 
     def _drop_moved(self) -> None:
         if self._generation != self._buffers.generation:

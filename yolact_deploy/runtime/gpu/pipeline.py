@@ -17,15 +17,16 @@ from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.cuda.buffers import Buffers
 from yolact_deploy.cuda.compile import Kernels
+from yolact_deploy.cuda.device_arrays import LoadedImage
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.program import ModelConstants, Request
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
+from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import check_channel_order, check_image, read_image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.postprocess import MaskIouModel, make_priors
-from yolact_deploy.runtime.gpu.lane import Lane, LoadedImage, PendingBatch
+from yolact_deploy.runtime.gpu.lane import Lane, PendingBatch
 from yolact_deploy.runtime.host import HostPipeline
 from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, HeadTensors
 from yolact_deploy.spec import ModelSpec, NmsMode
@@ -57,6 +58,7 @@ class GpuPipeline:
         self._driver, self._network, self._cuda_graph, self._nms = driver, network, cuda_graph, nms
         self._notes: list[str] = []
         self._lanes: list[Lane] = []
+        self._most_lanes = _LANES
         self._stages: HostPipeline | None = None
         self._constants = Buffers(driver)
         self._kernels: Kernels | None = None
@@ -113,7 +115,15 @@ class GpuPipeline:
         return LoadedImage(check_image(item), is_rgb, on_device=False)
 
     def submit(self, images: Sequence[LoadedImage], score_threshold: float, masks: MaskForm) -> PendingBatch:
-        return self._lane().submit(images, Request(score_threshold, masks))
+        request = Request(score_threshold, masks)
+        lane = self._lane()
+        try:
+            return lane.submit(images, request)
+        except DeviceMemoryError as exc:
+            if lane is self._lanes[0]:
+                raise
+            self._do_with_one_lane(exc)
+            return self._lane().submit(images, request)
 
     def timed(
         self, images: Sequence[LoadedImage], score_threshold: float, masks: MaskForm
@@ -145,19 +155,36 @@ class GpuPipeline:
         for lane in self._lanes:
             if lane.is_idle:
                 return lane
-        if len(self._lanes) < _LANES and self._kernels is not None:
-            lane = Lane(
-                self._driver,
-                self._model,
-                self._network,
-                self._kernels,
-                self._constants.address("priors"),
-                cuda_graph=self._cuda_graph,
-                note=self._notes.append,
-            )
-            self._lanes.append(lane)
-            return lane
+        if len(self._lanes) < self._most_lanes and self._kernels is not None:
+            try:
+                self._lanes.append(self._new_lane(self._kernels))
+            except DeviceMemoryError as exc:
+                if not self._lanes:
+                    raise
+                self._do_with_one_lane(exc)
+            else:
+                return self._lanes[-1]
         return self._lanes[0]  # which finishes what it has to do first
+
+    def _new_lane(self, kernels: Kernels) -> Lane:
+        priors = self._constants.address("priors")
+        return Lane(
+            self._driver,
+            self._model,
+            self._network,
+            kernels,
+            priors,
+            cuda_graph=self._cuda_graph,
+            note=self._notes.append,
+        )
+
+    def _do_with_one_lane(self, reason: DeviceMemoryError) -> None:
+        """Two batches in flight are faster than one, which is better than none."""
+        self._most_lanes = 1
+        for lane in self._lanes[1:]:
+            lane.close()
+        del self._lanes[1:]
+        self._notes.append(f"one batch is in flight at a time, as there is no memory for a second one: {reason}")
 
     def _upload_priors(self) -> None:
         priors = np.ascontiguousarray(make_priors(self.spec))
