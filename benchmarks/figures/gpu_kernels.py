@@ -318,7 +318,7 @@ class CudaGraphTimer:
         return statistics.median(times)
 
     def _prepared(self, works: Sequence[Work], stack: ExitStack) -> Callable[[], None]:
-        """WarmedKernels up, and captured where that can be."""
+        """Warmed up, and captured where that can be."""
         driver, stream = self._driver, self._stream
 
         def run() -> None:

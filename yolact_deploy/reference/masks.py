@@ -243,11 +243,16 @@ def encode_bands(bands: Iterable[MaskRegion], image_hw: tuple[int, int]) -> dict
 
 def _run_bounds(band: MaskRegion, height: int) -> IntArray:
     """Where runs of True begin and end, in turn, in pixels of the image counted column by column."""
-    columns = np.zeros((band.window.shape[1], band.window.shape[0] + 1), np.int8)  # a False ends every column
-    columns[:, :-1] = band.window.T
-    steps = np.flatnonzero(np.diff(columns.reshape(-1), prepend=np.int8(0)))  # True begins, ends, begins, ...
-    column, row = np.divmod(steps, max(1, columns.shape[1]))
-    return (column + band.column) * height + row + band.row
+    window = band.window
+    if window.size == 0:
+        return np.zeros(0, np.int64)
+    changes = np.empty((window.shape[0] + 1, window.shape[1]), bool)  # down each column, which False precedes and ends
+    changes[0], changes[-1] = window[0], window[-1]
+    np.not_equal(window[1:], window[:-1], out=changes[1:-1])
+    row, column = np.divmod(np.flatnonzero(changes), window.shape[1])
+    bounds: IntArray = (column + band.column) * height + row + band.row
+    bounds.sort()  # few beside the pixels: cheaper than turning those over
+    return bounds
 
 
 def encode_runs(
