@@ -57,6 +57,20 @@ def test_a_pil_image_of_any_mode_is_taken(detector: Detector, mode: str) -> None
     assert detector(image).image_hw == (50, 70)
 
 
+def test_16_bits_of_pil_are_what_the_same_file_is(detector: Detector, pixels: Any, tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY).astype(np.uint16) * 257)
+    with PilModule.open(path) as image:
+        assert image.mode == "I;16"
+        assert_equal(detector(image), detector(path))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pil_modes_without_a_range_are_refused(detector: Detector, mode: str) -> None:
+    with pytest.raises(ImageError, match=f'mode "{mode}" has no range.*0..255, in mode "L"'):
+        detector(PilModule.new(mode, (70, 50)))
+
+
 def test_a_truncated_file_opened_by_pil_is_refused(detector: Detector, tmp_path: Path) -> None:
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(PHOTO.read_bytes()[:4000])

@@ -125,13 +125,21 @@ def as_array(item: Any, channel_order: ChannelOrder = "bgr") -> tuple[Any, Chann
     """An image of another library on the host as a NumPy array, and the order of its channels; anything else as it is.
 
     A PIL image is RGB whatever `channel_order` says, and is taken as PIL shows it (`ImageOps.exif_transpose` turns one
-    upright). What knows DLPack, such as a PyTorch tensor on the CPU, is shared without a copy. Raises ImageError for a PIL
-    image that can't be decoded and for an array that NumPy has no type for.
+    upright); of 16 bits the upper 8 count, as of a file. What knows DLPack, such as a PyTorch tensor on the CPU, is shared
+    without a copy. Raises ImageError for a PIL image that can't be decoded or is of mode "I" or "F", and for an array that NumPy
+    has no type for.
     """
     if isinstance(item, np.ndarray) or is_device_array(item):
         return item, channel_order
     if is_pil_image(item):
+        # PIL's own conversion of these makes white of every value above 255.
+        if item.mode in ("I", "F"):
+            raise ImageError(
+                f'a PIL image of mode "{item.mode}" has no range of its own. Give values 0..255, in mode "L".'
+            )
         try:
+            if item.mode.startswith("I;16"):
+                return (np.asarray(item) >> 8).astype(np.uint8), "rgb"
             return np.asarray(item.convert("RGB")), "rgb"
         except (OSError, ValueError) as exc:
             raise ImageError(f"can't decode the PIL image {getattr(item, 'filename', '') or item}: {exc}.") from exc
