@@ -105,7 +105,7 @@ def image_paths(file_names: Iterable[str], images: Path, annotations: str | os.P
     if missing:
         raise AnnotationError(
             f"{images} lacks {len(missing)} of the {len(paths)} images that {annotations} names, such as "
-            f"{shorten(missing[0])}. Give the folder that holds them, or --limit."
+            f"{shorten(missing[0])}. Give the folder that holds them."
         )
     return paths
 

@@ -254,6 +254,9 @@ def test_auto_says_why_it_took_the_cpu(shapes_onnx: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("yolact_deploy.runtime.opening.has_nvidia_driver", lambda: False)
     without = Detector(shapes_onnx, threads=1)
     assert (without.notes, without.fallback) == ((), "this machine has no NVIDIA driver.")
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver.*--device cpu") as refused:
+        Detector(shapes_onnx, device="cuda:0")
+    assert "pip" not in str(refused.value)  # the runtime that works is not what is wrong
     asked_for = Detector(shapes_onnx, device="cpu")
     assert (asked_for.notes, asked_for.fallback) == ((), None)
 

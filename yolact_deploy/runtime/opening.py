@@ -68,7 +68,9 @@ def open_pipeline(
     if isinstance(artifact, PlanFile):
         return _open_plan(artifact, kind, index, options)
     fallback = None
-    if kind == "auto" and gpu is None and not has_nvidia_driver():
+    if kind != "cpu" and gpu is None and not has_nvidia_driver():
+        if kind == "cuda":
+            raise DeviceError(f'{device} can\'t be used: {_NO_DRIVER} Give device="cpu" (--device cpu), or "auto".')
         kind, device, fallback = "cpu", "cpu", _NO_DRIVER
     if artifact.form == END_TO_END:
         from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndPipeline
