@@ -48,8 +48,8 @@ _BY_AGREEMENT = (
     "the number of --max-ap-drop needs --annotations."
 )
 _BUILT_IN_ONLY = (
-    "no images were given: whether activations stay in half's range was checked on built-in pictures only. Give images "
-    "like those the model will see."
+    "no images were given: whether activations stay in half's range was checked on built-in pictures only. Give a "
+    "folder of images like those the model will see: `yolact-deploy quantize --precision fp16 --calib DIR`."
 )
 
 

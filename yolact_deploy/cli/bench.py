@@ -27,19 +27,37 @@ from yolact_deploy.reference.image_headers import MAX_PIXELS
 @reports_errors
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Exported .onnx files or plans, timed in turns.")],
-    images: Annotated[Path | None, typer.Option(help="Image or folder to rotate. Default: one made up.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Image, or folder whose images take turns. Default: a made-up one.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per iteration.")] = 1,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Timed iterations. Default: 50, or --seconds.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Time so long; with --iterations, at most.")] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Iterations before. Default: until times settle.")] = None,
-    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Masks are made above it.")] = 0.0,
-    streams: Annotated[int | None, typer.Option(min=1, help="Also images per second through so many streams.")] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Also vary batch, detections and image size.")] = False,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="How many iterations are timed. Default: 50, or as --seconds says.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Time for so many seconds; with --iterations, at most so long.")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, help="Iterations before those that count. Default: until times settle.")
+    ] = None,
+    score_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Only detections with a higher score get masks.")
+    ] = 0.0,
+    streams: Annotated[
+        int | None, typer.Option(min=1, help="Also measure images per second with so many Detectors at once.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also time other batches, numbers of detections and image sizes.")
+    ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Also time the network module by module.")] = False,
-    peers: Annotated[bool, typer.Option("--peers", help="Also time PyTorch and the bare engine.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also time the same network in PyTorch and in the bare engine.")
+    ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="The .pth of the first artifact, for --peers.")] = None,
     scenario: Annotated[Scenario | None, typer.Option(help="Also run MLPerf's LoadGen.")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="An earlier --json to compare with; exit 1 if slower.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="What --json printed earlier, to compare with; exit code 1 if slower.")
+    ] = None,
     max_regression: Annotated[str, typer.Option(help="How much slower than the baseline is allowed.")] = "5%",
     allow_other_machine: Annotated[
         bool, typer.Option("--allow-other-machine", help="Compare with a baseline of another machine.")
@@ -48,7 +66,9 @@ def bench(
     report_file: Annotated[Path | None, typer.Option("--report", help="Write a page (.html) as well.")] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Replay frames on a GPU.")] = True,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Replay recorded CUDA graphs on a GPU.")
+    ] = True,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     json_output: JsonOption = False,
     debug: DebugOption = False,

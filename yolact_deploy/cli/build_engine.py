@@ -25,16 +25,23 @@ def build_engine(
     model: Annotated[Path, typer.Argument(help="An ONNX exported by `yolact-deploy export`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write; its sidecar goes beside it.")],
     precision: Annotated[
-        Precision | None, typer.Option(help="Fail unless the ONNX has it; fp16 is made of fp32.")
+        Precision | None, typer.Option(help="What the ONNX must have; of an fp32 one, fp16 is made first.")
     ] = None,
     runtime: Annotated[RuntimeChoice, typer.Option(help="auto: TensorRT with a GPU, else TensorRT-RTX.")] = "auto",
     target: Annotated[str | None, typer.Option(help="GPUs of an RTX plan, such as sm86,sm89.")] = None,
-    batch: Annotated[str, typer.Option(help="Optimization profile MIN,OPT,MAX, or one number.")] = "1,1,1",
+    batch: Annotated[str, typer.Option(help="Images at a time: least,most often,most; or one number.")] = "1,1,1",
     image_size: Annotated[
-        str | None, typer.Option(help="Of an end-to-end ONNX: WIDTHxHEIGHT, as MIN,OPT,MAX or one size.")
+        str | None,
+        typer.Option(
+            help="With an end-to-end ONNX: smallest,most frequent,largest image, each WIDTHxHEIGHT; or one size."
+        ),
     ] = None,
-    workspace_mib: Annotated[int | None, typer.Option(min=1, help="Limit of the builder's workspace.")] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="Read if present, written afterwards.")] = None,
+    workspace_mib: Annotated[
+        int | None, typer.Option(min=1, help="Most memory of the GPU that a layer may use, in MiB.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="TensorRT: file to keep what it timed, so that the next build is faster.")
+    ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -28,11 +28,13 @@ from yolact_deploy.reference.image_headers import MAX_PIXELS
 def compare(
     a: Annotated[Path, typer.Argument(help="A checkpoint or an ONNX of any precision; the reference.")],
     b: Annotated[Path, typer.Argument(help="What is compared with it.")],
-    images: Annotated[Path, typer.Option(help="Image or folder.")],
+    images: Annotated[Path, typer.Option(help="Image or folder to compare on.")],
     annotations: AnnotationsOption = None,
     config: ConfigOption = None,
     spec: SpecOption = None,
-    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Detections count above it.")] = 0.15,
+    score_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Only detections with a higher score are compared.")
+    ] = 0.15,
     html: Annotated[Path | None, typer.Option(help="Write a page with the worst images side by side.")] = None,
     device: DeviceOption = "auto",
     max_pixels: MaxPixelsOption = MAX_PIXELS,

@@ -38,11 +38,15 @@ ConfigOption = Annotated[str | None, typer.Option(help="A published configuratio
 SpecOption = Annotated[Path | None, typer.Option(help='A spec file (JSON), whole or with "extends".')]
 
 CalibOption = Annotated[Path | None, typer.Option(help="Folder of images like those the model will see, 128 or more.")]
-CalibratorOption = Annotated[Calibrator, typer.Option(help="How ranges are chosen from what was seen.")]
-CalibCacheOption = Annotated[Path | None, typer.Option(help="Ranges (JSON): reused if they fit, else written.")]
+CalibratorOption = Annotated[
+    Calibrator, typer.Option(help="How INT8 ranges are chosen from the numbers that were seen.")
+]
+CalibCacheOption = Annotated[
+    Path | None, typer.Option(help="File of the INT8 ranges (JSON): read if it is there, else written.")
+]
 KeepFp16Option = Annotated[list[str] | None, typer.Option(help="A module to keep out of INT8; may be repeated.")]
-IoPrecisionOption = Annotated[IoPrecision, typer.Option(help="Of the model's inputs and outputs.")]
-MaxApDropOption = Annotated[float | None, typer.Option(min=0, help="Fail when more points (of 100) are lost.")]
+IoPrecisionOption = Annotated[IoPrecision, typer.Option(help="Precision of the model's inputs and outputs.")]
+MaxApDropOption = Annotated[float | None, typer.Option(min=0, help="Fail when more points of AP (of 100) are lost.")]
 AnnotationsOption = Annotated[Path | None, typer.Option(help="COCO annotations to measure AP with.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of the annotated images.")]
 AutoOption = Annotated[bool, typer.Option("--auto", help="Keep the fewest modules in FP16 that pass the gate.")]
@@ -50,7 +54,7 @@ SensitivityOption = Annotated[bool, typer.Option("--sensitivity", help="Measure 
 MaxPixelsOption = Annotated[
     int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first images, by id.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only so many images, the first by id.")]
 
 P = ParamSpec("P")
 R = TypeVar("R")

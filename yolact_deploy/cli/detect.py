@@ -39,13 +39,15 @@ def detect(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")] = Path("detections"),
     overlays: Annotated[bool, typer.Option(help="Draw the detections.")] = True,
     coco: Annotated[Path | None, typer.Option(help="Write the detections as a COCO results file.")] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Go into the folders of folders.")] = False,
-    classes: Annotated[str | None, typer.Option(help="Only these, by name or category id, as person,car.")] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Go into the folders within folders as well.")] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="Only these classes, by name or category id, as person,car.")
+    ] = None,
     image_ids: Annotated[
         Path | None, typer.Option(help="The images of this COCO annotation file, with its ids; IMAGES is their folder.")
     ] = None,
-    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Scores must be above it.")] = 0.15,
-    top_k: Annotated[int, typer.Option(min=1, help="The best so many per image.")] = 15,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Only detections with a higher score.")] = 0.15,
+    top_k: Annotated[int, typer.Option(min=1, help="At most so many detections per image, the best ones.")] = 15,
     nms: NmsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,

@@ -40,8 +40,12 @@ def export(
     conf: Annotated[ConfActivation, typer.Option(help="logits leaves the softmax to the runtime.")] = "softmax",
     dcn: Annotated[DcnChoice, typer.Option(help="YOLACT++: how deformable convolutions are written.")] = "auto",
     parity: Annotated[bool, typer.Option(help="Compare the ONNX with PyTorch before it is kept.")] = True,
-    parity_images: Annotated[Path | None, typer.Option(help="Image or folder for that. Default: built-in.")] = None,
-    precision: Annotated[Precision, typer.Option(help="As `quantize` would make it of the fp32 model.")] = "fp32",
+    parity_images: Annotated[
+        Path | None, typer.Option(help="Image or folder to compare on. Default: built-in pictures.")
+    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="fp16 or int8: as `quantize` would make it of the fp32 model.")
+    ] = "fp32",
     calib: CalibOption = None,
     calibrator: CalibratorOption = "entropy",
     calib_cache: CalibCacheOption = None,
@@ -50,13 +54,13 @@ def export(
     images: ImagesOption = None,
     io_precision: IoPrecisionOption = "fp32",
     end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="One graph from the image's bytes to boxes and masks.")
+        bool, typer.Option("--end-to-end", help="One graph from an image's pixels to boxes and masks.")
     ] = False,
     nms: Annotated[
         NmsMode | None, typer.Option(help="With --end-to-end: fast or cross_class. Default: the model's.")
     ] = None,
     channel_order: Annotated[
-        ChannelOrder | None, typer.Option(help="With --end-to-end: of the images it is given. Default: bgr.")
+        ChannelOrder | None, typer.Option(help="With --end-to-end: order of the colours in its images. Default: bgr.")
     ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
