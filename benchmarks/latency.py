@@ -196,7 +196,9 @@ def _run_notes(run: dict[str, Any], detector: Detector) -> list[tuple[str, str]]
     if run["overhead_share"] is not None and run["overhead_share"] > MAX_OVERHEAD:
         notes.append(("timing takes {} of the shortest stage.", f"{100 * run['overhead_share']:.1f}%"))
     if abs(run["stages_share"] - 1) > MAX_UNACCOUNTED:
-        notes.append(("the stages' medians are {} of the whole's.", f"{run['stages_share']:.3f}"))
+        notes.append(
+            ("the medians of the stages add up to {} of the whole's median.", f"{100 * run['stages_share']:.1f}%")
+        )
     if detector.on_gpu and run["cuda_graph"]:
         staged, latency = run["staged_ms"]["p50"], run["latency_ms"]["p50"]
         notes.append(

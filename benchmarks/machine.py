@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from yolact_deploy.optional import has_nvidia_driver, installed_version
+from yolact_deploy.text import counted
 
 _PACKAGES = (
     "yolact-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "pycuda",
@@ -104,9 +105,9 @@ def machine_notes(threads: int | None) -> list[str]:
     cores = usable_cores()
     notes = []
     if cores < _FEW_CORES:
-        notes.append(f"{cores} core{'s' if cores > 1 else ''}: whatever else runs is felt at once.")
+        notes.append(f"{counted(cores, 'core')}: whatever else runs is felt at once.")
     if threads is not None and threads > cores:
-        notes.append(f"{threads} threads on {cores} cores: they wait for one another.")
+        notes.append(f"{counted(threads, 'thread')} on {counted(cores, 'core')}: they wait for one another.")
     return notes
 
 

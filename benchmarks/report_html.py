@@ -11,6 +11,7 @@ from yolact_deploy.files import write_text
 from yolact_deploy.reports import page
 from yolact_deploy.reports.bench import shown_ms, shown_number
 from yolact_deploy.reports.page import escaped, table_of
+from yolact_deploy.text import counted
 
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
 _OTHER_WHOLES = {
@@ -84,7 +85,7 @@ def _run_figures(run: dict[str, Any]) -> str:
         cells.insert(
             3,
             (
-                f"{streamed['streams']} stream{'s' if streamed['streams'] > 1 else ''}",
+                counted(streamed["streams"], "stream"),
                 shown_number(streamed["throughput_fps"], 1),
                 hint,
             ),

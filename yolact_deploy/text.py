@@ -28,6 +28,15 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
     return (_ANY_BUT_NEWLINE if keep_newlines else _ANY).sub(_escape, text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, for people.
+
+    >>> counted(1, "image"), counted(0, "image")
+    ('1 image', '0 images')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def shorten(text: str, length: int = 60) -> str:
     """The beginning of a long text, as `length` characters that can be shown.
 

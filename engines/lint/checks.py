@@ -11,6 +11,7 @@ from engines.lint.graph import CONVOLUTIONS, QdqGraph, attribute, is_standard, l
 from engines.lint.rules import Located, finding
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE
 from yolact_deploy.optional import require
+from yolact_deploy.text import counted
 
 if TYPE_CHECKING:
     import onnx
@@ -128,7 +129,9 @@ def _counts(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
     if scale is None:
         return
     if zero_point is not None and len(zero_point) != len(scale):
-        yield finding(graph, node, "scale-count", f"{_count(scale, 'scale')}, but {_count(zero_point, 'zero point')}")
+        yield finding(
+            graph, node, "scale-count", f"{counted(len(scale), 'scale')}, but {counted(len(zero_point), 'zero point')}"
+        )
     weight = graph.weights.get(node.input[0])
     if weight is None or len(scale) == 1:
         return
@@ -192,10 +195,6 @@ def _type_name(elem_type: int) -> str:
     """ "FLOAT16"; "" for an unknown type."""
     types = require("onnx", extra="rtx", purpose="lint").TensorProto.DataType
     return str(types.Name(elem_type)) if elem_type and elem_type in types.values() else ""
-
-
-def _count(values: np.ndarray, what: str) -> str:
-    return f"{len(values)} {what}{'s' if len(values) != 1 else ''}"
 
 
 def placement_findings(graph: QdqGraph) -> Iterator[Located]:

@@ -19,6 +19,7 @@ from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.postprocess import assemble_masks
 from yolact_deploy.reports import page
 from yolact_deploy.spec import ResizeMode
+from yolact_deploy.text import counted
 
 _PANEL_SIDE_PX = 640  # the longer side of a drawn image
 _MAX_ENLARGEMENT = 2.0
@@ -73,8 +74,8 @@ def _header(report: CompareReport) -> str:
     )
     return (
         f'<header>\n<p class="eyebrow">yolact-deploy compare</p>\n<h1>{page.escaped(a)} against {page.escaped(b)}</h1>\n'
-        f'<p class="lead">{page.escaped(report.a.model)} at {report.input_size} &times; {report.input_size}, on {count} '
-        f"image{'s' if count != 1 else ''}. A is the reference.</p>\n{verdict}"
+        f'<p class="lead">{page.escaped(report.a.model)} at {report.input_size} &times; {report.input_size}, on '
+        f"{counted(count, 'image')}. A is the reference.</p>\n{verdict}"
         f'<div class="pair">\n{_artifact("A", report.a)}\n{_artifact("B", report.b)}\n</div>\n</header>'
     )
 
@@ -184,7 +185,7 @@ def _example(example: Example, report: CompareReport) -> str:
     for (letter, raw, lone), resize in zip(sides, report.resize, strict=True):
         detections = _named(raw, picture, report.class_names, resize)
         source = _data_uri(_outlined(detections.plot(picture), detections.take(lone)))
-        found = f"{len(raw)} detection{'s' if len(raw) != 1 else ''}"
+        found = counted(len(raw), "detection")
         alone = f'<span class="lone">only here: {_listed(detections, lone)}</span>' if len(lone) else ""
         panels.append(
             f'<div class="panel side-{letter.lower()}"><img src="{source}" alt="{letter}: {found}" '

@@ -20,6 +20,7 @@ from yolact_deploy.errors import CalibrationError
 from yolact_deploy.files import check_writable, sha256_file, write_json
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import JsonError, read_json
+from yolact_deploy.text import counted
 
 # On the trained example it loses the least box AP (0.04 point; max 0.07, mse 0.18, percentile 0.26), at an error of the
 # outputs within 0.7 dB of the best (mse).
@@ -135,14 +136,14 @@ def sample_warnings(images: int, constant: int | None, distinct: int | None) -> 
         )
         if count
     ]
-    counted = f"{useful} calibration image{'s' if useful != 1 else ''}"
+    given = counted(useful, "calibration image")
     of = f" of the {images} ({' and '.join(idle)})" if idle else ""
     if useful < FEW_IMAGES:
         return [
-            f"only {counted}{of}: the INT8 ranges are those of a few scenes, and what goes beyond them in others saturates. "
+            f"only {given}{of}: the INT8 ranges are those of a few scenes, and what goes beyond them in others saturates. "
             f"Give {ADVISED_IMAGES} or so."
         ]
-    return [f"{counted}{of} tell INT8 its ranges, the others nothing: leave them out, or give others."] if idle else []
+    return [f"{given}{of} tell INT8 its ranges, the others nothing: leave them out, or give others."] if idle else []
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from yolact_deploy.reference.decoding import UndecodableError, decode_file, is_v
 from yolact_deploy.reference.image_headers import HEAD_BYTES, image_kind
 from yolact_deploy.reference.image_headers import MAX_PIXELS as MAX_PIXELS
 from yolact_deploy.spec import ModelSpec
-from yolact_deploy.text import printable
+from yolact_deploy.text import counted, printable
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -241,24 +241,20 @@ def _images_in(where: str, entries: list[Path], folders: list[Path], videos: boo
     files = [entry for entry in entries if entry.is_file() and (_is_image(entry) or (videos and is_video(entry)))]
     chosen = set(files)
     left_out = [entry.name for entry in entries if entry not in chosen]
-    inner = f"{_counted(folders, 'folder')} in it" if folders else ""
+    inner = f"{counted(len(folders), 'folder')} in it" if folders else ""
     if not files:
-        found = " and ".join(part for part in (_counted(left_out, "other file") if left_out else "", inner) if part)
+        found = " and ".join(part for part in (counted(len(left_out), "other file") if left_out else "", inner) if part)
         raise ImageError(f"{where} holds no images{f', only {found}' if found else ''}.")
     if left_out:
         listed = ", ".join(map(printable, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
         kinds = "image or video" if videos else "image"
         warnings.warn(
-            f"of {where}, {_counted(left_out, 'file')} without an {kinds} left out: "
+            f"of {where}, {counted(len(left_out), 'file')} without an {kinds} left out: "
             f"{listed}{f'; and {inner}' if inner else ''}.",
             InputWarning,
             stacklevel=3,
         )
     return files
-
-
-def _counted(things: Collection[object], noun: str) -> str:
-    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
 
 
 def _is_image(file: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from yolact_deploy.reports.tables import MIB, Table, grid
+from yolact_deploy.text import counted
 
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean", "max")
 _OTHER_WHOLES = {"call_ms": "masks packed", "staged_ms": "by stage, no graph", "device_ms": "stages on the GPU"}
@@ -71,7 +72,7 @@ def _latency_table(run: dict[str, Any], report: dict[str, Any]) -> Table:
 def _streamed(stream: dict[str, Any] | None) -> str:
     if stream is None:
         return ""
-    streams = f"{stream['streams']} stream{'s' if stream['streams'] > 1 else ''}"
+    streams = counted(stream["streams"], "stream")
     rate = f"{stream['throughput_fps']:.1f} through {streams}"
     return f" one call after another, {rate} with {stream['in_flight']} batches in flight"
 

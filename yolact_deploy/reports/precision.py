@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from yolact_deploy.reports.tables import MIB, Table, facts, grid
+from yolact_deploy.text import counted
 
 _SHOWN_NODES = 3  # of those that break one rule
 _SHOWN_IMAGES = 8
@@ -55,8 +56,10 @@ def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
     }
     if report["calibration"] is not None:
         found = report["calibration"]
-        counted = "" if found["distinct_images"] is None else f" ({found['distinct_images']} distinct)"
-        rows["calibration"] = f"{found['calibrator']}, {found['images']} images{counted}, cache {found['cache']}"
+        distinct = "" if found["distinct_images"] is None else f" ({found['distinct_images']} distinct)"
+        rows["calibration"] = (
+            f"{found['calibrator']}, {counted(found['images'], 'image')}{distinct}, cache {found['cache']}"
+        )
     rows["accuracy"] = (report["accuracy"] or "").removeprefix("accuracy ")
     yield facts(f"wrote {report['output']}", {name: value for name, value in rows.items() if value})
     if report["gate"] is not None:
@@ -67,7 +70,8 @@ def precision_tables(report: dict[str, Any]) -> Iterator[Table]:
 def compare_tables(report: dict[str, Any]) -> Iterator[Table]:
     """What was compared, tensors, detections, AP, the worst images: `CompareReport.to_dict()`."""
     yield facts(
-        f"compared on {report['num_images']} images", {side.upper(): report[side]["path"] for side in ("a", "b")}
+        f"compared on {counted(report['num_images'], 'image')}",
+        {side.upper(): report[side]["path"] for side in ("a", "b")},
     )
     yield _sides(report)
     yield _outputs(report)
@@ -160,7 +164,7 @@ def _agreement(report: dict[str, Any]) -> Table:
 
 def _average_precision(ap: dict[str, Any]) -> Table:
     names = list(ap["a"]["bbox"])
-    table = grid(f"COCO AP on {ap['images']} images", "", *(f">{name}" for name in names))
+    table = grid(f"COCO AP on {counted(ap['images'], 'image')}", "", *(f">{name}" for name in names))
     for kind, label in _AP_KINDS:
         for side in ("a", "b"):
             values = (ap[side][kind][name] for name in names)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from yolact_deploy.text import printable
+from yolact_deploy.text import counted, printable
 
 if TYPE_CHECKING:
     from yolact_deploy.detection_run import FileSummary
@@ -139,7 +139,7 @@ def export_table(report: dict[str, Any]) -> Table:
     else:
         detections = sum(image["detections"] for image in parity["images"])
         errors = ", ".join(f"{name} {error:.1e}" for name, error in parity["max_abs_error"].items())
-        fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
+        fact(table, "parity", f"passed on {counted(len(parity['images']), 'image')} with {parity['runtime']}")
         fact(table, "  max abs error", errors)
         fact(table, "  detections", f"{detections} of {detections} found by both")
         fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
@@ -162,7 +162,7 @@ def end_to_end_table(report: dict[str, Any]) -> Table:
         fact(table, "parity", "not checked")
     else:
         detections = sum(image["detections"] for image in parity["images"])
-        fact(table, "parity", f"passed on {len(parity['images'])} images with {parity['runtime']}")
+        fact(table, "parity", f"passed on {counted(len(parity['images']), 'image')} with {parity['runtime']}")
         fact(table, "  detections", f"{detections} found by Detector as well")
         fact(table, "  lowest mask IoU", f"{min(image['min_mask_iou'] for image in parity['images']):.4f}")
     return table
@@ -198,14 +198,14 @@ def total_line(summaries: Sequence[FileSummary], seconds: float) -> str:
     folders = sorted({str(Path(summary.overlay).parent) for summary in summaries if summary.overlay is not None})
     drawn = f"; drawn into {', '.join(folders)}" if folders else ""
     return (
-        f"{images} image{'s' if images != 1 else ''}, {objects} object{'s' if objects != 1 else ''} in {seconds:.1f} s: "
+        f"{counted(images, 'image')}, {counted(objects, 'object')} in {seconds:.1f} s: "
         f"{images / seconds:.1f} images/s{drawn}"
     )
 
 
 def eval_table(report: dict[str, Any]) -> Table:
     """AP of boxes and masks, in percent."""
-    title = f"COCO AP of {report['artifact']} on {report['images']} images"
+    title = f"COCO AP of {report['artifact']} on {counted(report['images'], 'image')}"
     table = grid(title, "", *(f">{name}" for name in report["bbox"]))
     for kind, label in (("bbox", "box"), ("segm", "mask")):
         table.add_row(label, *(f"{100 * value:.2f}" if value >= 0 else "-" for value in report[kind].values()))
