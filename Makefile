@@ -81,6 +81,7 @@ docs: $(VENV)/installed
 	$(BIN)/python -m tests.doc_outputs
 
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), PyTorch included: some minutes without a word."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
