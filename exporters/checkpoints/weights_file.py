@@ -21,6 +21,7 @@ from yolact_deploy.text import printable
 # Where training scripts put the weights inside a larger dictionary, and what they put before every name.
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _NAME_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_NEVER_RUN = "semantic_seg_conv."  # a loss of training, which is no reason to refuse a network
 _MAX_WRAPPERS = 3
 _SNIFF_BYTES = 512
 _CHUNK_BYTES = 1 << 20
@@ -169,13 +170,17 @@ def _unwrap(content: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds a dictionary with no tensors (its entries: {keys}). Save model.state_dict() with torch.save."
         )
-    if odd := [name for name, tensor in tensors.items() if not _is_plain(tensor)]:
+    odd = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
+    for name in [name for name in odd if _NEVER_RUN in name]:
+        odd.remove(name)
+        del tensors[name]
+    if odd:
         raise CheckpointError(
             f"{path} holds {len(odd)} tensors that are sparse, nested or without values, the first is "
             f"{printable(odd[0])}. Save the weights as dense tensors: tensor.to_dense().cpu()."
         )
-    if len(tensors) < len(content):
-        others = [str(name) for name in content if str(name) not in tensors]
+    if any(not isinstance(value, Tensor) for value in content.values()):
+        others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
         notes.append(f"ignored {len(others)} entries that are no tensors ({', '.join(others[:3])}).")
     return tensors
 
