@@ -28,6 +28,7 @@ _NEVER_RUN = "semantic_seg_conv."  # a loss of training
 _LONG_NUMBER = re.compile(r"\d{5}")
 _MOST_PARAMETERS = 1 << 29  # of ResNet101: 50 million
 _COUNTER = ".num_batches_tracked"
+_LARGEST_WEIGHT = 1e10  # no training ends there; a flipped bit of an exponent does, and older formats have no checksums
 _CONVERTED = (torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -221,4 +222,14 @@ def _check_finite(state_dict: Mapping[str, Tensor], content: CheckpointContent) 
             f"{content.path} holds NaN or infinite weights in {len(bad)} tensors, first in "
             f"{content.weights.in_file(bad[0])} ({int((~torch.isfinite(first)).sum())} of {first.numel()} values): the "
             "training diverged. Take an earlier checkpoint."
+        )
+    if huge := [
+        name
+        for name, tensor in state_dict.items()
+        if tensor.is_floating_point() and bool((tensor.abs() > _LARGEST_WEIGHT).any())
+    ]:
+        raise CheckpointError(
+            f"{content.path} holds weights above {_LARGEST_WEIGHT:.0e} in {len(huge)} tensors, first in "
+            f"{content.weights.in_file(huge[0])} (up to {float(state_dict[huge[0]].abs().max()):.1e}): the file is damaged, or "
+            "the training diverged. Get the file again, or take an earlier checkpoint."
         )

@@ -268,6 +268,19 @@ def test_flipped_bytes_in_one_tensor_are_named_by_the_files_own_checksums(
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_flipped_exponent_that_no_checksum_covers_is_refused(
+    tmp_path: Path, shapes: LoadedCheckpoint, zipped: bool
+) -> None:
+    name = "fpn.lat_layers.1.bias"
+    flipped = shapes.state_dict[name].clone()
+    flipped.view(torch.int32)[0] ^= 1 << 30
+    path = tmp_path / "flipped.pth"
+    torch.save({**shapes.state_dict, name: flipped}, path, _use_new_zipfile_serialization=zipped)
+    said = _refusal(path, spec_file=goldens.SHAPES_SPEC)
+    assert re.search(rf"holds weights above 1e\+10 in 1 tensors, first in {name} \(up to .*damaged", said)
+
+
 def test_a_file_saved_without_checksums_is_read(tmp_path: Path, shapes: LoadedCheckpoint) -> None:
     path = tmp_path / "yolact_resnet14_shapes_4_4909.pth"
     computed = torch.serialization.get_crc32_options()
