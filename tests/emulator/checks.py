@@ -161,6 +161,8 @@ CHECKS: dict[str, Callable[[Build], None]] = {
         checks_masks.soft_masks_are_the_references_at_the_size_of_the_prototypes,
         checks_masks.a_soft_mask_of_exactly_one_half_is_background,
         checks_masks.interpolation_is_fused_and_horizontal_first,
+        checks_masks.rows_within_rounding_of_one_half_are_looked_at_one_by_one,
+        checks_masks.images_smaller_than_their_prototypes_have_the_references_masks,
         checks_masks.boxes_that_are_nan_infinite_or_outside_have_the_references_masks,
         checks_masks.an_infinite_size_gives_a_nan_corner_and_no_mask,
         checks_masks.non_finite_prototypes_give_background,

@@ -68,6 +68,32 @@ def interpolation_is_fused_and_horizontal_first(build: Build) -> None:
             expect_masks(pipeline, expect_reference(pipeline, inputs, image_hw=image_hw), image_hw, crop=False)
 
 
+def rows_within_rounding_of_one_half_are_looked_at_one_by_one(build: Build) -> None:
+    """Pairs of rows of cells a few units of rounding from one half: what is interpolated between them neither rises nor falls
+    steadily."""
+    spec = Specialization(num_classes=1, num_coeff=1)
+    inputs = heads(13, spec, priors=3, proto_hw=(6, 33 * 32), rate=1.0)
+    inputs["conf"][..., 1] = 0.5
+    inputs["mask_coeff"][...] = 1
+    upper, lower = np.meshgrid(np.arange(-16, 17), np.arange(-16, 17))
+    differ = upper != lower  # a lane with equal rows would send its whole warp row by row
+    inputs["proto"][0, ::2, :, 0] = upper[differ] * 2.0**-23
+    inputs["proto"][0, 1::2, :, 0] = lower[differ] * 2.0**-23
+    pipeline = Pipeline(build(spec), spec)
+    for image_hw in ((75, 1056), (343, 1056)):
+        expect_masks(pipeline, expect_reference(pipeline, inputs, image_hw=image_hw), image_hw, crop=False)
+
+
+def images_smaller_than_their_prototypes_have_the_references_masks(build: Build) -> None:
+    """Tiles of few pixels reach many cells, more than shared memory has room for."""
+    inputs = heads(14, SMALL, priors=12, proto_hw=(175, 175), spread=1.2)
+    pipeline = Pipeline(build(SMALL), SMALL)
+    for image_hw in ((8, 32), (3, 10), (18, 32), (1, 1)):
+        raws = expect_reference(pipeline, inputs, image_hw=image_hw)
+        for crop in (True, False):
+            expect_masks(pipeline, raws, image_hw, crop=crop)
+
+
 def boxes_that_are_nan_infinite_or_outside_have_the_references_masks(build: Build) -> None:
     inputs = heads(14, SMALL, priors=7, spread=1.0, rate=1.0)
     inputs["conf"][0, :, 1:] = (np.arange(7, dtype=np.float32)[::-1, None] + 1) / 10

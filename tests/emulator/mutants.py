@@ -272,6 +272,27 @@ MUTANTS: dict[str, Mutant] = {
         "const float margin = -1e-6f;",
         "interpolation_is_fused_and_horizontal_first",
     ),
+    "rows_that_are_not_monotone_are_bisected": Mutant(
+        "if (!__all_sync(ALL_LANES, is_settled | (fabsf(lower - upper) * scale > margin))) {",
+        "if (false) {",
+        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    ),
+    "rows_that_hardly_differ_are_bisected": Mutant(
+        "fabsf(lower - upper) * scale > margin",
+        "fabsf(lower - upper) * 1e9f > margin",
+        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    ),
+    "no_margin_of_rounding": Mutant(
+        "const float margin = 1e-6f;",
+        "const float margin = 0.0f;",
+        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    ),
+    "spare_warps_make_rows": Mutant(
+        "tiling.rows = tile_warps / tiling.words",
+        "tiling.rows = MASK_WARPS / tiling.words",
+        "images_smaller_than_their_prototypes_have_the_references_masks",
+        sanitized=True,
+    ),
     "settled_by_one_row": Mutant(
         "(upper > 0.5f + margin) & (lower > 0.5f + margin)",
         "(upper > 0.5f + margin)",
@@ -390,8 +411,8 @@ MUTANTS: dict[str, Mutant] = {
         "no_two_threads_meet_without_a_barrier",
     ),
     "tile_read_before_it_is_there": Mutant(
-        "image_w), tile_rows, crop);\n      __syncwarp();",
-        "image_w), tile_rows, crop);",
+        "image_w), tile_rows, tile_warps, crop);\n      __syncwarp();",
+        "image_w), tile_rows, tile_warps, crop);",
         "no_two_threads_meet_without_a_barrier",
     ),
     "tiles_counted_without_barrier": Mutant(
@@ -450,9 +471,6 @@ MUTANTS: dict[str, Mutant] = {
         "if (++n < detections) {", "if (++n < 0) {", "dense_masks_and_run_lengths_are_those_of_the_bits"
     ),
     "mask_written_beyond_its_row": Mutant("if (w < tile.words) out[", "out[", "masks_are_the_references_at_any_size"),
-    "dense_reads_beyond_the_last_mask": Mutant(
-        "n < detections && row >= 0", "row >= 0", "dense_masks_and_run_lengths_are_those_of_the_bits", sanitized=True
-    ),
     # run lengths
     "columns_start_with_background": Mutant(
         "bottom == image_h && x > window.left && mask.at(image_h - 1, x - 1)",

@@ -378,6 +378,7 @@ extern "C" const char* emulator_launch(const char* name, const unsigned* grid, c
   if (kernel == nullptr) return "no such kernel";
   threads = block[0] * block[1] * block[2];
   if (threads == 0 || threads > MAX_THREADS) return "a block must have 1 to 1024 threads";
+  if (dynamic_bytes > 48 * 1024) return "a block must have 48 KiB of dynamic shared memory at most";
   if (stacks == nullptr)
     stacks = (char*)mmap(nullptr, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   gridDim = {grid[0], grid[1], grid[2]};

@@ -94,3 +94,13 @@ def test_windows_arrive_with_no_more_than_their_own_words() -> None:
     arrived = pickle.loads(pickle.dumps(few))
     np.testing.assert_array_equal(arrived.dense(), _pictures()[[5, 3]])
     assert arrived.words.size == 16 * 3 + 1  # rows 4 to 19 over the words of columns 0 to 95, and one pixel
+
+
+def test_few_of_many_masks_keep_no_more_than_their_own_words() -> None:
+    masks = _windows(_pictures())
+    few = masks.take(np.array([5]))
+    assert few.words.size == 16 * 3
+    assert not np.shares_memory(few.words, masks.words)
+    np.testing.assert_array_equal(few.dense(), _pictures()[[5]])
+    most = masks.take(np.array([0, 1, 2, 3, 4]))
+    assert np.shares_memory(most.words, masks.words)

@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from yolact_deploy.cuda.specialization import UNPACK_BYTES, Specialization
+from yolact_deploy.errors import DeviceError
 
 ArgumentKind: TypeAlias = Literal["pointer", "int32", "uint32", "int64", "float32"]
 Triple: TypeAlias = tuple[int, int, int]
@@ -81,6 +82,7 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
         *_PROTO_SIZE,
         *_IMAGE_SIZE,
         ("tile_rows", "int32"),
+        ("tile_warps", "int32"),
         ("first_image", "int32"),
         ("crop", "int32"),
     ),
@@ -158,15 +160,15 @@ def prototype_masks_launch(specialization: Specialization, proto_hw: tuple[int, 
     return Launch("prototype_masks", grid, (threads, 1, 1))
 
 
-def mask_tile_rows(specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int]) -> int:
-    """Rows of pixels that a warp makes: as many as leave the cells of a tile room in shared memory. Argument `tile_rows` of
-    assemble_masks."""
-    rows = _MASK_TILE_ROWS
-    while rows > 1 and (
-        rows >= 2 * image_hw[0] or _mask_shared_bytes(specialization, proto_hw, image_hw, rows) > _SHARED_BYTES
-    ):
+def mask_tile(specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int]) -> dict[str, int]:
+    """Arguments `tile_rows` and `tile_warps` of assemble_masks: rows of pixels that a warp makes, and warps of a tile, as many as
+    leave the cells of a tile room in shared memory. In small images a tile of few pixels reaches many cells."""
+    rows, warps = _MASK_TILE_ROWS, specialization.geometry.mask_threads // _WARP
+    while rows > 1 and rows >= 2 * image_hw[0]:
         rows //= 2
-    return rows
+    while rows * warps > 1 and _mask_shared_bytes(specialization, proto_hw, image_hw, rows, warps) > _SHARED_BYTES:
+        rows, warps = (rows // 2, warps) if rows > 1 else (rows, warps // 2)
+    return {"tile_rows": rows, "tile_warps": warps}
 
 
 def mask_launch(
@@ -177,9 +179,10 @@ def mask_launch(
     blocks: int,  # of all images together, which share the tiles of their masks among them
 ) -> Launch:
     """Masks of `images` images of one size."""
-    rows, threads = mask_tile_rows(specialization, proto_hw, image_hw), specialization.geometry.mask_threads
-    shared_bytes = _mask_shared_bytes(specialization, proto_hw, image_hw, rows)
-    return Launch("assemble_masks", (_ceil_div(blocks, images), images, 1), (threads, 1, 1), shared_bytes)
+    tile = mask_tile(specialization, proto_hw, image_hw)
+    shared_bytes = _mask_shared_bytes(specialization, proto_hw, image_hw, tile["tile_rows"], tile["tile_warps"])
+    block = specialization.geometry.mask_threads, 1, 1
+    return Launch("assemble_masks", (_ceil_div(blocks, images), images, 1), block, shared_bytes)
 
 
 def unpack_launch(specialization: Specialization, image_hw: tuple[int, int], images: int) -> Launch:
@@ -239,9 +242,17 @@ def mask_buffers(
     images: int,
     run_capacity: int,  # runs of all masks of an image; `run_start[:, -1]` tells how many it takes
 ) -> dict[str, Buffer]:
-    """Bit-packed masks, with room for windows as large as the image, and what `rle_launches` and `unpack_launch` write."""
+    """Bit-packed masks, with room for windows as large as the image, and what `rle_launches` and `unpack_launch` write.
+
+    Raises DeviceError for images whose masks take more words than 32 bits count.
+    """
     height, width = image_hw
     max_out = specialization.max_out
+    if max_out * height * _ceil_div(width, _WARP) >= 1 << 32:
+        raise DeviceError(
+            f"{max_out} masks of {width}x{height} pixels are more than the GPU kernels can count; "
+            'run the model with device="cpu", or make the image smaller.'
+        )
     return {
         "mask_words": _buffer(np.uint32, images, max_out * height * _ceil_div(width, _WARP)),
         "dense": _buffer(np.uint8, images, _ceil_div(max_out * height * width, UNPACK_BYTES) * UNPACK_BYTES),
@@ -254,11 +265,10 @@ def mask_buffers(
 
 
 def _mask_shared_bytes(
-    specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], tile_rows: int
+    specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], tile_rows: int, warps: int
 ) -> int:
     """Words of a tile's rows, coefficients, and the cells that a tile of any shape can reach."""
     canvas_h, canvas_w = specialization.canvas_hw(image_hw)
-    warps = specialization.geometry.mask_threads // _WARP
     cells = max(
         _cells_reached(min(tile_rows * warps // words, image_hw[0]), proto_hw[0], canvas_h)
         * _cells_reached(min(_WARP * words, image_hw[1]), proto_hw[1], canvas_w)

@@ -270,7 +270,7 @@ class BatchProgram:
                 "image_h": size[0],
                 "image_w": size[1],
                 "first_image": group.first,
-                "tile_rows": launches.mask_tile_rows(specialization, proto_hw, size),
+                **launches.mask_tile(specialization, proto_hw, size),
             }
             yield launches.mask_launch(specialization, proto_hw, size, count, self.model.mask_blocks), own
             if self.request.masks == "rle":

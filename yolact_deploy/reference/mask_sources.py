@@ -143,9 +143,7 @@ class WindowMasks:
 
     def __getstate__(self) -> dict[str, Any]:
         """Only the words that these masks have: those of a selection share them with all masks of the image."""
-        words = [self.words[start:stop] for start, stop in zip(self.starts, self._stops(), strict=True)]
-        packed = np.concatenate(words) if words else np.zeros(0, np.uint32)
-        return {"words": packed, "windows": self.windows, "starts": _starts(self.windows), "image_hw": self.image_hw}
+        return dict(vars(self._compact()))
 
     def dense(self) -> BoolArray:
         pixels = np.zeros((len(self), *self.image_hw), bool)  # pages that no window touches are never filled
@@ -166,7 +164,15 @@ class WindowMasks:
         return encode_regions(([region] for region in self.regions()), self.image_hw)
 
     def take(self, rows: IntArray) -> WindowMasks:
-        return dataclasses.replace(self, windows=self.windows[rows], starts=self.starts[rows])
+        taken = dataclasses.replace(self, windows=self.windows[rows], starts=self.starts[rows])
+        # few masks must not keep the memory of all, nor what a GPU's results were lent
+        return taken._compact() if 2 * taken.windows[:, 2:].prod(axis=1).sum() < len(self.words) else taken
+
+    def _compact(self) -> WindowMasks:
+        """With no words but those of these masks."""
+        words = [self.words[start:stop] for start, stop in zip(self.starts, self._stops(), strict=True)]
+        packed = np.concatenate(words) if words else np.zeros(0, np.uint32)
+        return WindowMasks(packed, self.windows, _starts(self.windows), self.image_hw)
 
     def _stops(self) -> IntArray:
         stops: IntArray = self.starts + self.windows[:, 2] * self.windows[:, 3]

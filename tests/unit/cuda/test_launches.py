@@ -14,12 +14,12 @@ from yolact_deploy.cuda.launches import (
     ARGUMENTS,
     mask_buffers,
     mask_launch,
-    mask_tile_rows,
+    mask_tile,
     result_buffers,
     scratch_buffers,
 )
 from yolact_deploy.cuda.specialization import Specialization, compile_options, kernel_source, specialize
-from yolact_deploy.errors import SpecError
+from yolact_deploy.errors import DeviceError, SpecError
 from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.mask_sources import unpack_mask_words
 from yolact_deploy.spec import ModelSpec
@@ -105,16 +105,39 @@ def test_bits_are_little_endian_in_whole_words() -> None:
     assert np.argwhere(unpack_mask_words(words, 40)).tolist() == [[1, 32], [1, 34]]
 
 
-@pytest.mark.parametrize("image_hw", [(1, 1), (30, 40), (480, 640), (550, 550), (1080, 1920), (4000, 5000), (2, 4000)])
-@pytest.mark.parametrize("proto_hw", [(138, 138), (16, 16), (1, 700)])
+@pytest.mark.parametrize(
+    "image_hw",
+    [
+        (1, 1),
+        (3, 10),
+        (8, 32),
+        (11, 32),
+        (18, 32),
+        (30, 40),
+        (480, 640),
+        (550, 550),
+        (1080, 1920),
+        (4000, 5000),
+        (2, 4000),
+    ],
+)
+@pytest.mark.parametrize("proto_hw", [(138, 138), (175, 175), (272, 272), (16, 16), (1, 700)])
 @pytest.mark.parametrize("pad", [False, True], ids=["stretch", "pad"])
 def test_tiles_fit_in_shared_memory(image_hw: tuple[int, int], proto_hw: tuple[int, int], pad: bool) -> None:
     specialization = dataclasses.replace(COCO, pad=pad)
     launch = mask_launch(specialization, proto_hw, image_hw, images=3, blocks=100)
-    static_bytes = 4 * (specialization.max_out + 1)
+    static_bytes = 4 * (specialization.max_out + 1) + 96  # where the tiles of each detection begin, and a tile
     assert launch.shared_bytes + static_bytes <= 48 * 1024
     assert launch.grid == (34, 3, 1)
-    assert mask_tile_rows(specialization, proto_hw, image_hw) >= 1
+    tile = mask_tile(specialization, proto_hw, image_hw)
+    assert tile["tile_rows"] >= 1
+    assert tile["tile_warps"] in (1, 2, 4, 8)
+
+
+def test_masks_of_more_words_than_32_bits_count_are_refused() -> None:
+    assert mask_buffers(COCO, (36_000, 36_000), 1, 1)["mask_words"].nbytes < 4 << 32
+    with pytest.raises(DeviceError, match=r"100 masks of 38000x38000 .* device=\"cpu\""):
+        mask_buffers(COCO, (38_000, 38_000), 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,17 @@ static_assert(UNPACK_BYTES == sizeof(uint4), "bytes are written a uint4 at a tim
 
 extern __shared__ uint4 dynamic_shared[];
 
-// How a window is divided: a warp makes one word of `tile_rows` rows; the warps of a block stand side by side as far as the
-// window is wide, and below each other where it is not.
+// How a window is divided: a warp makes one word of `tile_rows` rows; `tile_warps` of a block, a power of two, stand side by side
+// as far as the window is wide, and below each other where it is not.
 struct Tiling {
   int words, rows;  // of a tile
   int across, down;
 };
 
-__device__ __forceinline__ Tiling tiling_of(Window window, int tile_rows) {
+__device__ __forceinline__ Tiling tiling_of(Window window, int tile_rows, int tile_warps) {
   Tiling tiling;
-  tiling.words = min(power_of_two_from(window.words), MASK_WARPS);
-  tiling.rows = MASK_WARPS / tiling.words * tile_rows;
+  tiling.words = min(power_of_two_from(window.words), tile_warps);
+  tiling.rows = tile_warps / tiling.words * tile_rows;
   tiling.across = (window.words + tiling.words - 1) / tiling.words;
   tiling.down = (window.rows + tiling.rows - 1) / tiling.rows;
   return tiling;
@@ -119,7 +119,8 @@ __device__ __forceinline__ unsigned bit_range(int begin, int end) {
 }
 
 // Which of the rows begin .. end - 1 between two rows of cells are above one half at the lane's column: bit `row`. Their
-// weights are in the lanes of those numbers. `scale` is the least step between two weights that differ.
+// weights are in the lanes of those numbers. `scale` is about the step from one weight to the next, but from a weight that was
+// clamped to 0, which is exact.
 __device__ __forceinline__ unsigned rows_above(float upper, float lower, float weight, int begin, int end, float scale) {
   // Of an interpolation, all roundings together are less than 3 * 2^-24. Rows that differ by more than twice that rise or fall
   // as they should, and are on one side of one half up to some row, and on the other side from there on.
@@ -158,14 +159,14 @@ struct Tile {
 
 __device__ __forceinline__ Tile tile_of(
     unsigned item, const unsigned* first_tile, int image, const int4* cells, const Window* windows, const unsigned* window_start,
-    int2 proto_hw, int2 image_hw, int tile_rows, int crop) {
+    int2 proto_hw, int2 image_hw, int tile_rows, int tile_warps, int crop) {
   int n = 0;  // the last detection whose tiles begin at or before `item`
   for (int step = power_of_two_from(MAX_OUT); step > 0; step /= 2)
     if (n + step < MAX_OUT && first_tile[n + step] <= item) n += step;
   Tile tile;
   tile.detection = image * MAX_OUT + n;
   Window window = windows[tile.detection];
-  Tiling tiling = tiling_of(window, tile_rows);
+  Tiling tiling = tiling_of(window, tile_rows, tile_warps);
   int number = (int)(item - first_tile[n]);
   int first_word = number % tiling.across * tiling.words, first_row = number / tiling.across * tiling.rows;
   tile.words = min(tiling.words, window.words - first_word);
@@ -223,7 +224,7 @@ __device__ __forceinline__ void write_words(
 
 // sigmoid(proto · coefficients), cropped, stretched to the image (with PAD: to its square, cut there), > 0.5, in the window of
 // each detection. Images first_image .. of one size in a launch; their masks are counted from 0. The blocks of an image take
-// its tiles in turn. grid (any, images), block MASK_THREADS, dynamic shared memory: MASK_WARPS words for each of tile_rows
+// its tiles in turn. grid (any, images), block MASK_THREADS, dynamic shared memory: tile_warps words for each of tile_rows
 // rows, K floats, and the cells of a tile
 extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
     const int* __restrict__ count,              // [B], n
@@ -235,6 +236,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
     unsigned* __restrict__ mask_words,          // out [images, M * H * ceil(W / 32)]
     int proto_h, int proto_w, int image_h, int image_w,
     int tile_rows,                              // rows of pixels that a warp makes
+    int tile_warps,                             // warps that make a tile, at most MASK_WARPS
     int first_image,
     int crop) {                                 // 0: the whole prototypes count, not only the cells inside the box
   static __shared__ unsigned first_tile[MAX_OUT + 1];
@@ -244,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   unsigned* words = reinterpret_cast<unsigned*>(dynamic_shared);                   // [rows of a tile, words of a tile]
-  float* coefficients = reinterpret_cast<float*>(words + tile_rows * MASK_WARPS);  // [K]
+  float* coefficients = reinterpret_cast<float*>(words + tile_rows * tile_warps);  // [K]
   float* soft = coefficients + NUM_COEFF;                                          // [cells_h, cells_w]
 
   if (warp == 0) {
@@ -252,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
     write_running_sums(
         [&](int i) {
           if (i >= detections) return 0u;
-          Tiling tiling = tiling_of(windows[image * MAX_OUT + i], tile_rows);
+          Tiling tiling = tiling_of(windows[image * MAX_OUT + i], tile_rows, tile_warps);
           return (unsigned)(tiling.across * tiling.down);
         },
         MAX_OUT, first_tile);
@@ -261,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
   for (unsigned item = blockIdx.x; item < first_tile[MAX_OUT]; item += gridDim.x) {
     if (warp == 0) {
       if (lane == 0)
-        tile = tile_of(item, first_tile, image, cells, windows, window_start, proto_hw, make_int2(image_h, image_w), tile_rows, crop);
+        tile = tile_of(item, first_tile, image, cells, windows, window_start, proto_hw, make_int2(image_h, image_w), tile_rows, tile_warps, crop);
       __syncwarp();
       for (int k = lane; k < NUM_COEFF; k += 32) coefficients[k] = coeff[(size_t)tile.detection * NUM_COEFF + k];
     }
@@ -308,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) unpack_masks(
   for (int i = 0; i < UNPACK_BYTES; i++) {
     int row = y - window.top, word = (x - window.left) >> 5;
     unsigned bit = 0;
-    if (n < detections && row >= 0 && row < window.rows && word >= 0 && word < window.words)
+    if (row >= 0 && row < window.rows && word >= 0 && word < window.words)
       bit = image_words[start + (size_t)row * window.words + word] >> x % 32 & 1;
     four[i / 4] = i % 4 == 0 ? bit : four[i / 4] | bit << 8 * (i % 4);
     if (++x == image_w) {
