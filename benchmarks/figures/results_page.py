@@ -19,6 +19,15 @@ PAGE = ROOT / "benchmarks" / "RESULTS.md"
 README = ROOT / "README.md"
 # Between these lines, README.md is generated.
 BEGIN, END = "<!-- figures: made by `make readme` from benchmarks/results -->\n", "<!-- end of the figures -->\n"
+_COUNTED = (
+    "blocks",
+    "blocks_without_work",
+    "bytes_read",
+    "bytes_written",
+    "barriers",
+    "longest_thread_steps",
+    "steps",
+)
 _MIB = 2**20
 _MB = 1e6
 _HEADER = """# Measured
@@ -44,7 +53,8 @@ def render_page(results: Path) -> str:
     reports = _read(results)
     sections = [_cpu_section(path, report) for path, report in reports if report["kind"] == "cpu"]
     gpus = [gpu_section(path.name, report) for path, report in reports if report["kind"] == "gpu"]
-    return "\n".join([_HEADER, *sections, *(gpus or [_GPU_NOTE])])
+    costs = [_costs_section(report) for _, report in reports if report["kind"] == "kernel-costs"]
+    return "\n".join([_HEADER, *sections, *costs, *(gpus or [_GPU_NOTE])])
 
 
 def with_figures(readme: str, results: Path) -> str:
@@ -95,6 +105,31 @@ def _readme_figures(cpu: dict[str, Any], measured_on_gpu: bool) -> str:
         "From [benchmarks/RESULTS.md](benchmarks/RESULTS.md) (`make figures`; median, 480x640 image, "
         f"{environment['cpu']}, {environment['date'][:10]}).",
         f"{gpu}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _costs_section(report: dict[str, Any]) -> str:
+    lines = [
+        "## The kernels on the emulator",
+        "",
+        f"Counts, no times (`make kernel-costs`), for a GPU of {report['multiprocessors']} multiprocessors: YOLACT-550 ResNet50 "
+        "with the recorded weights, from heads to masks as bits. A step is a basic block that a thread enters.",
+        "",
+        "| scene | detections | kernel | blocks | without work | bytes read | bytes written | barriers | longest | steps |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {scene} | {costs['detections']} | `{kernel}` | "
+            + " | ".join(f"{counted[name]:,}" for name in _COUNTED)
+            + " |"
+            for scene, costs in report["scenes"].items()
+            for kernel, counted in costs["kernels"].items()
+        ),
+        "",
+        "Bytes of masks to the host: "
+        + ", ".join(f"{costs['mask_bytes_to_host']:,} ({scene})" for scene, costs in report["scenes"].items())
+        + ".",
         "",
     ]
     return "\n".join(lines)
