@@ -266,7 +266,7 @@ def _detect_in_file(
             read, detections = event[0], choose(event[1])
             if task.overlay is not None:
                 detections = detections.assembled() if keep_masks else detections
-                drawn = detections.plot(read.image)
+                drawn = detections.plot(read.image, in_place=True)  # nobody looks at it again
                 if read.fps is None:
                     write_image(task.overlay, drawn)
                 else:

@@ -70,6 +70,25 @@ def test_nothing_found_leaves_a_copy_of_the_image() -> None:
     assert drawn is not image
 
 
+def test_only_what_is_drawn_in_place_changes_the_image() -> None:
+    detections = _detections([[0.1, 0.1, 0.6, 0.6], [0.3, 0.3, 0.9, 0.9]], [0, 1], (300, 200))
+    image = _gray(300, 200)
+    copied = detections.plot(image)
+    assert not _changed(image).any()
+    assert np.shares_memory(detections.plot(image, in_place=True), image)
+    np.testing.assert_array_equal(image, copied)
+    turned = np.full((200, 300, 3), 128, np.uint8).transpose(1, 0, 2)  # which OpenCV can't draw on
+    np.testing.assert_array_equal(detections.plot(turned, in_place=True), copied)
+
+
+def test_more_masks_than_a_byte_counts_keep_their_colours() -> None:
+    boxes = [[0.1, 0.1, 0.4, 0.4], *[[0.5, 0.5, 0.9, 0.9]] * 299]
+    many = _draw(_gray(200, 200), _detections(boxes, [3] * 300, (200, 200)))
+    one = _draw(_gray(200, 200), _detections(boxes[:1], [3], (200, 200)))
+    inside = slice(45, 70)
+    np.testing.assert_array_equal(many[inside, inside], one[inside, inside])
+
+
 def test_boxes_without_area_are_not_drawn() -> None:
     drawn = _draw(_gray(50, 60), _detections([[0.5, 0.2, 0.5, 0.9]], [0], (50, 60)))
     assert not _changed(drawn).any()

@@ -214,9 +214,10 @@ class Detections:
                 entry["mask_score"] = mask_score
         return entries
 
-    def plot(self, image: Image | str | os.PathLike[str]) -> Image:
+    def plot(self, image: Image | str | os.PathLike[str], *, in_place: bool = False) -> Image:
         """A copy of the image they were found in (uint8 [H, W, 3] BGR, or its path) with masks, boxes and `class score`
-        labels, the best on top; boxes without area are left out.
+        labels, the best on top; boxes without area are left out. With `in_place` an array is drawn on itself, where it is
+        contiguous and can be written, which for a large image saves its size in memory.
 
         Raises ImageError for an image of another size, or a file that can't be read.
         """
@@ -231,7 +232,15 @@ class Detections:
         boxes = self.boxes_xyxy
         shown = self[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
         labels = [f"{name} {score:.2f}" for name, score in zip(shown.class_names, shown.scores, strict=True)]
-        return draw(pixels, shown.boxes_xyxy, shown.class_ids, labels, shown[::-1].iter_regions())
+        regions = shown.iter_regions()
+        return draw(
+            pixels,
+            shown.boxes_xyxy,
+            shown.class_ids,
+            labels,
+            regions,
+            in_place=in_place or not isinstance(image, np.ndarray),
+        )
 
     def save(self, path: str | os.PathLike[str], image: Image | str | os.PathLike[str]) -> None:
         """Write `plot(image)` to `path`, as its suffix says (.jpg, .png, ...). Raises ImageError and OutputError."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from yolact_deploy.arrays import AnyArray, Image, IntArray
+from yolact_deploy.arrays import AnyArray, BoolArray, Image, IntArray
 from yolact_deploy.errors import OutputError, OutputFailure
 from yolact_deploy.files import atomic_path
 from yolact_deploy.reference.decoding import is_video
@@ -34,6 +34,7 @@ _LINE_PER_PIXEL = 2.5e-3
 _PADDING = 0.35  # around a label's text, of its height
 _RELUCTANCE = 0.02  # of its area that a label would rather cover than take the next place
 _SMALL = 6  # an object of less than so many labels' area is not to be covered
+_STRIP_PIXELS = 1 << 18  # of a mask, blended at a time
 _CODEC = "mp4v"
 _KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # an overlay of another format is written as PNG
 _GOLDEN_RATIO = 0.618034  # turns of the colour circle between one class and the next: neighbours differ most
@@ -44,7 +45,9 @@ def draw(
     boxes_xyxy: AnyArray,  # [n, 4], pixels, each with an area; the best first
     class_ids: IntArray,  # [n]
     labels: Sequence[str],  # n
-    regions: Iterable[MaskRegion],  # n masks, the best last
+    regions: Iterable[MaskRegion],  # n masks
+    *,
+    in_place: bool = False,  # draw on `image` itself, where OpenCV can
 ) -> Image:
     """A copy of an image with masks, contours, boxes and labels, a colour per class; the best detection lies on top.
 
@@ -52,12 +55,13 @@ def draw(
     """
     import cv2
 
-    canvas = np.array(image, order="C")
+    own = in_place and image.flags.c_contiguous and image.flags.writeable
+    canvas = image if own else np.array(image, order="C")
     shorter = min(canvas.shape[:2])
     line = max(1, round(shorter * _LINE_PER_PIXEL))
     scale = min(max(_MIN_TEXT, shorter * _TEXT_PER_PIXEL), _MAX_TEXT)
     colours = [colour_of(class_id) for class_id in class_ids.tolist()]
-    _draw_masks(canvas, regions, colours[::-1], max(1, line // 2))
+    _draw_masks(canvas, regions, colours, max(1, line // 2))
     corners = boxes_xyxy.astype(int)
     for (left, top, right, bottom), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, line)
@@ -75,26 +79,42 @@ def colour_of(class_id: int) -> Colour:
 
 
 def _draw_masks(canvas: Image, regions: Iterable[MaskRegion], colours: Sequence[Colour], line: int) -> None:
-    """One mask at a time, each in its window alone."""
+    """One mask at a time, the best first, each in strips of its window, where no better one lies already."""
     import cv2
 
-    painted = canvas.copy()
+    covered = np.zeros((canvas.shape[0], -(-canvas.shape[1] // 8)), np.uint8)  # a bit per pixel
     outlines = []
     for region, colour in zip(regions, colours, strict=True):
         height, width = region.window.shape
         if not height or not width:
             continue
-        painted[region.row : region.row + height, region.column : region.column + width][region.window] = colour
+        rows = max(1, _STRIP_PIXELS // width)
+        for top in range(0, height, rows):
+            _blend(canvas, covered, region.window[top : top + rows], (region.row + top, region.column), colour)
         contours, _ = cv2.findContours(
-            region.window.astype(np.uint8),
+            np.ascontiguousarray(region.window).view(np.uint8),
             cv2.RETR_CCOMP,
             cv2.CHAIN_APPROX_SIMPLE,
             offset=(region.column, region.row),
         )
         outlines.append((contours, tuple(int(_CONTOUR_SHADE * part) for part in colour)))
-    cv2.addWeighted(painted, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0, dst=canvas)
-    for contours, shade in outlines:
+    for contours, shade in reversed(outlines):
         cv2.drawContours(canvas, contours, -1, shade, line, cv2.LINE_AA)
+
+
+def _blend(canvas: Image, covered: Image, mask: BoolArray, place: tuple[int, int], colour: Colour) -> None:
+    import cv2
+
+    (row, column), (height, width) = place, mask.shape
+    first, end = column // 8, -(-(column + width) // 8)
+    bits = np.unpackbits(covered[row : row + height, first:end], axis=1).view(bool)
+    known = bits[:, column - 8 * first : column - 8 * first + width]
+    part = canvas[row : row + height, column : column + width]
+    paint = np.full_like(part, colour)
+    cv2.addWeighted(paint, _MASK_OPACITY, part, 1 - _MASK_OPACITY, 0, dst=paint)
+    np.copyto(part, paint, where=(mask & ~known)[..., None])
+    known |= mask
+    covered[row : row + height, first:end] = np.packbits(bits, axis=1)
 
 
 def _draw_labels(
