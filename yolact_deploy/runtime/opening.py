@@ -61,7 +61,8 @@ def open_pipeline(
     that fails on a GPU, as for want of memory, is an error there as well. A machine without a driver is not told in `notes`
     what a GPU would take.
 
-    Raises ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there.
+    Raises DeviceError for a GPU that there is not, and ArtifactError, SpecError, EngineError or MissingDependencyError when the
+    artifact can't be used there.
     """
     kind, index = _parse_device(device)
     options: dict[str, Any] = {"threads": threads, "nms": nms, "cuda_graph": cuda_graph, "backend": gpu}
