@@ -155,15 +155,17 @@ def _image_problem(images: list[dict[str, Any]]) -> str | None:
             )
         if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE and height * width <= _MAX_PIXELS):
             return f"images[{number}] can't be {width} x {height} pixels"
-    return _repeated("images", {"images": images})
+    return _repeated("images", {"images": images}) or _repeated("images", {"images": images}, "file_name")
 
 
-def _repeated(key: str, content: dict[str, list[dict[str, Any]]]) -> str | None:
-    """pycocotools takes the last entry of an id, and forgets the others."""
-    first: dict[int, int] = {}
+def _repeated(key: str, content: dict[str, list[dict[str, Any]]], field: str = "id") -> str | None:
+    """pycocotools takes the last entry of an id, and forgets the others; an image that is two images, each with a part of the
+    annotations, counts what the other part says as false."""
+    first: dict[Any, int] = {}
     for number, entry in enumerate(content[key]):
-        if first.setdefault(entry["id"], number) != number:
-            return f"{key}[{first[entry['id']]}] and {key}[{number}] have the same id {entry['id']}"
+        if first.setdefault(entry[field], number) != number:
+            value = shorten(str(entry[field]))
+            return f"{key}[{first[entry[field]]}] and {key}[{number}] have the same {field} {value}"
     return None
 
 
@@ -187,23 +189,21 @@ def _annotation_problem(content: dict[str, Any]) -> str | None:
 
 def _shape_problem(annotation: dict[str, Any], image_hw: list[int]) -> str | None:
     """What is wrong with the box, the area, or the segmentation: polygons of 3 points or more, or a run-length encoding."""
-    if len(annotation["bbox"]) != 4 or not _are_finite(annotation["bbox"]):
-        return "bbox is not 4 finite numbers"
-    if not _are_finite([annotation["area"]]):
-        return "area is no finite number"
+    if len(annotation["bbox"]) != 4 or not _are_numbers(annotation["bbox"]):
+        return "bbox is not 4 numbers"
     shape = annotation["segmentation"]
     if isinstance(shape, list):
-        whole = all(isinstance(polygon, list) and len(polygon) >= 6 and _are_finite(polygon) for polygon in shape)
+        whole = all(isinstance(polygon, list) and len(polygon) >= 6 and _are_numbers(polygon) for polygon in shape)
         if not shape or not whole:
-            return "segmentation is not polygons of 3 points or more with finite numbers"
+            return "segmentation is not polygons of 3 points or more with numbers"
         return None if sum(map(_outline, shape)) <= _MAX_OUTLINE else "segmentation has polygons far beyond any image"
     if shape.get("size") != image_hw:
         return f"segmentation is of a {shorten(str(shape.get('size')))} image, not of {image_hw} (height, width),"
     return None if _fills(shape.get("counts"), image_hw) else "segmentation has run lengths that don't fill its image"
 
 
-def _are_finite(values: list[Any]) -> bool:
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+def _are_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)  # which the reader of JSON gives only if they are finite
 
 
 def _outline(polygon: list[float]) -> float:

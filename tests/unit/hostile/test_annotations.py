@@ -67,6 +67,14 @@ def test_two_entries_of_one_id_are_refused(tmp_path: Path, key: str) -> None:
         load_annotations(tmp_path / "instances.json")
 
 
+def test_an_image_under_two_ids_is_refused(tmp_path: Path) -> None:
+    content = copy.deepcopy(ANNOTATIONS)
+    content["images"].append({**content["images"][0], "id": 12345})
+    (tmp_path / "instances.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(AnnotationError, match=r"images\[0\] and images\[\d\] have the same file_name"):
+        load_annotations(tmp_path / "instances.json")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
