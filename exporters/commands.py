@@ -120,7 +120,7 @@ def export(
         result = exporters.export("yolact_base_54_800000.pth", "model.onnx", precision="fp16", calib="photos")
     """
     require_export("exporting a checkpoint")
-    from exporters.precision.run import check_before_export
+    from exporters.precision.calibration import check_before_export
 
     for name, value, choices in (
         ("precision", precision, Precision),

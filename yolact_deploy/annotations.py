@@ -203,7 +203,9 @@ def _shape_problem(annotation: dict[str, Any], image_hw: list[int]) -> str | Non
 
 
 def _are_numbers(values: list[Any]) -> bool:
-    return all(type(value) in (int, float) for value in values)  # which the reader of JSON gives only if they are finite
+    return all(
+        type(value) in (int, float) for value in values
+    )  # which the reader of JSON gives only if they are finite
 
 
 def _outline(polygon: list[float]) -> float:

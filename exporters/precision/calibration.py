@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from exporters.onnx_edit import onnx_graph_digest
 from exporters.precision.quantize import tensors_to_calibrate
 from exporters.precision.ranges import CALIBRATORS, choose_range, observe
 from yolact_deploy import __version__
-from yolact_deploy.artifacts.names import Calibrator, Progress
+from yolact_deploy.annotations import load_annotations
+from yolact_deploy.artifacts.names import Calibrator, Precision, Progress
 from yolact_deploy.errors import CalibrationError
 from yolact_deploy.files import check_writable, sha256_file, write_json
+from yolact_deploy.reference.images import list_images
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import JsonError, read_json
 from yolact_deploy.text import counted
@@ -28,6 +31,32 @@ DEFAULT_CALIBRATOR: Calibrator = "entropy"
 FEW_IMAGES = 8
 ADVISED_IMAGES = 128
 CACHE_SCHEMA_VERSION = 1
+_INT8_OPSET = 19  # the first whose QuantizeLinear takes half scales
+
+
+def check_before_export(
+    precision: Precision,
+    opset: int,
+    calib: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    calib_cache: str | os.PathLike[str] | None,
+    max_ap_drop: float | None,
+    annotations: str | os.PathLike[str] | None,
+) -> None:
+    """Raise CalibrationError, ImageError or AnnotationError for what would fail or have no effect after the export."""
+    given = {"--calib": calib, "--calib-cache": calib_cache, "--max-ap-drop": max_ap_drop, "--annotations": annotations}
+    idle = [option for option, value in given.items() if value is not None]
+    if precision == "fp32" and idle:
+        raise CalibrationError(
+            f"{', '.join(idle)} has no effect on fp32. Add --precision fp16 or int8, or leave it out."
+        )
+    if precision == "int8" and opset < _INT8_OPSET:
+        raise CalibrationError(f"INT8 with half scales needs opset {_INT8_OPSET}, found --opset {opset}.")
+    if precision == "int8" and calib is None and calib_cache is None:
+        raise CalibrationError("INT8 needs images like those the model will see: give a folder of them with --calib.")
+    if calib is not None:
+        list_images([calib] if isinstance(calib, (str, os.PathLike)) else calib)
+    if annotations is not None:
+        load_annotations(annotations)
 
 
 @dataclass(frozen=True)

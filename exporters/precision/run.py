@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,15 +32,12 @@ from exporters.precision.sensitivity import (
     measure_sensitivity,
     module_sqnr_db,
 )
-from yolact_deploy.annotations import load_annotations
-from yolact_deploy.artifacts.names import Calibrator, IoPrecision, LowPrecision, Precision, Progress
+from yolact_deploy.artifacts.names import Calibrator, IoPrecision, LowPrecision, Progress
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import ArtifactError, CalibrationError, ExportError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
-from yolact_deploy.reference.images import list_images
 from yolact_deploy.spec import ModelSpec
 
-_INT8_OPSET = 19  # the first whose QuantizeLinear takes half scales
 AGREEMENT_IMAGES = 64  # of the sample images, where there are no annotations
 _BY_AGREEMENT = (
     f"without annotations the gate is agreement of at least {DEFAULT_MIN_AGREEMENT:g} of 100 with the float32 detections; "
@@ -165,31 +161,6 @@ def apply_precision(
         warnings=(*source.weights_notes, *seen.warnings, *([_BY_AGREEMENT] if by_agreement else [])),
         seconds=seconds,
     )
-
-
-def check_before_export(
-    precision: Precision,
-    opset: int,
-    calib: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
-    calib_cache: str | os.PathLike[str] | None,
-    max_ap_drop: float | None,
-    annotations: str | os.PathLike[str] | None,
-) -> None:
-    """Raise CalibrationError, ImageError or AnnotationError for what would fail or have no effect after the export."""
-    given = {"--calib": calib, "--calib-cache": calib_cache, "--max-ap-drop": max_ap_drop, "--annotations": annotations}
-    idle = [option for option, value in given.items() if value is not None]
-    if precision == "fp32" and idle:
-        raise CalibrationError(
-            f"{', '.join(idle)} has no effect on fp32. Add --precision fp16 or int8, or leave it out."
-        )
-    if precision == "int8" and opset < _INT8_OPSET:
-        raise CalibrationError(f"INT8 with half scales needs opset {_INT8_OPSET}, found --opset {opset}.")
-    if precision == "int8" and calib is None and calib_cache is None:
-        raise CalibrationError("INT8 needs images like those the model will see: give a folder of them with --calib.")
-    if calib is not None:
-        list_images([calib] if isinstance(calib, (str, os.PathLike)) else calib)
-    if annotations is not None:
-        load_annotations(annotations)
 
 
 def _check_request(

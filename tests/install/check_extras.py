@@ -30,7 +30,7 @@ EXPORT = (
 )
 EXPORT_UNCHECKED = (*EXPORT, "--no-parity")
 BUILD = ("build-engine", "model.onnx", "-o", "model.engine", "--target", "sm86")
-DETECT = ("detect", "model.onnx", str(IMAGE))
+DETECT = ("detect", "model.onnx", str(IMAGE), "--overwrite")  # of the extra before
 BENCH = ("bench", "model.onnx", "--iterations", "2", "--warmup", "0")
 INSPECT = ("inspect", "model.onnx")
 WARM = ("doctor", "--warm", "--target", "sm89")  # the kernels around a plan

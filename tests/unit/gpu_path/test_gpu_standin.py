@@ -18,6 +18,8 @@ from yolact_deploy import Detector
 from yolact_deploy.cuda.specialization import specialize
 from yolact_deploy.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 CODE = """
 import dataclasses, json, pickle, sys
@@ -27,8 +29,6 @@ from tests.emulator.cpu_network import CpuNetwork
 from yolact_deploy import Detector
 from yolact_deploy.errors import DeviceError
 from yolact_deploy.runtime.gpu.pipeline import REAL_GPU
-
-pytestmark = pytest.mark.slow
 
 def open_network(path, driver, threads):
     return CpuNetwork(path, driver, threads=1)
