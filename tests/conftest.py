@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
 from importlib.util import find_spec
@@ -51,6 +52,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         for module in marker.args:
             pytest.importorskip(module)
+
+
+@pytest.fixture(autouse=True)
+def _a_console_of_its_own() -> None:
+    """The command line keeps its consoles, which ask for the kind of the terminal when they are made; a test may change that."""
+    commands = sys.modules.get("yolact_deploy.cli.console")
+    if commands is not None:
+        commands.console.cache_clear()
 
 
 @pytest.fixture(scope="session")
