@@ -76,6 +76,7 @@ def test_a_tensor_with_values_that_are_no_numbers_is_not_comparable(
     assert (found["passed"], found["verdict"]) == (False, report.verdict)
 
 
+@pytest.mark.needs("torch")
 def test_networks_that_give_nothing_but_nan_are_not_the_same(
     write_tiny: WriteTiny, pictures: list[Path], tmp_path: Path
 ) -> None:
