@@ -63,8 +63,6 @@ void observe_end() { end_block(); }
 
 }  // namespace emulator
 
-using emulator::access;
-
 extern "C" {
 void emulator_watch(const void* begin, size_t bytes) {
   emulator::memories.push_back({(uintptr_t)begin, (uintptr_t)begin + bytes});
@@ -75,21 +73,7 @@ void emulator_costs(uint64_t* into) { *reinterpret_cast<emulator::Costs*>(into) 
 void __sanitizer_cov_trace_pc() {
   if (emulator::running()) emulator::thread_steps[emulator::here().thread]++;
 }
-void __tsan_init() {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
-#define ACCESS(bytes)                                                             \
-  void __tsan_read##bytes(void* at) { access(at, bytes, false); }                 \
-  void __tsan_write##bytes(void* at) { access(at, bytes, true); }                 \
-  void __tsan_unaligned_read##bytes(void* at) { access(at, bytes, false); }       \
-  void __tsan_unaligned_write##bytes(void* at) { access(at, bytes, true); }
-ACCESS(1)
-ACCESS(2)
-ACCESS(4)
-ACCESS(8)
-ACCESS(16)
-void __tsan_read_range(void* at, size_t bytes) { access(at, bytes, false); }
-void __tsan_write_range(void* at, size_t bytes) { access(at, bytes, true); }
 }
+
+static void on_access(void* at, size_t bytes, bool write) { emulator::access(at, bytes, write); }
+#include "memory_hooks.h"

@@ -162,7 +162,7 @@ def _unit(source: str) -> str:
 def _runtime_object(name: str) -> Path:
     """The emulator's own code, never instrumented."""
     flags = [*_COMMON_FLAGS, "-O2", "-U_FORTIFY_SOURCE"]  # which would refuse the jump out of a fiber
-    headers = [(HERE / header).read_text() for header in ("cuda_emulator.h", "runtime.h")]
+    headers = [(HERE / header).read_text() for header in ("cuda_emulator.h", "runtime.h", "memory_hooks.h")]
     key = _digest((HERE / name).read_text(), *headers, repr(flags))
     path = _cache_folder() / f"{Path(name).stem}-{key}.o"
     with _locked(path):

@@ -84,27 +84,10 @@ void observe_end() {}
 
 }  // namespace emulator
 
-using emulator::access;
-
 extern "C" {
 void emulator_watch(const void* begin, size_t bytes) { emulator::watch(emulator::globals, begin, bytes, "buffer"); }
 void emulator_forget_all() { emulator::globals.clear(); }
-
-void __tsan_init() {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
-#define ACCESS(bytes)                                                                    \
-  void __tsan_read##bytes(void* at) { access(at, bytes, false, false); }                 \
-  void __tsan_write##bytes(void* at) { access(at, bytes, true, false); }                 \
-  void __tsan_unaligned_read##bytes(void* at) { access(at, bytes, false, false); }       \
-  void __tsan_unaligned_write##bytes(void* at) { access(at, bytes, true, false); }
-ACCESS(1)
-ACCESS(2)
-ACCESS(4)
-ACCESS(8)
-ACCESS(16)
-void __tsan_read_range(void* at, size_t bytes) { access(at, bytes, false, false); }
-void __tsan_write_range(void* at, size_t bytes) { access(at, bytes, true, false); }
 }
+
+static void on_access(void* at, size_t bytes, bool write) { emulator::access(at, bytes, write, false); }
+#include "memory_hooks.h"

@@ -32,7 +32,7 @@ from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, HeadTe
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 LoadKernels = Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
-_GRID_DEPTH = 65535  # blocks that CUDA takes in the direction in which the masks of a batch are
+_GRID_DEPTH = 65535  # blocks that CUDA takes in y and z; counted in masks, though the images of a batch alone would do
 _LANES = 2  # one image is enqueued while the other is awaited
 
 

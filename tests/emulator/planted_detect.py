@@ -1,0 +1,287 @@
+"""Planted bugs of preprocessing, decoding, FastNMS and the choice of detections."""
+
+from __future__ import annotations
+
+from tests.emulator.planted import Mutant
+
+MUTANTS: dict[str, Mutant] = {
+    # preprocess
+    "channels_not_flipped": Mutant("is_rgb ? c : 2 - c", "c", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"),
+    "weight_from_float_coordinates": Mutant(
+        "double source = (i + 0.5) * scale - 0.5;",
+        "float source = (i + 0.5f) * (float)scale - 0.5f;",
+        "preprocessing_is_opencvs_resize_then_ieee_arithmetic",
+    ),
+    "resize_not_fused": Mutant(
+        "return fmaf(b - a, weight, a);",
+        "return (b - a) * weight + a;",
+        "preprocessing_is_opencvs_resize_then_ieee_arithmetic",
+    ),
+    "reciprocal_instead_of_division": Mutant(
+        "- mean[c]) / std[c]", "- mean[c]) * (1.0f / std[c])", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"
+    ),
+    "pitch_of_the_width": Mutant(
+        "row.second * row_pitch", "row.second * 3 * image_w", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"
+    ),
+    "padding_colour_flipped": Mutant(
+        "has_bottom && has_right ? (float)bottom[right] : pad[c]",
+        "has_bottom && has_right ? (float)bottom[right] : pad[from]",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "padding_on_the_right_only": Mutant(
+        "has_bottom = !PAD || row.second < image_h",
+        "has_bottom = has_top",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "padding_below_only": Mutant(
+        "has_right = !PAD || column.second < image_w",
+        "has_right = has_left",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "rows_scaled_by_the_image": Mutant(
+        "double scale_y = (double)canvas.x / input_size;",
+        "double scale_y = (double)image_h / input_size;",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "columns_scaled_by_the_image": Mutant(
+        "(double)canvas.y / input_size",
+        "(double)image_w / input_size",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "tap_beside_the_padding_repeated": Mutant(
+        "resize_tap(y, canvas.x, scale_y)",
+        "resize_tap(y, image_h, scale_y)",
+        "a_padded_image_is_preprocessed_as_its_square",
+    ),
+    "padding_read_beyond_the_image": Mutant(
+        "has_left = !PAD || column.first < image_w",
+        "has_left = true",
+        "a_padded_image_is_preprocessed_as_its_square",
+        sanitized=True,
+    ),
+    # decode
+    "threshold_not_strict": Mutant(
+        "score > conf_threshold", "score >= conf_threshold", "confidence_exactly_at_the_threshold_is_dropped"
+    ),
+    "background_counts": Mutant(
+        "if (column == 0 || column >= NUM_COLUMNS)",
+        "if (column >= NUM_COLUMNS)",
+        "confidence_exactly_at_the_threshold_is_dropped",
+    ),
+    "nan_rows_kept": Mutant(
+        "__any_sync(ALL_LANES, above) && !__any_sync(ALL_LANES, nan)",
+        "__any_sync(ALL_LANES, above)",
+        "a_row_with_nan_is_dropped_but_not_for_its_background",
+    ),
+    "rows_beyond_the_last_prior": Mutant(
+        "if (kept && first + start + i < num_priors)", "if (kept)", "candidates_are_all_confident_priors_in_order"
+    ),
+    "one_word_too_few_before": Mutant(
+        "for (int i = threadIdx.x; i < blockIdx.x; i += DECODE_THREADS)",
+        "for (int i = threadIdx.x; i + 1 < blockIdx.x; i += DECODE_THREADS)",
+        "candidates_are_all_confident_priors_in_order",
+    ),
+    "first_warp_sum_only": Mutant(
+        "for (int i = 0; i < DECODE_WARPS; i++) base += warp_sums[i];",
+        "base = warp_sums[0];",
+        "more_than_a_block_of_words_is_summed",
+    ),
+    "centre_fused": Mutant(
+        "prior[0] + widen(loc[0]) * 0.1f * prior[2]",
+        "fmaf(widen(loc[0]) * 0.1f, prior[2], prior[0])",
+        "boxes_are_the_references_to_the_last_bit",
+    ),
+    "far_corner_from_the_centre": Mutant(
+        "w + x1, h + y1", "cx + w / 2.0f, h + y1", "boxes_are_the_references_to_the_last_bit"
+    ),
+    "exp_of_float_steps": Mutant(
+        "p = fma(p, r, 1.0);\n  return",
+        "p = (float)fma(p, r, 1.0);\n  return",
+        "boxes_are_the_references_to_the_last_bit",
+    ),
+    "exp_without_the_way_by_double": Mutant(
+        "if (y + (rest - error) == y + (rest + error)) return", "return", "softmax_is_the_references_to_the_last_bit"
+    ),
+    "exp_without_the_low_part_of_its_argument": Mutant(
+        "(-second - back) - second_low;", "0.0f;", "softmax_is_the_references_to_the_last_bit"
+    ),
+    "exp_flushes_subnormals": Mutant("x > -104.0f", "x > -87.0f", "boxes_are_the_references_to_the_last_bit"),
+    "softmax_sum_of_one_row_order": Mutant(
+        "sum += __shfl_xor_sync(ALL_LANES, sum, 1);\n      sum += __shfl_xor_sync(ALL_LANES, sum, 2);\n"
+        "      sum += __shfl_xor_sync(ALL_LANES, sum, 4);",
+        "sum += __shfl_xor_sync(ALL_LANES, sum, 4);\n      sum += __shfl_xor_sync(ALL_LANES, sum, 2);\n"
+        "      sum += __shfl_xor_sync(ALL_LANES, sum, 1);",
+        "softmax_is_the_references_to_the_last_bit",
+    ),
+    "softmax_halves_not_in_eights": Mutant(
+        "N / 2 - N / 2 % 8", "N / 2 - N / 2 % 8 + 8", "softmax_of_many_classes_adds_in_numpys_order"
+    ),
+    "transposed_too_early": Mutant(
+        "tile[n][lane] = SCORE(n, first + lane);\n    __syncthreads();",
+        "tile[n][lane] = SCORE(n, first + lane);",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "next_tile_too_early": Mutant(
+        "+ base + lane] = tile[lane][c];\n    __syncthreads();",
+        "+ base + lane] = tile[lane][c];",
+        "two_tiles_of_classes_have_no_races",
+    ),
+    "row_of_without_barrier": Mutant(
+        "priors + prior * 4);\n  }\n  __syncthreads();",
+        "priors + prior * 4);\n  }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "second_tile_of_classes_missing": Mutant(
+        "first < NUM_CLASSES; first += 32", "first < 32; first += 32", "the_best_of_many_lists"
+    ),
+    "last_of_equal_classes": Mutant(
+        "score == best && class_id < best_class",
+        "score == best && class_id > best_class",
+        "cross_class_takes_each_priors_best_class",
+    ),
+    "nan_clipped_away": Mutant(
+        "x <= 0.0f ? 0.0f : x;",
+        "x > 0.0f ? x : 0.0f;",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_at_zero_only": Mutant(
+        "return x > 1.0f ? 1.0f : x <= 0.0f",
+        "return x <= 0.0f",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_at_one_only": Mutant(
+        "x <= 0.0f ? 0.0f : x;",
+        "x;",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_corner_missing": Mutant(
+        "clip_to_unit(w + x1), clip_to_unit(h + y1)",
+        "clip_to_unit(w + x1), h + y1",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "clipped_before_the_far_corner": Mutant(
+        "  float x1 = cx - w / 2.0f, y1 = cy - h / 2.0f;\n#if CLIP_BOXES",
+        "  float x1 = clip_to_unit(cx - w / 2.0f), y1 = clip_to_unit(cy - h / 2.0f);\n#if CLIP_BOXES",
+        "boxes_are_clipped_before_they_are_compared",
+    ),
+    "half_as_integer": Mutant(
+        "float widen(half_bits h) { return half_to_float(h); }",
+        "float widen(half_bits h) { return (float)h; }",
+        "half_precision_heads_are_widened_exactly",
+    ),
+    "conf_read_beyond_its_end": Mutant(
+        "int prior = min(first + start + i, num_priors - 1);",
+        "int prior = first + start + i;",
+        "candidates_are_all_confident_priors_in_order",
+        sanitized=True,
+    ),
+    # FastNMS
+    "iou_at_the_threshold_falls": Mutant(
+        "areas[j], areas[i]) <= iou_threshold",
+        "areas[j], areas[i]) < iou_threshold",
+        "iou_exactly_at_the_threshold_is_kept_and_nan_falls",
+    ),
+    "nan_iou_stays": Mutant(
+        "!(box_iou(boxes[j], boxes[i], areas[j], areas[i]) <= iou_threshold)",
+        "box_iou(boxes[j], boxes[i], areas[j], areas[i]) > iou_threshold",
+        "iou_exactly_at_the_threshold_is_kept_and_nan_falls",
+    ),
+    "only_the_first_32_suppress": Mutant(
+        "start < j && !any; start += 32",
+        "start < min(j, 32) && !any; start += 32",
+        "every_higher_box_of_the_list_suppresses",
+    ),
+    "itself_included": Mutant(
+        "i < j && !(box_iou", "i <= j && !(box_iou", "iou_exactly_at_the_threshold_is_kept_and_nan_falls"
+    ),
+    "negative_overlap": Mutant(
+        "fmaxf(fminf(a.z, b.z) - fmaxf(a.x, b.x), 0.0f);\n  float height = fmaxf(fminf(a.w, b.w) - fmaxf(a.y, b.y), 0.0f);",
+        "fminf(a.z, b.z) - fmaxf(a.x, b.x);\n  float height = fminf(a.w, b.w) - fmaxf(a.y, b.y);",
+        "boxes_apart_on_both_axes_do_not_overlap",
+    ),
+    "two_zeros": Mutant("__float_as_uint(x + 0.0f)", "__float_as_uint(x)", "both_zeros_are_equal"),
+    "ties_to_the_higher_index": Mutant(
+        "(sort_key)~key << 32 | (unsigned)i",
+        "(sort_key)~key << 32 | ~(unsigned)i & 0xffffff",
+        "ties_go_to_the_lower_class_then_the_lower_prior",
+    ),
+    "last_equals_taken": Mutant(
+        "if (rank < equals) keys[WANTED - equals + rank]",
+        "if (rank >= 1 && rank <= equals) keys[WANTED - equals + rank - 1]",
+        "more_candidates_than_are_sorted_at_once",
+    ),
+    "radix_counts_what_is_above_again": Mutant(
+        "s.remaining = remaining - above;",
+        "s.remaining = remaining;",
+        "more_candidates_than_are_sorted_at_once",
+    ),
+    "radix_digit_not_masked": Mutant(
+        "(key & decided) == prefix", "(key & decided) >= prefix", "more_candidates_than_are_sorted_at_once"
+    ),
+    "histogram_not_cleared": Mutant(
+        "s.histogram[i] = 0;", "if (shift == 24) s.histogram[i] = 0;", "more_candidates_than_are_sorted_at_once"
+    ),
+    "histogram_without_barrier": Mutant(
+        "s.histogram[i] = 0;\n    __syncthreads();", "s.histogram[i] = 0;", "selection_by_radix_has_no_races"
+    ),
+    "prefix_without_barrier": Mutant(
+        "s.remaining = remaining - above;\n      }\n    }\n    __syncthreads();",
+        "s.remaining = remaining - above;\n      }\n    }",
+        "selection_by_radix_has_no_races",
+    ),
+    "sort_without_barrier": Mutant(
+        "keys[j] = a;\n        }\n      }\n      __syncthreads();",
+        "keys[j] = a;\n        }\n      }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "totals_overwritten_too_early": Mutant(
+        "equal_seen += total >> 16;\n    __syncthreads();",
+        "equal_seen += total >> 16;",
+        "selection_by_radix_has_no_races",
+    ),
+    "falls_read_too_early": Mutant(
+        "falls[j] = any;\n  }\n  __syncthreads();", "falls[j] = any;\n  }", "no_two_threads_meet_without_a_barrier"
+    ),
+    "pool_not_cleared": Mutant(
+        "pool_keys[list * MAX_OUT + i] = 0;", "(void)i;", "candidates_are_all_confident_priors_in_order"
+    ),
+    "score_threshold_not_strict": Mutant(
+        "key > lowest_wanted ? key", "key >= lowest_wanted ? key", "score_threshold_is_strict"
+    ),
+    "boxes_rounded": Mutant("truncf(x.x)", "rintf(x.x)", "integer_boxes_are_ordered_clamped_and_truncated"),
+    "boxes_clamped_on_both_sides": Mutant(
+        "float low = fmaxf(fminf(first, second) - padding, 0.0f);",
+        "float low = fminf(fmaxf(fminf(first, second) - padding, 0.0f), (float)size);",
+        "integer_boxes_are_ordered_clamped_and_truncated",
+    ),
+    "corners_not_swapped": Mutant(
+        "fmaxf(fminf(first, second) - padding, 0.0f)",
+        "fmaxf(first - padding, 0.0f)",
+        "integer_boxes_are_ordered_clamped_and_truncated",
+    ),
+    "padded_boxes_of_the_image": Mutant(
+        "ordered_limits(box.x, box.z, canvas.y, 0.0f)",
+        "ordered_limits(box.x, box.z, width, 0.0f)",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "padded_boxes_not_cut_on_the_right": Mutant(
+        "if (x.y > (float)width) x.y = (float)width;",
+        "",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "padded_boxes_not_cut_at_the_bottom": Mutant(
+        "if (y.y > (float)height) y.y = (float)height;",
+        "",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "nan_cut_at_the_border": Mutant(
+        "if (y.y > (float)height) y.y = (float)height;",
+        "y.y = fminf(y.y, (float)height);",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+    "square_of_the_shorter_side": Mutant(
+        "int side = max(image_h, image_w);",
+        "int side = min(image_h, image_w);",
+        "integer_boxes_of_a_padded_image_end_at_its_border",
+    ),
+}

@@ -1,0 +1,308 @@
+"""Planted bugs of masks and run lengths."""
+
+from __future__ import annotations
+
+from tests.emulator.planted import Mutant
+
+MUTANTS: dict[str, Mutant] = {
+    # masks
+    "mask_at_one_half": Mutant(
+        "(stretch(upper, lower, own) > 0.5f) == is_first_above",
+        "(stretch(upper, lower, own) >= 0.5f) == is_first_above",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "equal_rows_at_one_half": Mutant(
+        "(unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) > 0.5f) << row",
+        "(unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) >= 0.5f) << row",
+        "a_soft_mask_of_exactly_one_half_is_background",
+    ),
+    "settled_too_near_one_half": Mutant(
+        "const float margin = 1e-6f;",
+        "const float margin = -1e-6f;",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "rows_that_are_not_monotone_are_bisected": Mutant(
+        "if (!__all_sync(ALL_LANES, is_settled | (fabsf(lower - upper) * scale > margin))) {",
+        "if (false) {",
+        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    ),
+    "rows_that_hardly_differ_are_bisected": Mutant(
+        "fabsf(lower - upper) * scale > margin",
+        "fabsf(lower - upper) * 1e9f > margin",
+        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    ),
+    "no_margin_of_rounding": Mutant(
+        "const float margin = 1e-6f;",
+        "const float margin = 0.0f;",
+        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    ),
+    "spare_warps_make_rows": Mutant(
+        "tiling.rows = tile_warps / tiling.words",
+        "tiling.rows = MASK_WARPS / tiling.words",
+        "images_smaller_than_their_prototypes_have_the_references_masks",
+        sanitized=True,
+    ),
+    "settled_by_one_row": Mutant(
+        "(upper > 0.5f + margin) & (lower > 0.5f + margin)",
+        "(upper > 0.5f + margin)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "settled_for_one_lane": Mutant(
+        "if (__all_sync(ALL_LANES, is_settled)) return",
+        "if (__any_sync(ALL_LANES, is_settled)) return",
+        "masks_are_the_references_at_any_size",
+    ),
+    "nan_is_settled": Mutant(
+        "(upper < 0.5f - margin) & (lower < 0.5f - margin)",
+        "(upper < 0.5f - margin) | (lower < 0.5f - margin)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "change_one_row_early": Mutant(
+        "bit_range(begin, change + 1);", "bit_range(begin, change);", "masks_are_the_references_at_any_size"
+    ),
+    "change_beyond_the_interval": Mutant(
+        "(row < end) & ((stretch", "(row < 32) & ((stretch", "masks_are_the_references_at_any_size"
+    ),
+    "search_of_half_the_rows": Mutant(
+        "power_of_two_from(end - begin) / 2; step",
+        "power_of_two_from(end - begin) / 4; step",
+        "masks_are_the_references_at_any_size",
+    ),
+    "change_to_above_only": Mutant(
+        "is_first_above ? like_first :", "true ? like_first :", "masks_are_the_references_at_any_size"
+    ),
+    "bits_not_transposed": Mutant(
+        "transpose_bits(is_inside ? above : 0u)", "(is_inside ? above : 0u)", "masks_are_the_references_at_any_size"
+    ),
+    "row_of_cells_before_the_last": Mutant(
+        "first == second ? lower :", "second >= 0 ? lower :", "masks_are_the_references_at_any_size"
+    ),
+    "change_of_cells_missed": Mutant(
+        "lane < chunk && (lane == 0 || row.first != row_above)",
+        "lane == 0",
+        "masks_are_the_references_at_any_size",
+    ),
+    "bands_of_one_warp": Mutant(
+        "warp / tile.pitch * tile_rows;",
+        "0;",
+        "masks_are_the_references_at_any_size",
+    ),
+    "last_tile_missing": Mutant(
+        "tiling.down = (window.rows + tiling.rows - 1) / tiling.rows;",
+        "tiling.down = max(1, window.rows / tiling.rows);",
+        "masks_are_the_references_at_any_size",
+    ),
+    "tile_of_the_detection_before": Mutant(
+        "first_tile[n + step] <= item", "first_tile[n + step] < item", "masks_are_the_references_at_any_size"
+    ),
+    "only_one_tile_of_a_block": Mutant(
+        "item < first_tile[MAX_OUT]; item += gridDim.x",
+        "item < first_tile[MAX_OUT]; item += 1 << 30",
+        "masks_are_the_references_at_any_size",
+    ),
+    "windows_of_one_size": Mutant(
+        "(MAX_OUT + 1) + n] + first_row", "(MAX_OUT + 1) + 1] * n + first_row", "masks_are_the_references_at_any_size"
+    ),
+    "lerp_not_fused": Mutant(
+        "return fmaf(first, 1.0f - weight, second * weight);",
+        "return first * (1.0f - weight) + second * weight;",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "other_product_fused": Mutant(
+        "return fmaf(first, 1.0f - weight, second * weight);",
+        "return fmaf(second, weight, first * (1.0f - weight));",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "source_not_fused": Mutant(
+        "fmaf(scale, (float)i + 0.5f, -0.5f)",
+        "(scale * ((float)i + 0.5f) - 0.5f)",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "corners_aligned": Mutant(
+        "fmaf(scale, (float)i + 0.5f, -0.5f)", "(scale * (float)i)", "masks_are_the_references_at_any_size"
+    ),
+    "no_padding_of_the_crop": Mutant(
+        "ordered_limits(first, second, size, 1.0f)",
+        "ordered_limits(first, second, size, 0.0f)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "crop_includes_its_end": Mutant(
+        "(x < window.y) & (y", "(x <= window.y) & (y", "masks_are_the_references_at_any_size"
+    ),
+    "floor_instead_of_ceil": Mutant(
+        "(int)ceilf(fmaxf(limits.y, 0.0f))",
+        "(int)floorf(fmaxf(limits.y, 0.0f))",
+        "masks_are_the_references_at_any_size",
+    ),
+    "nan_corner_ignored": Mutant(
+        "if (is_nan(first) || is_nan(second)) return make_float2(first + second, first + second);",
+        "",
+        "an_infinite_size_gives_a_nan_corner_and_no_mask",
+    ),
+    "soft_without_barrier": Mutant(
+        "tile.inside, x, y);\n    }\n    __syncthreads();",
+        "tile.inside, x, y);\n    }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "words_without_barrier": Mutant(
+        "band, tile_rows, words);\n    __syncthreads();",
+        "band, tile_rows, words);",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "coefficients_without_barrier": Mutant(
+        "coeff[(size_t)tile.detection * NUM_COEFF + k];\n    }\n    __syncthreads();",
+        "coeff[(size_t)tile.detection * NUM_COEFF + k];\n    }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "next_tile_in_the_place_of_the_last": Mutant(
+        "    __syncthreads();  // before the next tile takes its place\n",
+        "",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "tile_read_before_it_is_there": Mutant(
+        "image_w), tile_rows, tile_warps, crop);\n      __syncwarp();",
+        "image_w), tile_rows, tile_warps, crop);",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "tiles_counted_without_barrier": Mutant(
+        "MAX_OUT, first_tile);\n  }\n  __syncthreads();",
+        "MAX_OUT, first_tile);\n  }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "windows_summed_without_barrier": Mutant(
+        "words[i] = (unsigned)window.rows * window.words;\n  }\n  __syncthreads();",
+        "words[i] = (unsigned)window.rows * window.words;\n  }",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "padding_bits_set": Mutant(
+        "bool is_inside = x < tile.right;", "bool is_inside = true;", "masks_are_the_references_at_any_size"
+    ),
+    "row_of_zeros_for_the_last": Mutant(
+        "second = min(first + 1, last_row);", "second = first + 1;", "masks_are_the_references_at_any_size"
+    ),
+    "rows_stretched_as_columns": Mutant(
+        "min(lane, chunk - 1), proto_hw.x, canvas.x)",
+        "min(lane, chunk - 1), proto_hw.x, canvas.y)",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "columns_stretched_as_rows": Mutant(
+        "stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.y)",
+        "stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.x)",
+        "interpolation_is_fused_and_horizontal_first",
+    ),
+    "first_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(tile.left, proto_hw.y, canvas.y)",
+        "stretch_source(tile.left, proto_hw.y, image_hw.y)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "last_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(tile.right - 1, proto_hw.y, canvas.y).first",
+        "stretch_source(tile.right - 1, proto_hw.y, image_hw.y).first",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "top_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(tile.top, proto_hw.x, canvas.x)",
+        "stretch_source(tile.top, proto_hw.x, image_hw.x)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "bottom_cell_of_the_image_not_the_square": Mutant(
+        "stretch_source(bottom - 1, proto_hw.x, canvas.x)",
+        "stretch_source(bottom - 1, proto_hw.x, image_hw.x)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "dense_without_its_window": Mutant(
+        "row < window.rows && word >= 0", "true && word >= 0", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "dense_columns_of_the_image": Mutant(
+        "word = (x - window.left) >> 5;", "word = x >> 5;", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "dense_window_of_the_first_mask": Mutant(
+        "if (++n < detections) {", "if (++n < 0) {", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "mask_written_beyond_its_row": Mutant("if (w < tile.words) out[", "out[", "masks_are_the_references_at_any_size"),
+    # run lengths
+    "columns_start_with_background": Mutant(
+        "bottom == image_h && x > window.left && mask.at(image_h - 1, x - 1)",
+        "false",
+        "dense_masks_and_run_lengths_are_those_of_the_bits",
+    ),
+    "last_position_of_the_warp_only": Mutant(
+        "exclusive_last = max(exclusive_last, warp_lasts[w]);", "", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "runs_written_beyond": Mutant(
+        "if (at < capacity) image_runs[at] = position - last;",
+        "image_runs[at] = position - last;",
+        "runs_beyond_the_buffer_are_counted_but_not_written",
+    ),
+    "one_run_too_few": Mutant(
+        "= sum_before + 1;", "= sum_before;", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "first_row_from_the_cell_too_late": Mutant(
+        "(int)(first_cell * scale) - 1, 0)",
+        "(int)(first_cell * scale) + 1, 0)",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "last_row_from_the_cell_too_early": Mutant(
+        "(int)ceilf(end_cell * scale) + 1)",
+        "(int)ceilf(end_cell * scale) - 2)",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "window_without_its_margin": Mutant(
+        "(int)ceilf(end_cell * scale) + 1)",
+        "(int)ceilf(end_cell * scale))",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "rows_before_the_first": Mutant(
+        "max((int)(first_cell * scale) - 1, 0)",
+        "(int)(first_cell * scale) - 1",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "window_without_the_crop_being_off": Mutant(
+        "reached = crop ? cells[at] :",
+        "reached = true ? cells[at] :",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "window_beyond_the_image": Mutant(
+        "bottom = min(rows.y, image_h);", "bottom = rows.y;", "masks_are_the_references_at_any_size"
+    ),
+    "window_of_no_cells": Mutant(
+        "cells.x >= cells.y || cells.z >= cells.w ||",
+        "",
+        "boxes_that_are_nan_infinite_or_outside_have_the_references_masks",
+    ),
+    "last_word_left_out": Mutant(
+        "x < window.left + 32 * window.words;",
+        "x < window.left + 32 * window.words - 32;",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "change_from_the_column_before_left_out": Mutant(
+        "if (before && window.top > 0) {\n    at_change(position);",
+        "if (before && window.top > 0) {",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "column_before_ends_at_the_first_row": Mutant(
+        "at_change(position);\n    before = false;",
+        "at_change(position);",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "last_run_only_where_the_mask_is": Mutant(
+        "if (!mask.can_change(x) && !ends) return;",
+        "if (!mask.can_change(x)) return;",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "run_lengths_of_the_batchs_first_image": Mutant(
+        "image = first_image + local_image, n = blockIdx.y;",
+        "image = local_image, n = blockIdx.y;",
+        "images_of_a_batch_can_have_their_own_sizes",
+    ),
+    "rows_in_reach_of_the_image_not_the_square": Mutant(
+        "pixels_over(cells.z, cells.w, proto_h, canvas.x)",
+        "pixels_over(cells.z, cells.w, proto_h, image_h)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+    "columns_in_reach_of_the_image_not_the_square": Mutant(
+        "pixels_over(cells.x, cells.y, proto_w, canvas.y)",
+        "pixels_over(cells.x, cells.y, proto_w, image_w)",
+        "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
+    ),
+}
