@@ -12,7 +12,14 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from yolact_deploy.arguments import check_paths
 from yolact_deploy.artifacts.contract import describe
-from yolact_deploy.artifacts.names import MASK_IOU_METADATA_KEY, SPEC_METADATA_KEY, Precision, is_onnx, is_plan
+from yolact_deploy.artifacts.names import (
+    CHECKPOINT_SUFFIXES,
+    MASK_IOU_METADATA_KEY,
+    ONNX_SUFFIX,
+    PLAN_SUFFIXES,
+    SPEC_METADATA_KEY,
+    Precision,
+)
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
 from yolact_deploy.artifacts.plan_file import Layers, PlanFile, open_plan
 from yolact_deploy.errors import ArtifactError, SpecError
@@ -67,20 +74,41 @@ def open_artifact(path: str | os.PathLike[str]) -> Checkpoint | OnnxFile | PlanF
     """
     check_paths(path=path)
     path = Path(path)
-    if is_plan(path):
+    suffix = path.suffix.lower()
+    if suffix in PLAN_SUFFIXES:
         return open_plan(path)
     if not is_file(path):
         raise ArtifactError(
             f"{path} {what_is_there(path)}. Give a checkpoint (.pth), an exported .onnx or a plan (.engine)."
         )
-    if is_onnx(path):
+    if suffix == ONNX_SUFFIX:
         return open_onnx(path)
-    if path.suffix.lower() in _NO_ARTIFACT_SUFFIXES:
+    if suffix in _NO_ARTIFACT_SUFFIXES:
         raise ArtifactError(
             f"{path} is no artifact to compare, inspect or measure. Give a checkpoint (.pth), an exported .onnx or a plan "
             "(.engine)."
         )
     return Checkpoint(path)
+
+
+def open_runnable(artifact: str | os.PathLike[str] | Runnable) -> Runnable:
+    """What `open_artifact` gives, if it is of a kind that can be run; one that is open already is handed on.
+
+    Raises ArtifactError, PlanMismatchError.
+    """
+    if isinstance(artifact, Runnable):
+        return artifact
+    path = Path(artifact)
+    suffix = path.suffix.lower()
+    if suffix not in (ONNX_SUFFIX, *PLAN_SUFFIXES):
+        hint = f" Export it first: yolact-deploy export {path} -o {path.stem}.onnx"
+        raise ArtifactError(
+            f"{path} is neither {ONNX_SUFFIX} nor {' or '.join(PLAN_SUFFIXES)}: it can't be run."
+            f"{hint if suffix in CHECKPOINT_SUFFIXES else ''}"
+        )
+    opened = open_artifact(path)
+    assert not isinstance(opened, Checkpoint)
+    return opened
 
 
 def inspect_plan(plan: str | os.PathLike[str] | PlanFile) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from yolact_deploy.arguments import check_choice, check_counts, check_flags, check_paths, check_shares, given
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
 from yolact_deploy.artifacts.names import ChannelOrder
-from yolact_deploy.artifacts.open import Runnable
+from yolact_deploy.artifacts.open import Runnable, open_runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, ImageError
 from yolact_deploy.reference.detections import Detections, RawDetections
@@ -27,7 +27,7 @@ from yolact_deploy.reference.images import (
     read_image,
 )
 from yolact_deploy.reference.mask_sources import MaskForm
-from yolact_deploy.runtime.opening import open_pipeline, open_runnable
+from yolact_deploy.runtime.opening import open_pipeline
 from yolact_deploy.runtime.protocols import HeadTensors, Pipeline
 from yolact_deploy.runtime.streaming import stream_detections
 from yolact_deploy.spec import ModelSpec, NmsMode

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_deploy.artifacts.names import END_TO_END, ONNX_SUFFIX, PLAN_SUFFIXES, is_checkpoint, is_onnx, is_plan
+from yolact_deploy.artifacts.names import END_TO_END
 from yolact_deploy.artifacts.onnx_file import OnnxFile
-from yolact_deploy.artifacts.open import Checkpoint, Runnable, open_artifact
+from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import (
-    ArtifactError,
     DeviceError,
     DeviceMemoryError,
     MissingDependencyError,
@@ -27,25 +24,6 @@ if TYPE_CHECKING:
     from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 
 _NO_DRIVER = "this machine has no NVIDIA driver."
-
-
-def open_runnable(artifact: str | os.PathLike[str] | Runnable) -> Runnable:
-    """The artifact, read and checked, if it is of a kind that can be run; one that is open already is handed on.
-
-    Raises ArtifactError, PlanMismatchError.
-    """
-    if isinstance(artifact, (OnnxFile, PlanFile)):
-        return artifact
-    artifact = Path(artifact)
-    if not is_plan(artifact) and not is_onnx(artifact):
-        hint = f" Export it first: yolact-deploy export {artifact} -o {artifact.stem}.onnx"
-        raise ArtifactError(
-            f"{artifact} is neither {ONNX_SUFFIX} nor {' or '.join(PLAN_SUFFIXES)}: it can't be run."
-            f"{hint if is_checkpoint(artifact) else ''}"
-        )
-    opened = open_artifact(artifact)
-    assert not isinstance(opened, Checkpoint)
-    return opened
 
 
 def open_pipeline(
