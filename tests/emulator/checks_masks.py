@@ -18,7 +18,7 @@ from tests.emulator.expectations import (
 from tests.emulator.pipeline import Pipeline, garbage
 from yolact_deploy.cuda.launches import Buffer
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.reference.masks import assemble, prototype_masks
+from yolact_deploy.reference.masks import PrototypeMasks, prototype_masks
 from yolact_deploy.reference.postprocess import detect
 
 
@@ -213,6 +213,8 @@ def images_of_a_batch_can_have_their_own_sizes(build: Build) -> None:
     for i, (hw, raw) in enumerate(zip(hws, raws, strict=True)):
         expect_detections(found[i], raw, hw)
         masks = every_mask[i]
-        np.testing.assert_array_equal(masks, assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, hw, crop=True))
+        np.testing.assert_array_equal(
+            masks, PrototypeMasks(raw.proto, raw.mask_coeff, raw.boxes_xyxy, hw, crop=True).dense()
+        )
         np.testing.assert_array_equal(dense[i][: len(raw)], masks)
         assert runs[i] == [coco_runs(mask) for mask in masks]

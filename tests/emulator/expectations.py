@@ -16,7 +16,7 @@ from tests.emulator.pipeline import Found, Pipeline, Runner
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.detections import RawDetections
 from yolact_deploy.reference.mask_sources import unpack_mask_words
-from yolact_deploy.reference.masks import assemble
+from yolact_deploy.reference.masks import PrototypeMasks
 from yolact_deploy.reference.postprocess import assemble_masks, detect, softmax
 
 Array = npt.NDArray[Any]
@@ -108,7 +108,9 @@ def expect_masks(
     masks = pipeline.masks(image_hw, crop=crop)
     canvas_hw = pipeline.specialization.canvas_hw(image_hw)
     for found, raw in zip(masks, raws, strict=True):
-        expected = assemble(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
+        expected = PrototypeMasks(
+            raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw
+        ).dense()
         np.testing.assert_array_equal(found, expected)
     for windowed in pipeline.windowed():
         for (_, left, rows, words), start in zip(windowed.windows.tolist(), windowed.starts.tolist(), strict=True):

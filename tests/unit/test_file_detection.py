@@ -17,10 +17,9 @@ from tests.goldens import SHAPES
 from yolact_deploy.errors import ImageError
 from yolact_deploy.file_detection import FileResult, detect_files
 from yolact_deploy.files import JsonArray
-from yolact_deploy.reference import mask_sources
+from yolact_deploy.reference import masks
 from yolact_deploy.reference.images import read_image
-from yolact_deploy.reference.mask_sources import PrototypeMasks
-from yolact_deploy.reference.masks import MaskRegion
+from yolact_deploy.reference.masks import MaskRegion, PrototypeMasks
 from yolact_deploy.runtime.detector import Detector
 
 PHOTOS = [SHAPES / "val" / f"val_public_000{i}.jpg" for i in range(3)]
@@ -77,7 +76,7 @@ def test_masks_and_run_lengths_that_nobody_asks_for_are_not_made(
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("run lengths were made")
 
-    monkeypatch.setattr(mask_sources, "encode_regions", refuse)
+    monkeypatch.setattr(masks, "encode_bands", refuse)
     assert detect_files(detector, PHOTOS[:1]).files[0].counts
     assert assembled == []
     detect_files(detector, PHOTOS[:1], overlays=tmp_path)

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from tests.goldens import f32
 from yolact_deploy.arrays import BoolArray, FloatArray, sigmoid
 from yolact_deploy.reference.detections import RawDetections
-from yolact_deploy.reference.masks import assemble
+from yolact_deploy.reference.masks import PrototypeMasks
 from yolact_deploy.reference.postprocess import assemble_masks, pixel_boxes
 
 
@@ -58,39 +58,45 @@ def test_masks_by_box_are_the_masks_by_whole_planes(
     proto = np.maximum(rng.standard_normal((*proto_hw, 3)) * 3, 0).astype(np.float32)
     coeff = np.tanh(rng.standard_normal((4, 3))).astype(np.float32)
     boxes = (rng.random((4, 4)) * 1.6 - 0.3).astype(np.float32)  # corners in any order, partly or wholly outside
-    found = assemble(proto, coeff, boxes, image_hw, crop=crop)
+    found = PrototypeMasks(proto, coeff, boxes, image_hw, crop=crop).dense()
     np.testing.assert_array_equal(found, whole_plane_masks(proto, coeff, boxes, image_hw, crop))
 
 
 def test_a_soft_mask_of_exactly_one_half_is_background() -> None:
-    nothing = assemble(
+    nothing = PrototypeMasks(
         np.zeros((8, 8, 2), np.float32), np.ones((1, 2), np.float32), _box(0, 0, 1, 1), (31, 17), crop=True
-    )
+    ).dense()
     assert not nothing.any()
 
 
 def test_the_crop_reaches_one_cell_beyond_the_box() -> None:
     saturated = np.full((10, 10, 1), 50, np.float32)
-    mask = assemble(saturated, np.ones((1, 1), np.float32), _box(0.4, 0.4, 0.6, 0.6), (10, 10), crop=True)[0]
+    mask = PrototypeMasks(
+        saturated, np.ones((1, 1), np.float32), _box(0.4, 0.4, 0.6, 0.6), (10, 10), crop=True
+    ).dense()[0]
     assert mask.any(axis=0).nonzero()[0].tolist() == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("box", [(1.5, 0, 2, 1), (-2, 0, -1.5, 1), (np.nan, 0, 1, 1), (0, 0, np.nan, 1)])
 def test_a_box_outside_of_the_image_or_nan_has_an_empty_mask(box: tuple[float, float, float, float]) -> None:
     saturated = np.full((10, 10, 1), 50, np.float32)
-    assert not assemble(saturated, np.ones((1, 1), np.float32), _box(*box), (20, 20), crop=True).any()
+    assert not PrototypeMasks(saturated, np.ones((1, 1), np.float32), _box(*box), (20, 20), crop=True).dense().any()
 
 
 def test_infinite_boxes_cover_the_image() -> None:
     saturated = np.full((10, 10, 1), 50, np.float32)
-    assert assemble(
-        saturated, np.ones((1, 1), np.float32), _box(-np.inf, -np.inf, np.inf, np.inf), (9, 9), crop=True
-    ).all()
+    assert (
+        PrototypeMasks(
+            saturated, np.ones((1, 1), np.float32), _box(-np.inf, -np.inf, np.inf, np.inf), (9, 9), crop=True
+        )
+        .dense()
+        .all()
+    )
 
 
 def test_non_finite_prototypes_give_background_and_no_error() -> None:
     proto = np.full((4, 4, 1), np.nan, np.float32)
-    assert not assemble(proto, np.ones((1, 1), np.float32), _box(0, 0, 1, 1), (8, 8), crop=True).any()
+    assert not PrototypeMasks(proto, np.ones((1, 1), np.float32), _box(0, 0, 1, 1), (8, 8), crop=True).dense().any()
 
 
 def test_pixel_boxes_order_clamp_and_truncate_as_the_original() -> None:

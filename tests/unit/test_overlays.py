@@ -95,7 +95,7 @@ def test_boxes_without_area_are_not_drawn() -> None:
 
 
 def test_drawing_never_holds_all_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolact_deploy.reference.masks.assemble", None)
+    monkeypatch.setattr("yolact_deploy.reference.masks.PrototypeMasks.dense", None)
     assert _changed(_draw(_gray(100, 100), _detections([[0.2, 0.2, 0.8, 0.8]] * 3, [0, 1, 2], (100, 100)))).any()
 
 

@@ -18,8 +18,8 @@ from yolact_deploy.arrays import BoolArray, FloatArray, Image, IntArray
 from yolact_deploy.errors import ImageError, OptionError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.images import check_image, read_image
-from yolact_deploy.reference.mask_sources import MaskSource, PrototypeMasks, RunMasks, WindowMasks
-from yolact_deploy.reference.masks import MaskRegion
+from yolact_deploy.reference.mask_sources import MaskSource, RunMasks, WindowMasks
+from yolact_deploy.reference.masks import MaskRegion, PrototypeMasks
 from yolact_deploy.text import shorten
 
 _SHOWN_CLASSES = 10

@@ -1,4 +1,5 @@
-"""Where the masks of an image come from: prototypes, the bits of windows, run lengths or bytes. All give the same masks."""
+"""Masks that are there already: as the bits of windows, run lengths or bytes. All give the same masks as those that are assembled
+from prototypes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from yolact_deploy.arrays import AnyArray, BoolArray, IntArray
 from yolact_deploy.reference import masks
 from yolact_deploy.reference.masks import MaskRegion
 
@@ -38,62 +39,6 @@ class MaskSource(Protocol):
     def take(self, rows: IntArray) -> MaskSource:
         """The masks of the given rows [m], in the given order."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class PrototypeMasks:
-    """Masks that are assembled when they are asked for. Raises ValueError without prototypes."""
-
-    proto: FloatArray  # [Hp, Wp, K]
-    mask_coeff: FloatArray  # [n, K]
-    boxes_relative: FloatArray  # [n, 4]
-    image_hw: tuple[int, int]
-    crop: bool
-    canvas_hw: tuple[int, int] | None = None  # of the square that the image was padded to; None: not padded
-
-    def __post_init__(self) -> None:
-        if len(self.mask_coeff) and self.proto.size == 0:
-            raise ValueError(
-                "these detections hold no prototypes to assemble masks from: those of a GPU stay there. "
-                "Use the masks of the Detections that came with them."
-            )
-
-    def __len__(self) -> int:
-        return len(self.mask_coeff)
-
-    def dense(self) -> BoolArray:
-        return masks.assemble(
-            self.proto,
-            self.mask_coeff,
-            self.boxes_relative,
-            self.image_hw,
-            crop=self.crop,
-            canvas_hw=self.canvas_hw,
-        )
-
-    def regions(self) -> Iterator[MaskRegion]:
-        return masks.regions(
-            self.proto,
-            self.mask_coeff,
-            self.boxes_relative,
-            self.image_hw,
-            crop=self.crop,
-            canvas_hw=self.canvas_hw,
-        )
-
-    def rle(self) -> list[dict[str, Any]]:
-        found = masks.region_bands(
-            self.proto,
-            self.mask_coeff,
-            self.boxes_relative,
-            self.image_hw,
-            crop=self.crop,
-            canvas_hw=self.canvas_hw,
-        )
-        return encode_regions(found, self.image_hw)
-
-    def take(self, rows: IntArray) -> PrototypeMasks:
-        return dataclasses.replace(self, mask_coeff=self.mask_coeff[rows], boxes_relative=self.boxes_relative[rows])
 
 
 def unpack_mask_words(
@@ -228,9 +173,7 @@ class RunMasks:
         return (_bounded(self.take(np.array([row])).dense()[0]) for row in range(len(self)))
 
     def rle(self) -> list[dict[str, Any]]:
-        from yolact_deploy.reference.masks import encode_runs
-
-        return [encode_runs(runs, self.image_hw) for runs in self.runs]
+        return [masks.encode_runs(runs, self.image_hw) for runs in self.runs]
 
     def take(self, rows: IntArray) -> RunMasks:
         return RunMasks([self.runs[row] for row in rows], self.image_hw)

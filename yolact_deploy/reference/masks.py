@@ -8,6 +8,7 @@ asks whether a value is above 0.5, fused arithmetic is spent on the pixels that 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,68 +34,69 @@ class MaskRegion:
     window: BoolArray  # [h, w]
 
 
-def assemble(
-    proto: FloatArray,  # [Hp, Wp, K]
-    mask_coeff: FloatArray,  # [n, K]
-    boxes_xyxy: FloatArray,  # [n, 4], relative
-    image_hw: tuple[int, int],
-    *,
-    crop: bool,
-    canvas_hw: tuple[int, int] | None = None,  # None: the image's
-) -> BoolArray:
-    """bool [n, H, W]: sigmoid(proto · coefficients), cropped to the box, stretched bilinearly to (H, W), cut at > 0.5.
+@dataclass(frozen=True, eq=False)
+class PrototypeMasks:
+    """n masks that are assembled when they are asked for: sigmoid(proto · coefficients), cropped to the box, stretched
+    bilinearly to (H, W), cut at > 0.5. Of an image in the top left of a larger canvas, the masks are stretched to the canvas and
+    end at the image's border. Raises ValueError without prototypes."""
 
-    Of an image in the top left of a larger canvas, the masks are stretched to the canvas and end at the image's border.
-    """
-    masks = np.zeros((len(mask_coeff), *image_hw), bool)
-    found = regions(proto, mask_coeff, boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw)
-    for mask, region in zip(masks, found, strict=True):
-        height, width = region.window.shape
-        mask[region.row : region.row + height, region.column : region.column + width] = region.window
-    return masks
+    proto: FloatArray  # [Hp, Wp, K]
+    mask_coeff: FloatArray  # [n, K]
+    boxes_relative: FloatArray  # [n, 4]
+    image_hw: tuple[int, int]
+    crop: bool
+    canvas_hw: tuple[int, int] | None = None  # of the square that the image was padded to; None: not padded
 
+    def __post_init__(self) -> None:
+        if len(self.mask_coeff) and self.proto.size == 0:
+            raise ValueError(
+                "these detections hold no prototypes to assemble masks from: those of a GPU stay there. "
+                "Use the masks of the Detections that came with them."
+            )
 
-def regions(
-    proto: FloatArray,  # [Hp, Wp, K]
-    mask_coeff: FloatArray,  # [n, K]
-    boxes_xyxy: FloatArray,  # [n, 4], relative
-    image_hw: tuple[int, int],
-    *,
-    crop: bool,
-    canvas_hw: tuple[int, int] | None = None,  # None: the image's
-) -> Iterator[MaskRegion]:
-    """One MaskRegion per detection, each made when it is asked for."""
-    for bands in region_bands(proto, mask_coeff, boxes_xyxy, image_hw, crop=crop, canvas_hw=canvas_hw):
-        first = next(bands)
-        windows = [first.window, *(band.window for band in bands)]
-        window = windows[0] if len(windows) == 1 else np.concatenate(windows, axis=1)
-        yield MaskRegion(first.row, first.column, window)
+    def __len__(self) -> int:
+        return len(self.mask_coeff)
 
+    def dense(self) -> BoolArray:
+        """bool [n, H, W]."""
+        masks = np.zeros((len(self), *self.image_hw), bool)
+        for mask, region in zip(masks, self.regions(), strict=True):
+            height, width = region.window.shape
+            mask[region.row : region.row + height, region.column : region.column + width] = region.window
+        return masks
 
-def region_bands(
-    proto: FloatArray,  # [Hp, Wp, K]
-    mask_coeff: FloatArray,  # [n, K]
-    boxes_xyxy: FloatArray,  # [n, 4], relative
-    image_hw: tuple[int, int],
-    *,
-    crop: bool,
-    canvas_hw: tuple[int, int] | None = None,  # None: the image's
-) -> Iterator[Iterator[MaskRegion]]:
-    """Of each detection, its region as one or more bands side by side, each made when it is asked for: a mask may cover more
-    pixels than there is memory for the arithmetic."""
-    proto_h, proto_w = proto.shape[:2]
-    height, width = canvas_hw or image_hw
-    rows, columns = _interpolation(proto_h, height), _interpolation(proto_w, width)
-    cells = _cells(boxes_xyxy, (proto_h, proto_w), crop=crop)
-    for coefficients, (left, right, top, bottom) in zip(mask_coeff, cells, strict=True):
-        row = _until(rows.outputs_reading(top, bottom), image_hw[0])
-        column = _until(columns.outputs_reading(left, right), image_hw[1])
-        if left >= right or top >= bottom or row.start >= row.stop or column.start >= column.stop:
-            yield iter([MaskRegion(0, 0, np.zeros((0, 0), bool))])
-            continue
-        soft = _soft(proto[top:bottom, left:right], coefficients)
-        wide = columns.fused(soft.T, left, column).T
-        yield _bands(wide, rows, top, row, column)
+    def regions(self) -> Iterator[MaskRegion]:
+        """One per mask, each made when it is asked for."""
+        for bands in self._bands():
+            first = next(bands)
+            windows = [first.window, *(band.window for band in bands)]
+            window = windows[0] if len(windows) == 1 else np.concatenate(windows, axis=1)
+            yield MaskRegion(first.row, first.column, window)
+
+    def rle(self) -> list[dict[str, Any]]:
+        """{"size": [H, W], "counts": str} of every mask, as pycocotools writes them."""
+        return [encode_bands(bands, self.image_hw) for bands in self._bands()]
+
+    def take(self, rows: IntArray) -> PrototypeMasks:
+        """The masks of the given rows [m], in the given order."""
+        return dataclasses.replace(self, mask_coeff=self.mask_coeff[rows], boxes_relative=self.boxes_relative[rows])
+
+    def _bands(self) -> Iterator[Iterator[MaskRegion]]:
+        """Of each mask, its region as one or more bands side by side, each made when it is asked for: a mask may cover more
+        pixels than there is memory for the arithmetic."""
+        proto_h, proto_w = self.proto.shape[:2]
+        height, width = self.canvas_hw or self.image_hw
+        rows, columns = _interpolation(proto_h, height), _interpolation(proto_w, width)
+        cells = _cells(self.boxes_relative, (proto_h, proto_w), crop=self.crop)
+        for coefficients, (left, right, top, bottom) in zip(self.mask_coeff, cells, strict=True):
+            row = _until(rows.outputs_reading(top, bottom), self.image_hw[0])
+            column = _until(columns.outputs_reading(left, right), self.image_hw[1])
+            if left >= right or top >= bottom or row.start >= row.stop or column.start >= column.stop:
+                yield iter([MaskRegion(0, 0, np.zeros((0, 0), bool))])
+                continue
+            soft = _soft(self.proto[top:bottom, left:right], coefficients)
+            wide = columns.fused(soft.T, left, column).T
+            yield _bands(wide, rows, top, row, column)
 
 
 def _bands(

@@ -13,7 +13,7 @@ from tests.unit.hostile.image_files import noise
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.reference import images as preprocess
 from yolact_deploy.reference import masks
-from yolact_deploy.reference.mask_sources import DenseMasks, PrototypeMasks
+from yolact_deploy.reference.mask_sources import DenseMasks
 from yolact_deploy.spec import ModelSpec, PreprocessSpec
 
 PAD_RGB = (123.68, 116.78, 103.94)
@@ -89,8 +89,8 @@ def test_bands_give_the_masks_and_the_run_lengths_of_the_whole(
     coefficients[0] = 0  # sigmoid 0.5 is not above it: an empty mask
     boxes[1] = (0, 0, 1, 1)
     arguments = (proto, coefficients, boxes, (120, 160))
-    expected = masks.assemble(*arguments, crop=crop, canvas_hw=canvas_hw)
+    expected = masks.PrototypeMasks(*arguments, crop=crop, canvas_hw=canvas_hw).dense()
     monkeypatch.setattr(masks, "_BAND_PIXELS", band)
-    np.testing.assert_array_equal(masks.assemble(*arguments, crop=crop, canvas_hw=canvas_hw), expected)
-    source = PrototypeMasks(*arguments, crop=crop, canvas_hw=canvas_hw)
+    np.testing.assert_array_equal(masks.PrototypeMasks(*arguments, crop=crop, canvas_hw=canvas_hw).dense(), expected)
+    source = masks.PrototypeMasks(*arguments, crop=crop, canvas_hw=canvas_hw)
     assert source.rle() == DenseMasks(expected).rle()
