@@ -33,8 +33,7 @@ from yolact_deploy.artifacts.names import (
     is_plan,
     module_of,
 )
-from yolact_deploy.artifacts.onnx_weights import Weights, read_weights
-from yolact_deploy.artifacts.protobuf import Message, Window, WireError, each
+from yolact_deploy.artifacts.onnx_bytes import Message, Weights, Window, WireError, each, read_weights
 from yolact_deploy.errors import ArtifactError, SpecError
 from yolact_deploy.files import is_file, open_bytes, sha256_file
 from yolact_deploy.spec import ModelSpec
