@@ -1,23 +1,21 @@
-"""The commands under one name, `yolact-deploy`."""
+"""The commands under one name, `yolact-deploy`: this is the list of them."""
 
 from __future__ import annotations
 
-import os
-from typing import Annotated
+import functools
 
 import typer
 
-from yolact_deploy import __version__
 from yolact_deploy.cli import bench, build_engine, compare, detect, doctor, evaluate, export, inspect, quantize
-from yolact_deploy.cli.console import CommandGroup, say, to_stdout
-from yolact_deploy.errors import OutputFailure
+from yolact_deploy.cli.console import CommandGroup, print_version, run
 
 _HELP_WIDTH = 100  # of lines on a terminal that is wider
-_QUIET_DECODERS = {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # files they can't read, we name
 
 app = typer.Typer(
     name="yolact-deploy",
     cls=CommandGroup,
+    callback=print_version,
+    invoke_without_command=True,
     help="Deploy YOLACT: checkpoint to ONNX, ONNX to TensorRT plans, images to masks, with proof at every step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -34,28 +32,4 @@ app.command()(compare.compare)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 
-
-def main() -> None:
-    """The program `yolact-deploy`."""
-    for variable, quiet in _QUIET_DECODERS.items():
-        os.environ.setdefault(variable, quiet)
-    ended = SystemExit(0)
-    try:
-        with to_stdout():
-            try:
-                app()
-            except SystemExit as exc:
-                ended = exc
-    except OutputFailure as exc:  # of --help and --version; for what commands print they answer themselves
-        say(f"error: {exc}")
-        ended = SystemExit(exc.exit_code)
-    except BrokenPipeError:
-        ended = SystemExit(1)
-    raise ended
-
-
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
+main = functools.partial(run, app)  # the program `yolact-deploy`

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TextIO, T
 import typer
 import typer.core
 
+from yolact_deploy import __version__
 from yolact_deploy.artifacts.names import Calibrator, IoPrecision, Progress
 from yolact_deploy.errors import InputWarning, OutputFailure, YolactDeployError, one_line
 from yolact_deploy.spec import NmsMode
@@ -59,8 +60,35 @@ LimitOption = Annotated[int | None, typer.Option(min=1, help="Only so many image
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_QUIET_DECODERS = {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # files they can't read, we name
 INTERRUPTED = 130
 _TERMINATED = 143
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a program of commands. Raises SystemExit."""
+    for variable, quiet in _QUIET_DECODERS.items():
+        os.environ.setdefault(variable, quiet)
+    ended = SystemExit(0)
+    try:
+        with to_stdout():
+            try:
+                app()
+            except SystemExit as exc:
+                ended = exc
+    except OutputFailure as exc:  # of --help and --version; for what commands print they answer themselves
+        say(f"error: {exc}")
+        ended = SystemExit(exc.exit_code)
+    except BrokenPipeError:
+        ended = SystemExit(1)
+    raise ended
+
+
+def print_version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """What the program does without a command."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -308,4 +308,4 @@ def test_the_command_line_prints_in_one_place() -> None:
         and path != root / "yolact_deploy/cli/console.py"
         and prints.search(path.read_text(encoding="utf-8"))
     ]
-    assert elsewhere == ["yolact_deploy/cli/commands.py"]  # the version
+    assert elsewhere == []
