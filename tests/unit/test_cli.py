@@ -354,6 +354,12 @@ def test_wrong_usage_is_words_alone_where_no_json_is_asked_for() -> None:
     assert "--no-such" in result.stderr
 
 
+def test_the_program_alone_prints_its_help_in_lines() -> None:
+    result = run()
+    assert result.output.splitlines()[0].endswith("[OPTIONS] COMMAND [ARGS]...")
+    assert "\\n" not in result.output
+
+
 def test_wrong_usage_cannot_act_on_the_terminal() -> None:
     for arguments in (("detect", "--\x1b[31mred"), ("\x1b[31mred",)):
         result = run(*arguments)

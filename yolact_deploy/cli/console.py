@@ -172,7 +172,8 @@ class CommandGroup(typer.core.TyperGroup):
         except Exception as exc:
             wrong_usage: Any = exc
             if hasattr(exc, "format_message"):  # Click's exceptions, which Typer may bring with it
-                wrong_usage.message = printable(wrong_usage.message or "")
+                if type(exc).__name__ != "NoArgsIsHelpError":  # whose message is the help
+                    wrong_usage.message = printable(wrong_usage.message or "")
                 if self._wants_json:
                     print_json({"error": {"type": "UsageError", "message": wrong_usage.format_message()}})
             raise
