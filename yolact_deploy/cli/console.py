@@ -301,15 +301,18 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line of text to stdout, as `print_tables` prints a row. Raises as `to_stdout` does."""
-    from rich.text import Text
-
-    from yolact_deploy.reports.tables import wrapped
-
-    out = console()
+    """Print a line of text to stdout: wrapped between words on a terminal. Raises as `to_stdout` does."""
+    out, line = console(), printable(text)
     with to_stdout():
-        for line in wrapped(Text(printable(text)), out.width if out.is_terminal else None, rest="  "):
+        if not out.is_terminal:
             out.print(line, soft_wrap=True)
+            return
+        from rich.text import Text
+
+        from yolact_deploy.reports.tables import wrapped
+
+        for part in wrapped(Text(line), out.width, rest="  "):
+            out.print(part, soft_wrap=True)
 
 
 @contextlib.contextmanager

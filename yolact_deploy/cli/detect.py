@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -25,6 +26,7 @@ from yolact_deploy.cli.console import (
     say_notes,
 )
 from yolact_deploy.reference.image_headers import MAX_PIXELS
+from yolact_deploy.text import counted
 
 if TYPE_CHECKING:
     from yolact_deploy.detection_run import DetectReport, FileSummary
@@ -128,19 +130,15 @@ class _Lines:
 
     def add(self, summary: FileSummary) -> None:
         """A file is done. Where nobody reads the lines any more, the work goes on all the same."""
-        from yolact_deploy.reports.tables import file_line
-
         now = time.perf_counter()
         self._summaries.append(summary)
-        self._print(file_line(summary, now - self._last))
+        self._print(_file_line(summary, now - self._last))
         self._last = now
 
     def end(self) -> None:
         """All are done. Raises BrokenPipeError where nobody read to the end."""
-        from yolact_deploy.reports.tables import total_line
-
         if self._summaries:
-            self._print(total_line(self._summaries, self._last - self._begun))
+            self._print(_total_line(self._summaries, self._last - self._begun))
         if self._unread is not None:
             raise self._unread
 
@@ -150,6 +148,27 @@ class _Lines:
                 print_line(line)
             except BrokenPipeError as exc:
                 self._unread = exc
+
+
+def _file_line(summary: FileSummary, seconds: float) -> str:
+    """What `detect` found in an image or a video, by class, and in how long."""
+    height, width = summary.image_hw
+    found = ", ".join(f"{count} {name}" for name, count in summary.counts.items()) or "nothing"
+    ms = f"{1e3 * seconds / (summary.frames or 1):.1f} ms"
+    frames = "" if summary.frames is None else f"{summary.frames} frames, "
+    return f"{summary.file}: {found}; {width}x{height}, {frames}{ms}{' each' if frames else ''}"
+
+
+def _total_line(summaries: Sequence[FileSummary], seconds: float) -> str:
+    """How much `detect` found in all, and how fast: with reading, drawing and writing."""
+    images = sum(1 if summary.frames is None else summary.frames for summary in summaries)
+    objects = sum(sum(summary.counts.values()) for summary in summaries)
+    folders = sorted({str(Path(summary.overlay).parent) for summary in summaries if summary.overlay is not None})
+    drawn = f"; drawn into {', '.join(folders)}" if folders else ""
+    return (
+        f"{counted(images, 'image')}, {counted(objects, 'object')} in {seconds:.1f} s: "
+        f"{images / seconds:.1f} images/s{drawn}"
+    )
 
 
 def _end_early(report: DetectReport, exc: BaseException, listed: JsonObject | None, *, debug: bool) -> NoReturn:

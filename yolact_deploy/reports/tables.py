@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from yolact_deploy.text import counted, printable
-
-if TYPE_CHECKING:
-    from yolact_deploy.detection_run import FileSummary
 
 MIB = 2**20
 _SHOWN_MODULES = 12
@@ -180,27 +176,6 @@ def build_table(report: dict[str, Any]) -> Table:
     fact(table, "batch", "min {min}, opt {opt}, max {max}".format(**sidecar["batch"]))
     fact(table, "seconds", f"{report['build_seconds']:.1f}")
     return table
-
-
-def file_line(summary: FileSummary, seconds: float) -> str:
-    """What `detect` found in an image or a video, by class, and in how long."""
-    height, width = summary.image_hw
-    found = ", ".join(f"{count} {name}" for name, count in summary.counts.items()) or "nothing"
-    ms = f"{1e3 * seconds / (summary.frames or 1):.1f} ms"
-    frames = "" if summary.frames is None else f"{summary.frames} frames, "
-    return f"{summary.file}: {found}; {width}x{height}, {frames}{ms}{' each' if frames else ''}"
-
-
-def total_line(summaries: Sequence[FileSummary], seconds: float) -> str:
-    """How much `detect` found in all, and how fast: with reading, drawing and writing."""
-    images = sum(1 if summary.frames is None else summary.frames for summary in summaries)
-    objects = sum(sum(summary.counts.values()) for summary in summaries)
-    folders = sorted({str(Path(summary.overlay).parent) for summary in summaries if summary.overlay is not None})
-    drawn = f"; drawn into {', '.join(folders)}" if folders else ""
-    return (
-        f"{counted(images, 'image')}, {counted(objects, 'object')} in {seconds:.1f} s: "
-        f"{images / seconds:.1f} images/s{drawn}"
-    )
 
 
 def eval_table(report: dict[str, Any]) -> Table:
