@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.goldens import f32
 from yolact_deploy.arrays import AnyArray, FloatArray
+from yolact_deploy.reference import nms
 from yolact_deploy.reference.nms import cross_class_fast_nms, fast_nms, traditional_nms
 from yolact_deploy.reference.postprocess import decode, detect
 
@@ -95,6 +96,21 @@ def test_equal_scores_go_to_the_lower_class_then_the_lower_candidate() -> None:
     apart = np.array([[0, 0, 1, 1], [2, 2, 3, 3]], np.float32)
     kept = fast_nms(apart, np.full((2, 2), 0.5, np.float32), iou_threshold=0.5, top_k=200, max_detections=3)
     assert list(zip(kept.class_ids.tolist(), kept.candidate.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_pairs_that_cannot_matter_are_not_compared_even_where_all_of_them_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def counting(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
+        compared.append(len(a_xyxy))
+        return np.zeros(len(a_xyxy), np.float32)
+
+    monkeypatch.setattr(nms, "_pairwise_iou", counting)
+    sure = np.zeros((100, 80), np.float32)
+    sure[np.arange(100), np.arange(100) % 80] = np.linspace(0.9, 0.45, 100)
+    kept = fast_nms(np.zeros((100, 4), np.float32), sure, iou_threshold=0.5, top_k=200, max_detections=100)
+    assert kept.candidate.tolist() == list(range(100))
+    assert sum(compared) < 80 * 100 * 99 / 2 / 10  # of all pairs of boxes in each class
 
 
 def test_cross_class_suppresses_across_classes_and_may_exceed_max_detections() -> None:

@@ -100,12 +100,14 @@ def traditional_nms(
 
 
 def _highest(scores: FloatArray, count: int) -> IntArray:
-    """Indices of the `count` highest scores and of all that tie with the last of them, in stable descending order."""
+    """Indices of the first `count` in stable descending order, found without sorting the others: where most scores are equal,
+    as zeros are, many tie with the last."""
     if count >= len(scores):
         return _descending(scores)
     lowest = np.partition(scores, len(scores) - count)[len(scores) - count]
-    above = np.flatnonzero(scores >= lowest)
-    return above[_descending(scores[above])]
+    above = np.flatnonzero(scores > lowest)
+    tied = np.flatnonzero(scores == lowest)[: count - len(above)]
+    return np.concatenate([above[_descending(scores[above])], tied])
 
 
 def _descending(scores: FloatArray) -> IntArray:

@@ -30,6 +30,7 @@ from yolact_deploy.spec import ModelSpec, NmsMode, ResizeMode
 CENTRE_VARIANCE = np.float32(0.1)
 SIZE_VARIANCE = np.float32(0.2)
 MaskIouModel: TypeAlias = Callable[[FloatArray], FloatArray]  # soft masks [n, Hp, Wp] -> [n, C]
+_SOFTMAX_ROWS = 512  # at a time: their doubles stay in the cache
 _STRIDE = 2  # of all layers but the last, which is 1x1
 
 
@@ -67,7 +68,7 @@ def detect(
     results = []
     for b in range(len(loc)):
         foreground = conf[b, :, 1:]
-        prior_idx = _confident(foreground, conf_threshold)
+        prior_idx = _confident(conf[b], conf_threshold)
         boxes, scores = decode(loc[b, prior_idx], priors[prior_idx]), foreground[prior_idx]
         if clip_boxes:
             boxes = np.clip(boxes, np.float32(0), np.float32(1))
@@ -125,9 +126,13 @@ def softmax(
     >>> softmax(np.float32([[0, 0]]))
     array([[0.5, 0.5]], dtype=float32)
     """
-    scores: FloatArray = exp(logits - logits.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
+    rows = logits.reshape(-1, logits.shape[-1])
+    scores = np.empty_like(rows)
+    for start in range(0, len(rows), _SOFTMAX_ROWS):
+        part = rows[start : start + _SOFTMAX_ROWS]
+        powers = exp(part - part.max(axis=1, keepdims=True))
+        np.divide(powers, powers.sum(axis=1, keepdims=True), out=scores[start : start + _SOFTMAX_ROWS])
+    return scores.reshape(logits.shape)
 
 
 def assemble_masks(
@@ -189,13 +194,15 @@ def pixel_boxes(
 
 
 def _confident(
-    foreground: FloatArray,  # [P, C]
+    conf: FloatArray,  # [P, 1 + C]
     conf_threshold: float,
 ) -> IntArray:
-    """Rows whose maximum is above the threshold; without taking maxima, which is 6 times slower on 19,248 x 80."""
-    hits = np.flatnonzero(foreground > np.float32(conf_threshold)) // foreground.shape[1]
+    """Rows whose foreground's maximum is above the threshold; without taking maxima, which is 6 times slower on 19,248 x 80."""
+    above = conf > np.float32(conf_threshold)  # of the background too: whole rows are compared in half the time
+    above[:, 0] = False
+    hits = np.flatnonzero(above) // conf.shape[1]
     rows: IntArray = hits[np.diff(hits, prepend=-1) > 0]
-    rows = rows[~np.isnan(foreground[rows]).any(axis=1)]  # the maximum of a row with NaN is NaN
+    rows = rows[~np.isnan(conf[rows, 1:]).any(axis=1)]  # the maximum of a row with NaN is NaN
     return rows
 
 
