@@ -16,7 +16,10 @@ from benchmarks.rounds import Samples
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.specialization import specialize
+from yolact_deploy.cuda.stopwatch import Stopwatch
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.runtime.gpu.pipeline import REAL_GPU, GpuBackend, GpuPipeline
 from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, ExecutionContext
@@ -41,6 +44,18 @@ def open_driver(detector: Detector) -> Driver:
 def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:
     """The network of a Detector's artifact on its GPU, for itself alone."""
     return _backend(detector).open_network(detector.file, driver, detector.arguments["threads"])
+
+
+@contextmanager
+def open_kernels(detector: Detector, driver: Driver) -> Iterator[Kernels]:
+    """Kernels for the model of a Detector on a GPU, in float32: for what is the same in all of them."""
+    nms = detector.arguments["nms"]
+    kernels = _backend(detector).load_kernels(driver, specialize(detector.spec, nms=nms), lambda _: None)
+    try:
+        yield kernels
+    finally:
+        with driver.current():
+            kernels.close()
 
 
 class Memory(ExitStack):
@@ -216,7 +231,9 @@ class DeviceSamples(Samples):
         return self._staged_ns
 
     def overhead_ms(self) -> float:
-        return empty_stage_ms(open_driver(self.detector))
+        driver = open_driver(self.detector)
+        with open_kernels(self.detector, driver) as kernels:
+            return empty_stage_ms(driver, kernels)
 
     def peak_memory(self, images: list[Image], score_threshold: float) -> dict[str, Any]:
         """With what a Detector like it takes of the GPU: {"device_bytes", "device_method"} as well."""
@@ -227,21 +244,12 @@ class DeviceSamples(Samples):
         return {"call": self.call_ns, "device": self.device_ns, "staged": self._staged_ns}
 
 
-def empty_stage_ms(driver: Driver) -> float:
+def empty_stage_ms(driver: Driver, kernels: Kernels) -> float:
     """What timing adds to a stage on the device: the median time between two events with nothing between them."""
-    with driver.current(), ExitStack() as stack:
-        stream = driver.create_stream()
-        stack.callback(driver.destroy_stream, stream)
-        events = [driver.create_event(timing=True) for _ in range(2)]
-        for event in events:
-            stack.callback(driver.destroy_event, event)
-        times = []
-        for _ in range(_EMPTY_STAGES):
-            for event in events:
-                driver.record(event, stream)
-            driver.synchronize(stream)
-            times.append(driver.elapsed_ms(*events))
-    return statistics.median(times)
+    with driver.current(), Memory(driver) as memory:
+        watch = Stopwatch(driver, kernels, memory.stream())
+        memory.callback(watch.close)
+        return statistics.median(watch.time({str(n): lambda: None for n in range(_EMPTY_STAGES)}).values())
 
 
 def device_memory(detector: Detector, images: list[Image], score_threshold: float) -> dict[str, Any]:

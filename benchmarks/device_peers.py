@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.device import BareNetwork, NewExecutionContext, bare_network, open_driver, open_network
+from benchmarks.device import BareNetwork, NewExecutionContext, bare_network, open_driver, open_kernels, open_network
 from benchmarks.peer_comparison import (
     AFTER,
     NETWORK,
@@ -24,7 +24,9 @@ from yolact_deploy import Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.artifacts.names import is_onnx
 from yolact_deploy.artifacts.onnx_file import open_onnx
+from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.stopwatch import Stopwatch
 from yolact_deploy.errors import EngineError, MissingDependencyError
 from yolact_deploy.optional import require
 from yolact_deploy.runtime.onnxruntime.cuda import OnnxCudaContext
@@ -57,15 +59,16 @@ def peers_on_gpu(stack: ExitStack, detector: Detector, image: Image, checkpoint:
     }
     peers: list[Peer] = []
     stack.enter_context(driver.current())
+    kernels = stack.enter_context(open_kernels(detector, driver))
     try:
-        peers += _bare_networks(stack, detector, driver, notes)
+        peers += _bare_networks(stack, detector, driver, kernels, notes)
     except EngineError as exc:
         notes.append(f"no bare network: {exc}")
     try:
         torch = require("torch", extra="export", purpose="the PyTorch peers")
         from benchmarks.torch_peer import torch_peers
 
-        peers += torch_peers(detector, image, checkpoint, torch_side(torch, driver, stack), notes)
+        peers += torch_peers(detector, image, checkpoint, torch_side(torch, driver, kernels, stack), notes)
         if checkpoint is not None:
             notes.append("PyTorch runs in float32, with its own defaults (its convolutions may use TF32).")
     except (EngineError, MissingDependencyError) as exc:
@@ -73,12 +76,18 @@ def peers_on_gpu(stack: ExitStack, detector: Detector, image: Image, checkpoint:
     return PeerComparison(ours, peers, {NETWORK: "device", AFTER: "device", WHOLE: "host"}, notes)
 
 
-def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: list[str]) -> list[Peer]:
+def _bare_networks(
+    stack: ExitStack, detector: Detector, driver: Driver, kernels: Kernels, notes: list[str]
+) -> list[Peer]:
     """What runs the artifact, with nothing around it; an ONNX in a session of onnxruntime's own defaults as well."""
     network = open_network(detector, driver)
     bare = stack.enter_context(bare_network(driver, network))
     peers = [
-        Peer(NETWORK, f"execute alone, {network.engine}", on_device_clock(stack, driver, bare.stream, bare.enqueue))
+        Peer(
+            NETWORK,
+            f"execute alone, {network.engine}",
+            on_device_clock(stack, driver, kernels, bare.stream, bare.enqueue),
+        )
     ]
     if bare.context.capturable and driver.captures_cuda_graphs:
         replay = _captured(stack, driver, bare)
@@ -86,7 +95,7 @@ def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: 
             Peer(
                 NETWORK,
                 f"execute alone in a CUDA graph, {network.engine}",
-                on_device_clock(stack, driver, bare.stream, replay),
+                on_device_clock(stack, driver, kernels, bare.stream, replay),
             )
         )
     if is_onnx(detector.artifact):
@@ -99,7 +108,7 @@ def _bare_networks(stack: ExitStack, detector: Detector, driver: Driver, notes: 
         except Exception as exc:  # onnxruntime's exception classes share no public base
             notes.append(f"no onnxruntime session of its own defaults: {str(exc).strip().partition(chr(10))[0][:200]}")
         else:
-            timer = on_device_clock(stack, driver, other.stream, other.enqueue)
+            timer = on_device_clock(stack, driver, kernels, other.stream, other.enqueue)
             peers.append(Peer(NETWORK, "onnxruntime session", timer))
     return peers
 
@@ -128,24 +137,18 @@ def _captured(stack: ExitStack, driver: Driver, bare: BareNetwork) -> Callable[[
     return lambda: driver.launch_cuda_graph(graph, bare.stream)
 
 
-def on_device_clock(stack: ExitStack, driver: Driver, stream: int, enqueue: Work) -> Timer:
-    """Between two events around what is enqueued, once both are done. The driver's context is current until `stack` closes."""
-    events = [driver.create_event(timing=True) for _ in range(2)]
-    for event in events:
-        stack.callback(driver.destroy_event, event)
+def on_device_clock(stack: ExitStack, driver: Driver, kernels: Kernels, stream: int, enqueue: Work) -> Timer:
+    """The device's time of what is enqueued on a stream. The driver's context is current until `stack` closes."""
+    watch = Stopwatch(driver, kernels, stream)
+    stack.callback(watch.close)
 
     def time() -> int:
-        driver.record(events[0], stream)
-        result = enqueue()
-        driver.record(events[1], stream)
-        driver.synchronize_event(events[1])
-        del result
-        return round(_NS_PER_MS * driver.elapsed_ms(*events))
+        return round(_NS_PER_MS * watch.time({"work": enqueue})["work"])
 
     return time
 
 
-def torch_side(torch: Any, driver: Driver, stack: ExitStack) -> TorchSide:
+def torch_side(torch: Any, driver: Driver, kernels: Kernels, stack: ExitStack) -> TorchSide:
     """A stream of PyTorch's own on the Detector's GPU. Raises MissingDependencyError for a PyTorch without CUDA."""
     from benchmarks.torch_peer import TorchSide
 
@@ -156,5 +159,5 @@ def torch_side(torch: Any, driver: Driver, stack: ExitStack) -> TorchSide:
     return TorchSide(
         device,
         lambda: torch.cuda.stream(stream),
-        lambda work: on_device_clock(stack, driver, stream.cuda_stream, work),
+        lambda work: on_device_clock(stack, driver, kernels, stream.cuda_stream, work),
     )

@@ -104,6 +104,8 @@ template <class T> EMULATED T __shfl_up_sync(unsigned mask, T value, unsigned de
 }
 EMULATED inline unsigned atomicAdd(unsigned* at, unsigned value) { return emulator::atomic_add(at, value); }
 
+EMULATED inline void __nanosleep(unsigned) {}
+
 EMULATED inline int __popc(unsigned x) { return __builtin_popcount(x); }
 EMULATED inline int __ffs(int x) { return __builtin_ffs(x); }
 EMULATED inline unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }

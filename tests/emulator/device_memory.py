@@ -88,10 +88,10 @@ class EmulatedMemory:
         start = address - found.storage.ctypes.data
         return found.storage[start : start + nbytes]
 
-    def rest(self, address: int) -> Bytes:
-        """From an address on the device to the end of its allocation, for a kernel."""
+    def rest(self, address: int, *, pinned: bool = False) -> Bytes:
+        """From an address on the device, or of page-locked memory, to the end of its allocation, for a kernel."""
         found = self.find(address)
-        if found is None or found.device is None:
+        if found is None or (found.device is None) != pinned:
             raise EmulatorMisuseError(f"a kernel is given {address:#x}, which is no device memory")
         return self.within(address, found.address + found.nbytes - address)
 

@@ -3,6 +3,9 @@
 Work is kept per stream and done when a stream or an event is synchronized: what reads a result too early reads garbage.
 Memory starts as garbage, every copy must lie within an allocation, and every allocation has guards around it. Freeing waits
 for all streams, as CUDA does; allocating, freeing and waiting are refused while a stream is captured.
+
+Its clock counts a millisecond for each piece of work. With `host_takes_time` it also counts one for each call of the host, and
+no work begins before it was enqueued: what is timed by events has the host's time in it, unless a gate held it back.
 """
 
 from __future__ import annotations
@@ -29,20 +32,27 @@ from yolact_deploy.errors import DeviceError, DeviceMemoryError
 Work: TypeAlias = Callable[[], None]
 
 LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
+_GATE = "hold_stream"  # looks at memory of the host, and ends when the host says so
 
 
 @dataclass
 class _Stream:
-    work: list[Work] = field(default_factory=list)
-    done: int = 0  # of `enqueued`
+    work: list[tuple[int, Work]] = field(default_factory=list)  # with the host's time at which it was enqueued
+    done_ms: list[int] = field(default_factory=lambda: [0])  # when each piece of it was
     enqueued: int = 0
     capture: list[Work] | None = None
+
+    @property
+    def done(self) -> int:
+        """Of `enqueued`."""
+        return len(self.done_ms) - 1
 
 
 @dataclass
 class _Event:
     timing: bool
     recorded: tuple[int, int] | None = None  # stream, and how much was enqueued there
+    host_ms: int = 0  # when it was
 
 
 class EmulatedDriver:
@@ -56,6 +66,7 @@ class EmulatedDriver:
         memory_bytes: int = 1 << 40,
         captures_cuda_graphs: bool = True,
         index: int = 0,
+        host_takes_time: bool = False,
     ) -> None:
         self.device = GpuDevice(index, "emulated GPU", (9, 0), (13, 0), memory_bytes, 1)
         self.captures_cuda_graphs = captures_cuda_graphs
@@ -74,6 +85,7 @@ class EmulatedDriver:
         self._graphs: dict[int, list[Work]] = {}
         self._next_handle = 100
         self._is_current = 0
+        self._host_ms, self._ms_of_a_call = 0, int(host_takes_time)
 
     def load_kernels(self, specialization: Specialization) -> Kernels:
         """As `yolact_deploy.cuda.compile.load_kernels`, with the specialization as the "cubin"."""
@@ -203,6 +215,8 @@ class EmulatedDriver:
     def synchronize(self, stream: int) -> None:
         self._check("cuStreamSynchronize", may_capture=False)
         self._run(stream)
+        if self._ms_of_a_call:
+            self._host_ms = max(self._host_ms, self._streams[stream].done_ms[-1])
 
     def create_event(self, *, timing: bool = False) -> int:
         self._check("cuEventCreate")
@@ -214,13 +228,14 @@ class EmulatedDriver:
 
     def record(self, event: int, stream: int) -> None:
         self._check("cuEventRecord")
-        self._events[event].recorded = (stream, self._streams[stream].enqueued)
+        found = self._events[event]
+        found.recorded, found.host_ms = (stream, self._streams[stream].enqueued), self._host_ms
 
     def wait(self, stream: int, event: int) -> None:
         self._check("cuStreamWaitEvent")
         recorded = self._events[event].recorded
         if recorded is not None:
-            self._enqueue(stream, lambda: self._run(*recorded))
+            self._enqueue(stream, lambda: self._run(*recorded))  # whose time is not looked at
 
     def synchronize_event(self, event: int) -> None:
         self._check("cuEventSynchronize", may_capture=False)
@@ -237,8 +252,8 @@ class EmulatedDriver:
             stream, position = event.recorded
             if self._streams[stream].done < position:
                 raise DeviceError("cuEventElapsedTime failed: CUDA_ERROR_NOT_READY")
-            times.append(position)
-        return float(times[1] - times[0])  # a millisecond for each piece of work
+            times.append(max(event.host_ms, self._streams[stream].done_ms[position]))
+        return float(times[1] - times[0])
 
     def load_module(self, image: bytes) -> int:
         self._check("cuModuleLoadData")
@@ -262,11 +277,13 @@ class EmulatedDriver:
         for (name, kind), (given, value) in zip(ARGUMENTS[kernel], arguments, strict=True):
             if kind != given:
                 raise EmulatorMisuseError(f"{name} of {kernel} is {kind}, given as {given}")
-            values[name] = self._memory.rest(int(value)) if kind == "pointer" else value
+            values[name] = self._memory.rest(int(value), pinned=kernel == _GATE) if kind == "pointer" else value
 
         def run() -> None:
             kernels.launch(launch, values, guard=False)  # its memory is
             self.launches[kernel] += 1
+            if kernel == _GATE and self._ms_of_a_call:
+                self._streams[stream].done_ms[-1] = self._host_ms
 
         self._enqueue(stream, run)
 
@@ -304,6 +321,7 @@ class EmulatedDriver:
             raise EmulatorMisuseError(f"{function} without a current context")
         if not may_capture and any(stream.capture is not None for stream in self._streams.values()):
             raise DeviceError(f"{function} failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
+        self._host_ms += self._ms_of_a_call
 
     def _refuse_in_capture(self, stream: int, what: str) -> None:
         if self._streams[stream].capture is not None:
@@ -314,15 +332,15 @@ class EmulatedDriver:
         if target.capture is not None:
             target.capture.append(work)
         else:
-            target.work.append(work)
+            target.work.append((self._host_ms, work))
             target.enqueued += 1
 
     def _run(self, stream: int, until: int | None = None) -> None:
         """What was enqueued first, up to the `until`-th."""
         target = self._streams[stream]
         while target.work and (until is None or target.done < until):
-            work = target.work.pop(0)
-            target.done += 1
+            enqueued_ms, work = target.work.pop(0)
+            target.done_ms.append(max(enqueued_ms, target.done_ms[-1]) + 1)
             work()
 
     def _release(self, address: int, *, pinned: bool) -> None:

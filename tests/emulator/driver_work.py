@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +21,7 @@ from yolact_deploy.cuda.device_arrays import import_image
 from yolact_deploy.cuda.drivers import libcuda
 from yolact_deploy.cuda.drivers.opening import open_driver, visible_devices
 from yolact_deploy.cuda.launches import Launch
+from yolact_deploy.cuda.stopwatch import Stopwatch
 from yolact_deploy.errors import EngineError
 
 
@@ -127,6 +129,40 @@ def copies_are_ordered_by_events_between_streams() -> None:
             driver.free(address)
         driver.destroy_stream(first)
         driver.destroy_stream(second)
+
+
+def work_is_timed_behind_a_gate_that_opens_when_all_of_it_is_enqueued() -> None:
+    with gpu() as driver:
+        kernels, stream, device = load_kernels(driver, SMALL), driver.create_stream(), driver.allocate(64, "a test")
+        notes: list[str] = []
+        watch = Stopwatch(driver, kernels, stream, notes.append)
+        sent, received = driver.allocate_pinned(64, "sent"), driver.allocate_pinned(64, "received")
+        host_bytes(sent, 64)[:] = 7
+
+        def fail() -> None:
+            raise KeyError
+
+        works = {
+            "in": partial(driver.copy_to_device, device, sent, 64, stream),
+            "out": partial(driver.copy_to_host, received, device, 64, stream),
+        }
+        for _ in range(2):
+            times = watch.time(works)
+            assert (host_bytes(received, 64) == 7).all()
+            assert all(time >= 0 for time in times.values())
+            with contextlib.suppress(KeyError):
+                watch.time({"in": works["in"], "fails": fail})
+            driver.synchronize(stream)
+        assert list(times) == ["in", "out"]
+        waits = {"waits": partial(driver.synchronize, stream), "out": works["out"]}
+        assert set(watch.time(waits)) == {"waits", "out"}
+        assert sum(note.startswith("times of waits") for note in notes) == 1
+        watch.close()
+        kernels.close()
+        driver.destroy_stream(stream)
+        driver.free(device)
+        driver.free_pinned(sent)
+        driver.free_pinned(received)
 
 
 def a_forgotten_wait_between_streams_shows() -> None:
@@ -295,6 +331,7 @@ CLAIMS = (
     copies_on_pinned_memory_are_seen_after_synchronizing_only,
     locked_pages_are_copied_to_without_waiting_and_outlive_a_reset,
     copies_are_ordered_by_events_between_streams,
+    work_is_timed_behind_a_gate_that_opens_when_all_of_it_is_enqueued,
     a_forgotten_wait_between_streams_shows,
     a_copy_beyond_an_allocation_is_refused,
     a_driver_serves_several_threads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.device import Memory
 from tests.emulator.cpu_network import CpuNetwork
-from tests.goldens import SHAPES, SHAPES_CHECKPOINT
+from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import Image
 from yolact_deploy.cuda.compile import load_kernels
 from yolact_deploy.cuda.drivers.interface import Driver
+from yolact_deploy.cuda.specialization import specialize
+from yolact_deploy.cuda.stopwatch import Stopwatch
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.runtime.gpu.pipeline import GpuPipeline
 from yolact_deploy.runtime.protocols import DeviceNetwork
+from yolact_deploy.spec import ModelSpec
 
 _SCORE_ERROR = 2e-3  # other convolutions, other orders of addition
 _SURE = 0.3
@@ -63,6 +68,26 @@ def test_from_the_same_heads_every_bit_is_the_cpu_paths(
                 assert found.rle() == reference.rle()
         for found, reference in zip(_detect(pipeline, images[:3]), expected[:3], strict=True):
             np.testing.assert_array_equal(found.masks, reference.masks)
+
+
+def test_stages_are_held_back_until_all_of_them_are_enqueued(driver: Driver) -> None:
+    """Slow enqueueing shows in no stage: without a gate the device would wait for the host within the first of them."""
+    notes: list[str] = []
+    kernels = load_kernels(driver, specialize(ModelSpec.from_file(SHAPES_SPEC)))
+    with driver.current(), Memory(driver) as memory:
+        memory.callback(kernels.close)
+        stream = memory.stream()
+        watch = Stopwatch(driver, kernels, stream, notes.append)
+        memory.callback(watch.close)
+        source, target = (memory.device(1 << 20, name) for name in ("source", "target"))
+
+        def slowly() -> None:
+            driver.copy_on_device(target, source, 1 << 20, stream)
+            time.sleep(0.02)
+            driver.copy_on_device(target, source, 1 << 20, stream)
+
+        assert 0 < watch.time({"copies": slowly})["copies"] < 10
+    assert notes == []
 
 
 def test_onnxruntimes_cuda_provider_finds_what_the_cpu_finds(

@@ -8,7 +8,7 @@ An image goes through
 and then, where wanted, prototype_masks (what a mask-IoU network reads), unpack_masks, or
 rle_columns -> rle_offsets -> rle_starts -> rle_runs. All images of a launch of assemble_masks, unpack_masks and the rle
 kernels have one size; `first_image` is the first of them in the batch, while their masks are counted from 0. Buffers need no
-clearing beforehand.
+clearing beforehand. hold_stream keeps what is behind it in a stream waiting, so that it can be timed.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
         ("first_image", "int32"),
         ("capacity", "uint32"),
     ),
+    "hold_stream": (*_pointers("gate"), ("polls", "int32")),
 }
 
 

@@ -11,7 +11,15 @@ import numpy as np
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import INPUT, OUTPUTS, ModelSpec, NmsMode
 
-SOURCES = ("common.cu", "preprocess.cu", "decode.cu", "nms.cu", "masks.cu", "rle.cu")  # in the order of their use
+SOURCES = (
+    "common.cu",
+    "preprocess.cu",
+    "decode.cu",
+    "nms.cu",
+    "masks.cu",
+    "rle.cu",
+    "gate.cu",
+)  # in the order of their use
 COMPILE_FLAGS = ("--std=c++17", "--fmad=false")  # exact: no fused multiply-add that is not written
 MAX_SORTED = 1024  # largest top_k and max_detections: what a block's shared memory sorts
 MAX_CLASSES = 4095  # a warp holds a row of scores in registers

@@ -17,6 +17,7 @@ from benchmarks.subjects import bench_images
 from benchmarks.torch_peer import TorchSide
 from tests.emulator.backend import EmulatedGpu
 from tests.goldens import SHAPES, SHAPES_CHECKPOINT
+from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 
 pytestmark = pytest.mark.slow
@@ -31,13 +32,13 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "_WARMUP", 0)
 
 
-def _without_a_gpu(torch: Any, driver: Driver, stack: ExitStack) -> TorchSide:
+def _without_a_gpu(torch: Any, driver: Driver, kernels: Kernels, stack: ExitStack) -> TorchSide:
     stream = driver.create_stream()
     stack.callback(driver.destroy_stream, stream)
     return TorchSide(
         torch.device("cpu"),
         contextlib.nullcontext,
-        lambda work: device_peers.on_device_clock(stack, driver, stream, work),
+        lambda work: device_peers.on_device_clock(stack, driver, kernels, stream, work),
     )
 
 

@@ -74,7 +74,7 @@ def _threads(specialization: Specialization) -> dict[str, int]:
     """Of a block of every kernel."""
     model = ModelConstants(specialization, 64, 64, (64, 64), {}, scores_masks=True)
     layout = BatchLayout((ImageKind((64, 64), is_rgb=False, on_device=False),))
-    found: dict[str, int] = {}
+    found: dict[str, int] = {"hold_stream": 1}
     for request in (Request(masks="rle"), Request(masks="dense")):
         program = BatchProgram(model, layout, request)
         at = dict.fromkeys([*program.staging, *program.workspace, *program.results], 0)

@@ -47,7 +47,11 @@ def test_claim(claim: str, outcomes: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_claims_hold_where_work_runs_at_once(driver: str, tmp_path: Path) -> None:
-    claims = ("kernels_give_the_references_detections_and_masks", "copies_are_ordered_by_events_between_streams")
+    claims = (
+        "kernels_give_the_references_detections_and_masks",
+        "copies_are_ordered_by_events_between_streams",
+        "work_is_timed_behind_a_gate_that_opens_when_all_of_it_is_enqueued",
+    )
     assert set(examine(claims, driver, tmp_path, eager=True).values()) == {"holds"}
 
 

@@ -30,10 +30,11 @@ from yolact_deploy.cuda.program import (
     pack,
     run_capacity,
 )
+from yolact_deploy.cuda.stopwatch import Stopwatch
 from yolact_deploy.errors import DeviceError, EngineError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.runtime.gpu.results import BatchResults, MaskTransfer, ResultReader
-from yolact_deploy.runtime.protocols import DeviceNetwork, ExecutionContext, Stage
+from yolact_deploy.runtime.protocols import DEVICE_STAGES, DeviceNetwork, ExecutionContext, Stage
 
 Work: TypeAlias = tuple[Stage, Callable[[], None]]  # what a stage enqueues
 
@@ -66,6 +67,7 @@ class Lane:
         self._buffers = Buffers(driver)
         self._prepared = PreparedBatches(driver, self._buffers, self._stream, cuda_graph=cuda_graph, note=note)
         self._reader = ResultReader(driver, network, kernels, self._buffers, self._stream, note)
+        self._watch = Stopwatch(driver, kernels, self._stream, note)
 
     @property
     def is_idle(self) -> bool:
@@ -89,36 +91,24 @@ class Lane:
         return self._in_flight
 
     def timed(self, images: Sequence[LoadedImage], request: Request) -> tuple[list[Detections], dict[Stage, float]]:
-        """Detections of a batch, and milliseconds on the device by stage, without graphs."""
+        """Detections of a batch, and milliseconds on the device by stage, without graphs and without the host's time."""
         self.finish_in_flight()
-        driver, stream = self._driver, self._stream
-        with self._usable(), ExitStack() as stack:
-
-            def mark() -> int:
-                event = driver.create_event(timing=True)
-                stack.callback(driver.destroy_event, event)
-                driver.record(event, stream)
-                return event
-
+        with self._usable():
             prepared, order, first_steps = self._stage(images, request)
-            spans: list[tuple[Stage, int, int]] = []
-            first: list[Work] = [("preprocess", partial(self._launch, first_steps))] if first_steps else []
-            for stage, enqueue in (*first, *prepared.work):
-                begin = mark()
-                enqueue()
-                spans.append((stage, begin, mark()))
+            works: dict[str, Callable[[], None]] = dict(prepared.work)
+            if first_steps:
+                works["preprocess"] = partial(_enqueue, (partial(self._launch, first_steps), works["preprocess"]))
+            if not prepared.runs:  # what is loaded or allocated at first use is no stage's
+                _enqueue(works.values())
+                self._driver.synchronize(self._stream)
             prepared.runs += 1
-            driver.synchronize(stream)
-            begin = mark()
-            masks, _ = self._reader.send_rest(prepared.results, None)
-            spans.append(("device_to_host", begin, mark()))
-            driver.synchronize(stream)
+            stages = self._watch.time(works)
+            masks, copies = self._reader.plan_rest(prepared.results, None)
+            if copies:
+                stages["device_to_host"] += self._watch.time({"masks": partial(_enqueue, copies)})["masks"]
             found = self._reader.build(prepared.results, masks)
             self._release()
-            stages: dict[Stage, float] = {}
-            for stage, begin, end in spans:
-                stages[stage] = stages.get(stage, 0.0) + driver.elapsed_ms(begin, end)
-        return _reorder(found, order), stages
+        return _reorder(found, order), {stage: stages[stage] for stage in DEVICE_STAGES}
 
     def finish_in_flight(self) -> None:
         """Wait for the batch in flight, if there is one; what it found, or its error, is kept for its owner."""
@@ -132,8 +122,9 @@ class Lane:
         with self._usable():
             self._driver.synchronize(self._stream)
             self._release()
-            masks, waits = self._reader.send_rest(pending.results, pending.sent)
-            if waits:
+            masks, copies = self._reader.plan_rest(pending.results, pending.sent)
+            if copies:
+                _enqueue(copies)
                 self._driver.synchronize(self._stream)
             found = self._reader.build(pending.results, masks)
         return _reorder(found, pending.order)
@@ -154,7 +145,7 @@ class Lane:
         with contextlib.suppress(DeviceError), self._driver.current():
             self._recover()
             self._prepared.clear()
-            for close in (self._context.close, self._reader.close, self._buffers.close):
+            for close in (self._context.close, self._reader.close, self._watch.close, self._buffers.close):
                 with contextlib.suppress(YolactDeployError):
                     close()
             self._driver.destroy_stream(self._stream)
@@ -345,14 +336,14 @@ class PreparedBatches:
         if prepared.runs and not prepared.segments:
             prepared.split()
         if not prepared.segments:
-            _enqueue(prepared.work)
+            _enqueue(enqueue for _, enqueue in prepared.work)
         for segment in prepared.segments:
             if self._captures_left and segment.capturable and segment.graph is None:
                 self._capture(segment)
             if segment.graph is not None:
                 self._driver.launch_cuda_graph(segment.graph, self._stream)
             else:
-                _enqueue(segment.work)
+                _enqueue(enqueue for _, enqueue in segment.work)
         prepared.runs += 1
 
     def clear(self) -> None:
@@ -365,7 +356,7 @@ class PreparedBatches:
             with without_garbage_collection():
                 self._driver.begin_capture(self._stream)
                 try:
-                    _enqueue(segment.work)
+                    _enqueue(enqueue for _, enqueue in segment.work)
                 except BaseException:
                     with contextlib.suppress(DeviceError):  # a capture that was broken is reported a second time
                         self._driver.destroy_cuda_graph(self._driver.end_capture(self._stream))
@@ -389,6 +380,6 @@ class PreparedBatches:
                     self._driver.destroy_cuda_graph(graph)
 
 
-def _enqueue(work: Iterable[Work]) -> None:
-    for _, enqueue in work:
+def _enqueue(work: Iterable[Callable[[], None]]) -> None:
+    for enqueue in work:
         enqueue()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from yolact_deploy.cuda.program import Addresses, BatchProgram, align, run_capac
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, RunMasks, WindowMasks
 from yolact_deploy.runtime.protocols import DeviceNetwork
+
+Copy: TypeAlias = Callable[[], None]  # enqueues it
 
 _GROWTH = 1.25  # of the buffer of run lengths, beyond what was needed
 _SPARE_BYTES = 1 << 16  # beyond what the last batch's masks took: those of the next may be a little larger
@@ -86,10 +90,13 @@ class ResultReader:
             min(int(nbytes * _GROWTH) + _SPARE_BYTES, room) if nbytes else 0
             for nbytes, room in zip(results.mask_bytes, rooms, strict=True)
         ]
-        return self._send(self._sources(results.program), expected)
+        transfer, copies = self._transfer(self._sources(results.program), expected)
+        for copy in copies:
+            copy()
+        return transfer
 
-    def send_rest(self, results: BatchResults, sent: MaskTransfer | None) -> tuple[MaskTransfer, bool]:
-        """Once the detections are on the host: copy all masks that were not yet, and whether there were any."""
+    def plan_rest(self, results: BatchResults, sent: MaskTransfer | None) -> tuple[MaskTransfer, list[Copy]]:
+        """Once the detections are on the host: all masks, and what enqueues the copies of those that are not sent yet."""
         program = results.program
         if program.request.masks == "rle":
             program = self._make_room_for_runs(results, int(results.host["run_start"][:, -1].max()))
@@ -98,13 +105,8 @@ class ResultReader:
             sizes += [count * program.soft_mask_bytes for count in results.host["count"].tolist()]
         results.mask_bytes = sizes if program is results.program else None
         if sent is None or program is not results.program or _is_too_small(sent, sizes):
-            return self._send(self._sources(program), sizes), any(sizes)
-        waits = False
-        for part, nbytes in zip(sent.parts, sizes, strict=True):
-            waits = waits or nbytes > part.copied
-            self._copy(sent.block, part, nbytes)
-            part.copied = nbytes  # not what was expected beyond it
-        return sent, waits
+            return self._transfer(self._sources(program), sizes)
+        return sent, self._copies(sent, sizes)
 
     def build(self, results: BatchResults, masks: MaskTransfer) -> list[Detections]:
         """Once the masks are on the host: detections in the order of the layout. Raises EngineError when masks can't be
@@ -152,16 +154,24 @@ class ResultReader:
             sources += [start + image * each for image in range(program.layout.batch)]
         return sources
 
-    def _send(self, sources: Sequence[int], sizes: Sequence[int]) -> MaskTransfer:
+    def _transfer(self, sources: Sequence[int], sizes: Sequence[int]) -> tuple[MaskTransfer, list[Copy]]:
         *offsets, used = accumulate(map(align, sizes), initial=0)
         block, is_lent = self._block(used)
-        parts = []
-        for source, nbytes, offset, end in zip(sources, sizes, offsets, (*offsets[1:], block.size), strict=True):
-            part = _Part(source, offset, end - offset)
-            self._copy(block, part, nbytes)
-            part.copied = nbytes
-            parts.append(part)
-        return MaskTransfer(block, is_lent, parts)
+        rooms = [end - offset for offset, end in zip(offsets, (*offsets[1:], block.size), strict=True)]
+        parts = [_Part(*part) for part in zip(sources, offsets, rooms, strict=True)]
+        transfer = MaskTransfer(block, is_lent, parts)
+        return transfer, self._copies(transfer, sizes)
+
+    def _copies(self, transfer: MaskTransfer, sizes: Sequence[int]) -> list[Copy]:
+        """Of what was not sent yet of so many bytes of every part."""
+        copies: list[Copy] = []
+        for part, nbytes in zip(transfer.parts, sizes, strict=True):
+            if nbytes > part.copied:
+                target = transfer.block.ctypes.data + part.offset + part.copied
+                source, missing = part.source + part.copied, nbytes - part.copied
+                copies.append(partial(self._driver.copy_to_host, target, source, missing, self._stream))
+            part.copied = nbytes  # not what was expected beyond it
+        return copies
 
     def _block(self, nbytes: int) -> tuple[Image, bool]:
         """Page-locked memory, and whether its readers may keep it. Else the next batch overwrites it."""
@@ -185,12 +195,6 @@ class ResultReader:
             if launch.kernel == "rle_runs":
                 self._kernels.launch(launch, values, self._stream)
         return roomy
-
-    def _copy(self, block: Image, part: _Part, nbytes: int) -> None:
-        """What was not copied yet of so many bytes."""
-        if nbytes > part.copied:
-            target = block.ctypes.data + part.offset + part.copied
-            self._driver.copy_to_host(target, part.source + part.copied, nbytes - part.copied, self._stream)
 
     def _score_masks(
         self, program: BatchProgram, masks: MaskTransfer, image: int, class_ids: AnyArray
