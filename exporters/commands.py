@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from yolact_deploy import arguments
+import yolact_deploy.arguments as arguments
 from yolact_deploy.arguments import given
+from yolact_deploy.artifacts.contract import TRADITIONAL_IS_A_LOOP
 from yolact_deploy.artifacts.names import (
     CHECKPOINT_SHA256_METADATA_KEY,
     Calibrator,
@@ -120,8 +121,6 @@ def export(
         result = exporters.export("yolact_base_54_800000.pth", "model.onnx", precision="fp16", calib="photos")
     """
     require_export("exporting a checkpoint")
-    from exporters.precision.calibration import check_before_export
-
     for name, value, choices in (
         ("precision", precision, Precision),
         ("conf", conf, ConfActivation),
@@ -145,7 +144,10 @@ def export(
     checkpoint, output = Path(checkpoint), Path(output)
     check_writable(output)
     refuse_overwriting(output, checkpoint)
-    check_before_export(precision, opset, calib, calib_cache, max_ap_drop, annotations)
+    if precision != "fp32" or any(x is not None for x in (calib, calib_cache, max_ap_drop, annotations)):
+        from exporters.precision.calibration import check_before_export
+
+        check_before_export(precision, opset, calib, calib_cache, max_ap_drop, annotations)
     _check_end_to_end(end_to_end, nms, channel_order, io_precision)
     shown = [] if parity_images is None else [(str(path), read_image(path)) for path in _listed(parity_images)]
     tell = progress or (lambda what, step, total: None)
@@ -391,8 +393,6 @@ def _check_end_to_end(
     if end_to_end and io_precision == "fp16":
         raise SpecError("an end-to-end graph takes bytes and gives float32, so --io-precision fp16 can't be had.")
     if nms == "traditional":
-        from yolact_deploy.artifacts.contract import TRADITIONAL_IS_A_LOOP
-
         raise SpecError(TRADITIONAL_IS_A_LOOP)
 
 

@@ -149,7 +149,7 @@ def image_kind(head: bytes) -> str | None:
     >>> image_kind(b"GIF89a..."), image_kind(b"<html>")
     ('GIF', None)
     """
-    return next((kind for kind, (signature, _) in _KINDS.items() if signature.match(head)), None)
+    return next((kind for kind, (signature, _) in _KINDS.items() if re.match(signature, head, re.DOTALL)), None)
 
 
 def read_header(data: bytes) -> ImageHeader | None:
@@ -259,19 +259,16 @@ def _area(size: Size) -> int:
     return size[0] * size[1]
 
 
-_KINDS: dict[str, tuple[re.Pattern[bytes], Callable[[bytes], Size]]] = {
-    kind: (re.compile(signature, re.DOTALL), size)
-    for kind, signature, size in (
-        ("PNG", rb"\x89PNG\r\n\x1a\n", _png),
-        ("JPEG", rb"\xff\xd8\xff", _jpeg),
-        ("GIF", rb"GIF8[79]a", _gif),
-        ("WebP", rb"RIFF....WEBPVP8[ LX]", _webp),
-        ("TIFF", rb"II[*+]\0|MM\0[*+]", _tiff),
-        ("BMP", rb"BM.{12}[\x0c-\x7c]\0\0\0", _bmp),
-        ("JPEG 2000", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _jpeg2000),
-        ("AVIF", rb"....ftypavi[fs]", _avif),
-        ("Netpbm", rb"P[1-7Ff]\s", _netpbm),
-        ("Sun raster", rb"\x59\xa6\x6a\x95", _sun_raster),
-        ("Radiance HDR", rb"#\?(?:RADIANCE|RGBE)\n", _radiance),
-    )
+_KINDS: dict[str, tuple[bytes, Callable[[bytes], Size]]] = {  # how a file begins, and where its size stands
+    "PNG": (rb"\x89PNG\r\n\x1a\n", _png),
+    "JPEG": (rb"\xff\xd8\xff", _jpeg),
+    "GIF": (rb"GIF8[79]a", _gif),
+    "WebP": (rb"RIFF....WEBPVP8[ LX]", _webp),
+    "TIFF": (rb"II[*+]\0|MM\0[*+]", _tiff),
+    "BMP": (rb"BM.{12}[\x0c-\x7c]\0\0\0", _bmp),
+    "JPEG 2000": (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _jpeg2000),
+    "AVIF": (rb"....ftypavi[fs]", _avif),
+    "Netpbm": (rb"P[1-7Ff]\s", _netpbm),
+    "Sun raster": (rb"\x59\xa6\x6a\x95", _sun_raster),
+    "Radiance HDR": (rb"#\?(?:RADIANCE|RGBE)\n", _radiance),
 }
