@@ -228,6 +228,8 @@ def _weighted(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
         scale = graph.scale(x)
         if scale is not None and len(scale) > 1:
             yield finding(graph, node, "activation-per-channel", f"its input has {len(scale)} scales")
+    if x is not None and weight is not None and _overflows_in_onnxruntime(graph, node):
+        yield finding(graph, node, "half-beside-int8", "its bias is FLOAT16, and a QuantizeLinear follows")
     if weight is None or attribute(weight, "block_size", 0):
         return
     scale, stored = graph.scale(weight), graph.weights.get(graph.before_quantization(weight))
@@ -241,6 +243,17 @@ def _weighted(graph: QdqGraph, node: onnx.NodeProto) -> Iterator[Located]:
         yield finding(graph, node, "weights-per-tensor", f"one scale for {channels} output channels")
     elif len(scale) > 1 and axis != wanted:
         yield finding(graph, node, "weights-axis", f"scales along axis {axis}, the output channels are axis {wanted}")
+
+
+def _overflows_in_onnxruntime(graph: QdqGraph, node: onnx.NodeProto) -> bool:
+    """Whether its optimizer WeightBiasQuantization takes the bias of this node for an integer, and computes that in half."""
+    if node.op_type not in _WITH_BIAS or len(node.input) <= _BIAS:
+        return False
+    readers = graph.readers(node.output[0])
+    while len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        readers = graph.readers(readers[0].output[0])
+    behind = len(readers) == 1 and readers[0].op_type == QUANTIZE
+    return behind and _type_name(graph.types.get(node.input[_BIAS], 0)) == "FLOAT16"
 
 
 def _channel_axis(node: onnx.NodeProto, rank: int) -> int:

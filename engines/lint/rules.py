@@ -115,6 +115,12 @@ RULES = {
             "Quantize both the input and the weight, or neither: with one alone it runs in floating point and only loses "
             "accuracy.",
         ),
+        Rule(
+            "half-beside-int8",
+            "warning",
+            "Keep the bias, the scales and the result of an INT8 convolution in float32, as `yolact-deploy quantize` does: "
+            "TensorRT runs the same kernels, and onnxruntime's default options overflow in half and give wrong numbers.",
+        ),
         Rule("quantized-bias", "warning", "Keep biases in floating point: they cost nothing there."),
         Rule(
             "scale-mismatch", "warning", "Give both nodes of a Q/DQ pair the same scale: the pair rescales the tensor."

@@ -44,6 +44,8 @@ RANGE_MARGIN = 4.0
 MAX_WEIGHT_ERROR = 2.0**-10
 # exp() of a logit above 11 overflows half, and scores decide by their last digits.
 FLOAT32_OPERATORS = frozenset({"Softmax"})
+# Half is for what multiplies in it. Beside an INT8 convolution it gains nothing: integer kernels scale their sums in float32.
+_MULTIPLY = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "GridSample", "MatMul"})
 # Outputs that stay float32 even with half I/O: the decoder computes exp(0.2 * loc), which overflows half past loc = 55.4;
 # half has ties among scores that float32 tells apart.
 _READS_SHAPES_ONLY = frozenset({"Shape", "Size"})
@@ -131,9 +133,10 @@ def to_half(
     float32_nodes: frozenset[str] | set[str] = frozenset(),  # names; Softmax is always one
     io_precision: IoPrecision = "fp32",
 ) -> onnx.ModelProto:
-    """A copy with weights and activations in half, but for `float32_nodes`; casts stand where the type changes.
+    """A copy with weights and activations in half, but for `float32_nodes` and what is INT8; casts stand where the type changes.
 
-    Of Q/DQ pairs, the scale takes the type of the neighbour, so that no cast comes between. Inputs and outputs stay
+    INT8 convolutions stay float32 with what follows them, up to what multiplies in half. Of Q/DQ pairs, the scale takes
+    the type of the neighbour, so that no cast comes between. Inputs and outputs stay
     float32, or with `io_precision` "fp16" become half but for `loc` and `conf`. Raises ExportError when the result's
     types don't fit together.
     """
@@ -144,7 +147,8 @@ def to_half(
 
 class _Conversion:
     def __init__(self, graph: ir.Graph, opset: int, float32_nodes: frozenset[str] | set[str], io: IoPrecision) -> None:
-        self._graph, self._opset, self._float32_nodes, self._io = graph, opset, float32_nodes, io
+        self._graph, self._opset, self._io = graph, opset, io
+        self._float32_nodes = float32_nodes | _beside_int8(graph)
         self._names = UniqueNames.of(graph)
         self._activations = {value.name for node in graph for value in node.outputs if value.dtype == _FLOAT}
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -229,6 +233,27 @@ class _Conversion:
                 halves.append(half)
         for half in halves:
             self._graph.register_initializer(half)
+
+
+def _beside_int8(graph: ir.Graph) -> set[str]:
+    """INT8 convolutions, and the nodes that read only theirs and each other's results; by name.
+
+    With halves here onnxruntime's default options compute something else: its WeightBiasQuantization divides a convolution's
+    bias by the product of the scales in the bias's own type, and in half that overflows.
+    """
+    found: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type in QUANTIZING:
+            continue
+        sources = [value.producer() for value in node.inputs if value is not None and value.dtype == _FLOAT]
+        made = [source for source in sources if source is not None]  # weights have none
+        int8 = [source for source in made if source.op_type == "DequantizeLinear"]
+        if node.op_type in _MULTIPLY:
+            if len(int8) == len(made) > 1:  # both the input and the weight
+                found.add(node)
+        elif made and all(source in int8 or source in found for source in made):
+            found.add(node)
+    return {str(node.name) for node in found}
 
 
 def _convertible(node: ir.Node, opset: int) -> frozenset[str]:

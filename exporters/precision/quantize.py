@@ -26,6 +26,9 @@ _ACTIVATIONS = frozenset({"Relu", "LeakyRelu"})
 _PASS_THROUGH = frozenset({"MaxPool", "Resize"})
 _SMALLEST_HALF = 2.0**-24
 _UNUSED_SCALE = 1.0  # of a tensor that was 0 on every image
+_LARGEST_BIAS = (
+    2**30
+)  # in steps of a sum: where a runtime makes biases integers they are INT32, and the sum needs room too
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,23 @@ def quantize(
 
 def weight_scales(
     weight: FloatArray,  # [out channels, ...]
+    smallest: FloatArray | float = 0.0,  # [out channels], as `smallest_weight_scales` gives them
 ) -> npt.NDArray[np.float32]:
     """One scale per output channel, so that its largest weight is 127 or just below; half numbers."""
-    largest = np.abs(weight.reshape(len(weight), -1)).max(1)
+    largest = np.maximum(np.abs(weight.reshape(len(weight), -1)).max(1), np.asarray(smallest) * INT8_LEVELS)
     return np.array([half_scale(float(value)) for value in largest], np.float32)
+
+
+def smallest_weight_scales(
+    bias: FloatArray,  # [out channels]
+    input_scale: float,
+) -> FloatArray:
+    """The scales [out channels] of a convolution's weights at which its biases still fit into INT32, as multiples of both scales.
+
+    Weights this much smaller than their bias add nothing to it, and onnxruntime's default options would wrap it around.
+    """
+    smallest: FloatArray = np.abs(bias) / np.float32(_LARGEST_BIAS * input_scale)
+    return smallest
 
 
 def half_scale(magnitude: float) -> float:
@@ -206,6 +222,11 @@ def _input(node: ir.Node) -> ir.Value:
     return value
 
 
+def _bias(conv: ir.Node) -> FloatArray | None:
+    value = conv.inputs[2] if len(conv.inputs) > 2 else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
 def _module(node: ir.Node) -> str:
     return module_of(node.name or "")
 
@@ -216,16 +237,20 @@ class _Edit:
     def __init__(self, graph: ir.Graph, placement: Placement, ranges: Mapping[str, float]) -> None:
         self._graph, self._placement, self._ranges = graph, placement, ranges
         self._names = UniqueNames.of(graph)
-        self._dequantized: dict[ir.Value, ir.Value] = {}  # weight -> what comes out of its DQ
 
     def run(self) -> None:
         nodes = list(self._graph)
         convs = set(self._placement.convs)
+        readers: dict[ir.Value, list[ir.Node]] = {}  # a head's weight is read at every level
+        for node in nodes:
+            weight = node.inputs[1] if node.name in convs else None
+            if weight is not None:
+                readers.setdefault(weight, []).append(node)
+        for weight, reading in readers.items():
+            self._quantize_weight(weight, reading)
         for value in self._graph.inputs:
             self._graph.insert_before(nodes[0], self._pair(value, value.name or ""))
         for node in nodes:
-            if node.name in convs:
-                self._quantize_weight(node)
             for value in reversed(node.outputs):
                 self._graph.insert_after(node, self._pair(value, _module(node)))
         for value in list(self._graph.initializers.values()):
@@ -237,8 +262,7 @@ class _Edit:
         readers = self._placement.inputs.get(str(value.name))
         if not readers:
             return []
-        magnitude = self._ranges[self._placement.range_from[str(value.name)]]
-        scale = self._constant(f"{value.name}:scale", np.array(half_scale(magnitude), np.float32))
+        scale = self._constant(f"{value.name}:scale", np.array(self._scale(value), np.float32))
         zero_point = self._constant("zero_point", np.array(0, np.int8))
         to_int8 = operation("QuantizeLinear", [value, scale, zero_point], self._names.new(module, "QuantizeLinear"))
         back = operation(
@@ -249,25 +273,33 @@ class _Edit:
                 use.node.replace_input_with(use.idx, back.outputs[0])
         return [to_int8, back]
 
-    def _quantize_weight(self, conv: ir.Node) -> None:
-        weight = conv.inputs[1]
-        if weight is None or weight.const_value is None:
-            raise ValueError(f"{conv.name} has no weight.")
-        if weight not in self._dequantized:
-            values: FloatArray = weight.const_value.numpy()
-            scales = weight_scales(values)
-            per_channel = scales.reshape(-1, *[1] * (values.ndim - 1))
-            rounded = np.clip(np.rint(values / per_channel), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
-            inputs = [
-                self._constant(f"{weight.name}:int8", rounded),
-                self._constant(f"{weight.name}:scale", scales),
-                self._constant(f"{weight.name}:zero_point", np.zeros(len(scales), np.int8)),
-            ]
-            name = self._names.new(_module(conv), "DequantizeLinear")
-            dequantize = operation("DequantizeLinear", inputs, name, axis=0)
-            self._graph.insert_before(conv, dequantize)
-            self._dequantized[weight] = dequantize.outputs[0]
-        conv.replace_input_with(1, self._dequantized[weight])
+    def _scale(self, value: ir.Value) -> float:
+        return half_scale(self._ranges[self._placement.range_from[str(value.name)]])
+
+    def _quantize_weight(self, weight: ir.Value, convs: Sequence[ir.Node]) -> None:
+        if weight.const_value is None:
+            raise ValueError(f"{weight.name} has no values.")
+        values: FloatArray = weight.const_value.numpy()
+        biases = [(conv, _bias(conv), np.float32(self._scale(_input(conv)))) for conv in convs]
+        smallest = [smallest_weight_scales(bias, scale) for _, bias, scale in biases if bias is not None]
+        scales = weight_scales(values, np.max(smallest, axis=0) if smallest else 0.0)
+        per_channel = scales.reshape(-1, *[1] * (values.ndim - 1))
+        rounded = np.clip(np.rint(values / per_channel), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
+        inputs = [
+            self._constant(f"{weight.name}:int8", rounded),
+            self._constant(f"{weight.name}:scale", scales),
+            self._constant(f"{weight.name}:zero_point", np.zeros(len(scales), np.int8)),
+        ]
+        name = self._names.new(_module(convs[0]), "DequantizeLinear")
+        dequantize = operation("DequantizeLinear", inputs, name, axis=0)
+        self._graph.insert_before(convs[0], dequantize)
+        for conv, bias, input_scale in biases:
+            conv.replace_input_with(1, dequantize.outputs[0])
+            if bias is not None:
+                # A multiple of both scales, which INT32 would hold: the sum of products is exact then, and the same in float32
+                # and integer kernels, whatever the order.
+                step = scales * input_scale
+                conv.replace_input_with(2, self._constant(f"{conv.name}:bias", np.rint(bias / step) * step))
 
     def _constant(self, name: str, values: npt.NDArray[np.generic]) -> ir.Value:
         return self._graph.initializers.get(name) or add_initializer(self._graph, name, values)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from engines.lint.linter import LintReport, lint_onnx
 from tests.unit.engines.tiny_network import CHANNELS, TINY_SPEC, Graph, make_model
@@ -127,6 +127,18 @@ def half_constant(name: str) -> Edit:
         graph.constant(name, numpy_helper.to_array(graph.initializers[name]).astype(np.float16))
 
     return edit
+
+
+def half_convolution(graph: Graph, x: str) -> str:
+    """An INT8 convolution whose bias and scales are halves, between casts."""
+    x = graph.add("Cast", [x], "block.in", to=TensorProto.FLOAT16)
+    weight = graph.constant("block.weight", np.ones((CHANNELS, CHANNELS, 1, 1), np.float16))
+    offset = graph.constant("block.bias", np.ones(CHANNELS, np.float16))
+    inputs = [graph.quantize(x, "block.x", 0.1), graph.quantize(weight, "block.w", 0.1), offset]
+    x = graph.quantize(graph.add("Relu", [graph.add("Conv", inputs, "block")], "block"), "block.out", 0.1)
+    for name in ("x", "w", "out"):
+        half_constant(f"block.{name}.scale")(graph)
+    return graph.add("Cast", [x], "block.out", to=TensorProto.FLOAT)
 
 
 def dynamic_scale(graph: Graph) -> None:

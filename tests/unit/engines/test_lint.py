@@ -23,6 +23,7 @@ from tests.unit.engines.quantized_network import (
     dynamic_quantize,
     dynamic_scale,
     half_constant,
+    half_convolution,
     integer_convolution,
     lint,
     pair_before,
@@ -110,6 +111,7 @@ BUILDS: list[tuple[str, str, Edit]] = [
         CONV,
         lambda graph: graph.node(CONV).input.__setitem__(1, "fpn.downsample.weight"),
     ),
+    ("half-beside-int8", "block/Conv", before("fpn.downsample.x/QuantizeLinear", half_convolution)),
     ("quantized-bias", "backbone.stem/Conv", bias(INT8)),
     (
         "scale-mismatch",

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import build
-from exporters.onnx_edit import open_session, set_precision
+from exporters.onnx_edit import is_inside, open_session, set_precision
 from exporters.precision.fp16 import to_half
 from exporters.precision.quantize import (
     check_quantizable,
@@ -19,8 +19,12 @@ from exporters.precision.quantize import (
     tensors_to_calibrate,
     weight_scales,
 )
+from tests.unit.precision.conftest import CALIBRATION_IMAGES
 from tests.unit.precision.graph_index import GraphIndex
+from yolact_deploy.artifacts.names import OUTPUTS, module_of
 from yolact_deploy.errors import CalibrationError
+from yolact_deploy.reference.images import preprocess, read_image
+from yolact_deploy.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def bottlenecks() -> onnx.ModelProto:
             for name, shape in (("w", (4, 4, 1, 1)), ("b", (4,)))
         ],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 
 
 def _dequantized_inputs(model: onnx.ModelProto) -> dict[str, set[int]]:
@@ -69,6 +73,12 @@ def _scale_of(model: onnx.ModelProto, node_name: str, position: int) -> float:
     index = GraphIndex.of(model)
     node = next(node for node in model.graph.node if node.name == node_name)
     return float(numpy_helper.to_array(index.weights[index.producers[node.input[position]].input[1]]))
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
 def test_q_dq_stand_where_tensorrt_wants_them_node_by_node(
@@ -228,32 +238,58 @@ def test_weights_are_rounded_as_onnxruntimes_quantizer_does(
         assert np.abs(ours - rounded.astype(int)).max() <= 1
 
 
-def test_the_typed_graph_is_half_beside_int8(shapes_int8: onnx.ModelProto) -> None:
+def test_int8_convolutions_stay_float32_in_the_typed_graph_and_no_cast_is_left(shapes_int8: onnx.ModelProto) -> None:
+    """Integer kernels scale their sums in float32: half would gain nothing, and onnxruntime's default options break it."""
     typed = to_half(shapes_int8)
-    values = (*typed.graph.input, *typed.graph.value_info, *typed.graph.output)
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    types |= {tensor.name: tensor.data_type for tensor in typed.graph.initializer}
-    half = TensorProto.FLOAT16
+    assert TensorProto.FLOAT16 not in _types(typed).values()
+    assert not [node.name for node in typed.graph.node if node.op_type == "Cast"]
+
+
+def test_a_module_that_is_kept_is_half_between_int8_ones(shapes: onnx.ModelProto, ranges: Mapping[str, float]) -> None:
+    typed = to_half(quantize(shapes, ranges, keep_fp16=["backbone.layers.1", "proto_net.8"]))
+    types, kept = _types(typed), {"backbone.layers.1", "proto_net.8"}
     for node in typed.graph.node:
         if node.op_type == "Conv":
-            assert {types[name] for name in (*node.input, *node.output)} == {half}, node.name
-    # No cast comes between a pair and its neighbours: the scales took their type. Casts are left at the outputs only.
-    assert [node.name for node in typed.graph.node if node.op_type == "Cast"] == [
-        "outputs/Cast", "outputs/Cast_1", "outputs/Cast_2", "outputs/Cast_3",
-    ]  # fmt: skip
-    image = next(node for node in typed.graph.node if node.name == "image/QuantizeLinear")
-    assert types[image.input[1]] == TensorProto.FLOAT
+            wanted = TensorProto.FLOAT16 if is_inside(module_of(node.name), kept) else TensorProto.FLOAT
+            assert {types[name] for name in (*node.input, *node.output)} == {wanted}, node.name
+    # Pairs take the types of their neighbours: casts stand only where a kept module reads what INT8 made, once for both
+    # branches of the block, and where a cast was never needed none does.
+    casts = [node.input[0] for node in typed.graph.node if node.op_type == "Cast"]
+    assert casts == ["backbone.layers.0.0.relu/Relu_2", "proto_net.7/Relu"]
 
 
-def test_a_float32_convolution_gets_float32_from_its_pairs(shapes_int8: onnx.ModelProto) -> None:
-    name = "proto_net.2/Conv"
-    typed = to_half(shapes_int8, float32_nodes={name})
-    types = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
-    node = next(node for node in typed.graph.node if node.name == name)
-    index = GraphIndex.of(typed)
-    assert {index.producers[tensor].op_type for tensor in node.input[:2]} == {"DequantizeLinear"}
-    assert {types[tensor] for tensor in (*node.input[:2], *node.output)} == {TensorProto.FLOAT}
-    open_session(typed)
+def test_onnxruntimes_default_options_compute_the_same_as_ours(
+    shapes: onnx.ModelProto, shapes_spec: ModelSpec, ranges: Mapping[str, float], tmp_path: Path
+) -> None:
+    """Within a tenth of what INT8 itself costs: a sum of another order moves hardly any number to the neighbouring step."""
+    import onnxruntime
+
+    typed = to_half(quantize(shapes, ranges, keep_fp16=["backbone.layers.3"]))
+    onnx.save(typed, str(tmp_path / "int8.onnx"))
+    feed = {"image": preprocess([read_image(CALIBRATION_IMAGES[0])], shapes_spec)}
+    exact, ours = (open_session(model).run(OUTPUTS, feed) for model in (shapes, typed))
+    theirs = onnxruntime.InferenceSession(str(tmp_path / "int8.onnx")).run(OUTPUTS, feed)
+    for name, float32, expected, found in zip(OUTPUTS, exact, ours, theirs, strict=True):
+        assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected - float32), name
+
+
+def test_a_channel_of_next_to_no_weights_keeps_its_bias_where_biases_become_integers(
+    bottlenecks: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """onnxruntime's default options make them multiples of both scales, in INT32."""
+    import onnxruntime
+
+    planted = onnx.ModelProto()
+    planted.CopyFrom(bottlenecks)
+    weight, bias = (numpy_helper.to_array(tensor).copy() for tensor in planted.graph.initializer)
+    weight[0], bias[0] = 1e-9, 50.0
+    for tensor, values in zip(planted.graph.initializer, (weight, bias), strict=True):
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(quantize(planted, {"image": 1.0, "r0": 60.0, "r1": 120.0}), str(tmp_path / "int8.onnx"))
+    feed = {"image": np.random.default_rng(0).uniform(-1, 1, (1, 4, 8, 8)).astype(np.float32)}
+    (expected,) = open_session(planted).run(None, feed)
+    (found,) = onnxruntime.InferenceSession(str(tmp_path / "int8.onnx")).run(None, feed)
+    assert np.abs(found - expected).max() < 4  # a few of the steps of 0.95 that the last block has
 
 
 @pytest.mark.parametrize("keep", [[], ["backbone.layers.0", "prediction_layers.0.upfeature"]])
