@@ -17,8 +17,8 @@ from yolact_deploy.cuda.compile import warm as warm_cache
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.cuda.drivers.opening import check_gpu, choose_package, visible_devices
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.errors import BuildRequestError, SpecError, YolactDeployError, pip_install
-from yolact_deploy.optional import installed_version
+from yolact_deploy.errors import BuildRequestError, MissingDependencyError, SpecError, YolactDeployError, pip_install
+from yolact_deploy.optional import installed_version, require
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 _PACKAGES = (
@@ -237,7 +237,7 @@ def _runs_on(
 
 def _onnxruntime_providers() -> list[str] | None:
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
+    except (MissingDependencyError, ImportError):
         return None
     return list(onnxruntime.get_available_providers())

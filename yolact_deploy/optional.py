@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import os
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from types import ModuleType
 
@@ -17,15 +20,38 @@ def require(module: str, *, extra: str, purpose: str, package: str | None = None
     """Import `module`, or raise MissingDependencyError with the `pip install` that brings it.
 
     `package` is the name on PyPI where it differs from the module's. Only the absence of the package itself is
-    translated: an ImportError from inside an installed package is a broken install, and is reported as such.
+    translated: an ImportError from inside an installed package is a broken install, and is reported as such. What would tell
+    its maker of its use (onnxruntime 1.31, OpenVINO) is imported so that it does not.
     """
     top_level = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        with _telling_nobody(top_level):
+            return importlib.import_module(module)
     except ModuleNotFoundError as exc:
         if exc.name is not None and exc.name.partition(".")[0] != top_level:
             raise
         raise MissingDependencyError(package or top_level, extra=extra, purpose=purpose) from exc
+
+
+@contextlib.contextmanager
+def _telling_nobody(package: str) -> Iterator[None]:
+    """Keep a package from reporting to its maker, and from leaving the files for it in the user's home, which both begin when
+    it is imported: onnxruntime has an environment variable for it, OpenVINO does without where its telemetry package is not
+    there. One that the user's own program has imported already is as that left it."""
+    if package == "onnxruntime":
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if package != "openvino" or package in sys.modules:
+        yield
+        return
+    reporter = "openvino_telemetry"
+    found = sys.modules.get(reporter)
+    sys.modules[reporter] = None  # type: ignore[assignment]  # what the import system takes for a missing module
+    try:
+        yield
+    finally:
+        del sys.modules[reporter]
+        if found is not None:
+            sys.modules[reporter] = found
 
 
 def installed_version(package: str) -> str | None:
