@@ -56,7 +56,7 @@ from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting,
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.postprocess import assemble_masks, make_priors, rescore_masks
-from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
+from yolact_deploy.runtime.end_to_end import read_outputs
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec

@@ -52,6 +52,10 @@ RuntimeChoice = Literal["auto", RuntimeName]
 TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
 
+OnnxRuntimeName = Literal["onnxruntime", "openvino"]  # of what runs an ONNX; also the package's name on PyPI
+OnnxRuntimeChoice = Literal["auto", OnnxRuntimeName]
+CpuPrecision = Literal["f32", "bf16"]  # what a CPU computes the layers in that a file has in floating point
+
 Scenario = Literal["single-stream", "offline", "server"]  # of MLPerf, which `bench` runs
 
 Progress = Callable[[str, int, int], None]  # told what is done, the step, and of how many

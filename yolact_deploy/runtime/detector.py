@@ -13,7 +13,7 @@ import numpy as np
 
 from yolact_deploy.arguments import check_choice, check_counts, check_flags, check_paths, check_shares, given
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
-from yolact_deploy.artifacts.names import ChannelOrder
+from yolact_deploy.artifacts.names import ChannelOrder, CpuPrecision, OnnxRuntimeChoice
 from yolact_deploy.artifacts.open import Runnable, open_runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, ImageError
@@ -70,12 +70,14 @@ class Detector:
     """An exported YOLACT, ready to run.
 
     `artifact` is an exported .onnx, or a plan (.engine, .plan) with its sidecar; one that `open_artifact` has read is not
-    read again. `device` is "cpu", "cuda:N", or "auto": a GPU where all that the model needs there is installed, else the CPU,
-    and `fallback` says why. `threads` bounds the CPU threads of the network; `nms` overrides the spec's; `batch_size` is the
-    most images in one run of the network; `cuda_graph` allows whole batches to be replayed as CUDA graphs; image files of more
-    than `max_pixels` are refused; `gpu` stands in for the machine's own, as in tests. Not safe to share between threads;
-    pickles as its arguments, so that every process opens the model itself. Memory of a GPU is given back by `close`, at the
-    end of a `with` block, or with the last reference.
+    read again. `device` is "cpu", "cuda:N", "openvino:NAME" for another device of OpenVINO's, or "auto": a GPU where all that
+    the model needs there is installed, else the CPU, and `fallback` says why. `runtime` is what runs an .onnx on the CPU:
+    "onnxruntime", "openvino", or "auto", the faster one that computes what the file says; `description` tells which, and why.
+    `cpu_precision` "bf16" lets OpenVINO compute in bfloat16 what the file has in floating point. `threads` bounds the CPU
+    threads of the network; `nms` overrides the spec's; `batch_size` is the most images in one run of the network; `cuda_graph`
+    allows whole batches to be replayed as CUDA graphs; image files of more than `max_pixels` are refused; `gpu` stands in for
+    the machine's own, as in tests. Not safe to share between threads; pickles as its arguments, so that every process opens
+    the model itself. Memory of a GPU is given back by `close`, at the end of a `with` block, or with the last reference.
 
     Raises OptionError for arguments that make no sense; ArtifactError, SpecError, EngineError or MissingDependencyError when the
     artifact can't be used here; "auto" takes
@@ -96,6 +98,8 @@ class Detector:
         artifact: str | os.PathLike[str] | Runnable,
         *,
         device: str = "auto",
+        runtime: OnnxRuntimeChoice = "auto",
+        cpu_precision: CpuPrecision = "f32",
         threads: int | None = None,
         nms: NmsMode | None = None,
         batch_size: int = 1,
@@ -107,23 +111,26 @@ class Detector:
             check_paths(artifact=artifact)
         check_counts(batch_size=batch_size, **given(threads=threads))
         check_flags(cuda_graph=cuda_graph)
+        check_choice("runtime", runtime, get_args(OnnxRuntimeChoice))
+        check_choice("cpu_precision", cpu_precision, get_args(CpuPrecision))
         if nms is not None:
             check_choice("nms", nms, get_args(NmsMode))
         check_max_pixels(max_pixels)
         self._max_pixels = max_pixels
-        self._arguments = {
+        options: dict[str, Any] = {
             "device": device,
+            "runtime": runtime,
+            "cpu_precision": cpu_precision,
             "threads": threads,
             "nms": nms,
-            "batch_size": batch_size,
             "cuda_graph": cuda_graph,
-            "max_pixels": max_pixels,
             "gpu": gpu,
         }
+        self._arguments = {**options, "batch_size": batch_size, "max_pixels": max_pixels}
         file = open_runnable(artifact)
         self.artifact = file.path
         self._weights_notes = () if isinstance(file, PlanFile) else file.weights_notes
-        self._opened = open_pipeline(file, device=device, threads=threads, nms=nms, cuda_graph=cuda_graph, gpu=gpu)
+        self._opened = open_pipeline(file, **options)
         self._file = file.without_content() if isinstance(file, PlanFile) else file
         self._close = weakref.finalize(self, self._opened.close)
         self._batch_size = self._bounded(batch_size)

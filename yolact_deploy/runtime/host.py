@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,13 @@ from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.images import check_image, preprocess, read_image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors, rescore_masks, softmax
-from yolact_deploy.runtime.protocols import HeadTensors, Network
+from yolact_deploy.runtime.protocols import AsynchronousNetwork, HeadTensors, Network, Pending
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 
 class HostPipeline:
     """The reference: what every other pipeline is compared with."""
 
-    in_flight = 1
     on_gpu = False
     graph_stages: tuple[str, ...] = ()
 
@@ -62,6 +62,10 @@ class HostPipeline:
         return self._network.max_batch
 
     @property
+    def in_flight(self) -> int:
+        return self._network.runs_at_once if isinstance(self._network, AsynchronousNetwork) else 1
+
+    @property
     def stages(self) -> HostPipeline:
         return self
 
@@ -71,10 +75,7 @@ class HostPipeline:
 
     def run_network(self, batch: FloatArray) -> HeadTensors:
         """Head tensors of a preprocessed batch; `conf` always softmaxed."""
-        heads = self._network.run(batch)
-        if self._doubt is None:
-            self._doubt = non_finite_note(heads._asdict())
-        return heads if self.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
+        return self._checked(self._network.run(batch))
 
     def suppress(self, heads: HeadTensors) -> list[RawDetections]:
         """Decode, threshold and NMS by the spec's thresholds."""
@@ -94,15 +95,18 @@ class HostPipeline:
     def load(self, item: Any, channel_order: ChannelOrder) -> Image:
         return load_from_host(item, channel_order, self.description)
 
-    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> FinishedBatch:
-        """Detections at once; their masks are the same in any form."""
-        raws = self.suppress(self.run_network(self.preprocess(images)))
-        return FinishedBatch(
-            [
-                self.assemble(raw, (image.shape[0], image.shape[1]), score_threshold)
-                for raw, image in zip(raws, images, strict=True)
-            ]
-        )
+    def submit(self, images: Sequence[Image], score_threshold: float, masks: MaskForm) -> Pending:
+        """Detections at once, or a network that has begun; their masks are the same in any form."""
+        batch = self.preprocess(images)
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+
+        def found(heads: HeadTensors) -> list[Detections]:
+            raws = self.suppress(self._checked(heads))
+            return [self.assemble(raw, size, score_threshold) for raw, size in zip(raws, sizes, strict=True)]
+
+        if isinstance(self._network, AsynchronousNetwork):
+            return StartedBatch(self._network.start(batch), found)
+        return FinishedBatch(found(self._network.run(batch)))
 
     def timed(
         self, images: Sequence[Image], score_threshold: float, masks: MaskForm
@@ -116,6 +120,11 @@ class HostPipeline:
         close = getattr(self._network, "close", None)
         if close is not None:
             close()
+
+    def _checked(self, heads: HeadTensors) -> HeadTensors:
+        if self._doubt is None:
+            self._doubt = non_finite_note(heads._asdict())
+        return heads if self.spec.conf_activation == "softmax" else heads._replace(conf=softmax(heads.conf))
 
 
 def non_finite_note(
@@ -159,3 +168,19 @@ class FinishedBatch:
 
     def discard(self) -> None:
         pass
+
+
+class StartedBatch:
+    """A network at work on a batch, and what is made of its heads."""
+
+    def __init__(self, wait: Callable[[], HeadTensors], found: Callable[[HeadTensors], list[Detections]]) -> None:
+        self._wait, self._found = wait, found
+
+    def result(self) -> list[Detections]:
+        """To be called once."""
+        return self._found(self._wait())
+
+    def discard(self) -> None:
+        """The network can't be told to stop half-way, and its next batch would wait for it anyway."""
+        with contextlib.suppress(EngineError):
+            self._wait()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -53,6 +53,20 @@ class Network(Protocol):
 
     def run(self, image: FloatArray) -> HeadTensors:
         """Heads of a preprocessed batch [B, 3, S, S]."""
+        ...
+
+
+@runtime_checkable
+class AsynchronousNetwork(Network, Protocol):
+    """One that works on a batch while its caller does something else."""
+
+    @property
+    def runs_at_once(self) -> int:
+        """How many batches may be on their way before one of them is waited for."""
+        ...
+
+    def start(self, image: FloatArray) -> Callable[[], HeadTensors]:
+        """Begin with a preprocessed batch [B, 3, S, S]; what is returned waits for its heads, and has to be called."""
         ...
 
 

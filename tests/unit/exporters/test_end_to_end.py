@@ -42,7 +42,8 @@ from yolact_deploy.files import sha256_file
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.runtime.detector import Detector
-from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork, read_outputs
+from yolact_deploy.runtime.end_to_end import read_outputs
+from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork
 from yolact_deploy.spec import ModelSpec, PreprocessSpec
 
 Array = npt.NDArray[Any]

@@ -25,7 +25,7 @@ from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.names import END_TO_END, OUTPUTS, ChannelOrder
 from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.postprocess import assemble_masks, detect
-from yolact_deploy.runtime.onnxruntime.end_to_end import read_outputs
+from yolact_deploy.runtime.end_to_end import read_outputs
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, PostprocessSpec
 
