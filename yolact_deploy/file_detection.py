@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,12 +29,11 @@ from yolact_deploy.artifacts.names import StepProgress
 from yolact_deploy.detection_run import DetectReport, FileSummary, Journal, Run, journal_path
 from yolact_deploy.errors import ImageError, OptionError
 from yolact_deploy.files import check_writable
-from yolact_deploy.reference.decoding import is_video
+from yolact_deploy.reference.decoding import is_video, open_video
 from yolact_deploy.reference.detections import Detections, find_classes
 from yolact_deploy.reference.drawing import make_overlay_folder, overlay_paths, video_writer, write_image
-from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, list_images
+from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, list_images, read_image
 from yolact_deploy.runtime.detector import Detector, detector_for_many
-from yolact_deploy.runtime.streaming import EndOfFile, SourceImage, stream_files
 from yolact_deploy.spec import NmsMode
 
 PathLike = str | os.PathLike[str]
@@ -180,7 +179,7 @@ def detect_files(
             score_threshold=score_threshold,
             masks="rle" if folder is None else "bits",
         )
-        frames = stream_files(stream, files[run.done :], max_pixels)
+        frames = _stream_files(stream, files[run.done :], max_pixels)
         choose = functools.partial(_best, score_threshold=score_threshold, top_k=top_k, classes=chosen)
         keep_masks = on_result is not None or run.is_listed
         with run.kept():
@@ -245,7 +244,7 @@ class _FileTask:
 
 def _detect_in_file(
     task: _FileTask,
-    frames: Iterator[tuple[SourceImage, Detections] | EndOfFile],
+    frames: Iterator[tuple[_SourceImage, Detections] | _EndOfFile],
     choose: Callable[[Detections], Detections],
     report: Callable[[FileResult], None],
     *,
@@ -259,7 +258,7 @@ def _detect_in_file(
     with contextlib.ExitStack() as stack:
         add_frame: Callable[[Image], None] | None = None
         for image_id, event in enumerate(frames, task.first_id):
-            if isinstance(event, EndOfFile):
+            if isinstance(event, _EndOfFile):
                 if event.error is not None:
                     raise event.error
                 break
@@ -277,6 +276,55 @@ def _detect_in_file(
             of_video = None if read.fps is None else image_id - task.first_id + 1
             report(FileResult(task.number, file, image_id, detections, overlay, of_video))
     return FileSummary(file, image_hw, dict(counts), overlay, of_video)
+
+
+@dataclass(frozen=True)
+class _SourceImage:
+    """An image of a file that was handed to the Detector."""
+
+    image: Image
+    fps: float | None  # of a video
+
+
+@dataclass(frozen=True)
+class _EndOfFile:
+    """No more images of a file, and why."""
+
+    error: ImageError | None
+
+
+def _stream_files(
+    stream: Callable[[Iterator[Image]], Iterator[Detections]],  # as `Detector.stream`
+    files: Sequence[Path],
+    max_pixels: int,
+) -> Iterator[tuple[_SourceImage, Detections] | _EndOfFile]:
+    """The images and frames of all files with what was found in them, and where each file ends: those that can't be read do at
+    once, or half-way, with an error."""
+    read: deque[_SourceImage | _EndOfFile] = deque()
+    for detections in stream(_images_of(files, read, max_pixels)):
+        while isinstance(event := read.popleft(), _EndOfFile):
+            yield event
+        yield event, detections
+    yield from (event for event in read if isinstance(event, _EndOfFile))
+
+
+def _images_of(files: Sequence[Path], read: deque[_SourceImage | _EndOfFile], max_pixels: int) -> Iterator[Image]:
+    """The images of all files, for a thread that reads ahead; `read` tells of each, and where a file ends."""
+    for file in files:
+        error: ImageError | None = None
+        try:
+            if is_video(file):
+                with open_video(file, max_pixels=max_pixels) as video:
+                    for image in video.frames:
+                        read.append(_SourceImage(image, video.fps))
+                        yield image
+            else:
+                image = read_image(file, max_pixels=max_pixels)
+                read.append(_SourceImage(image, None))
+                yield image
+        except ImageError as exc:
+            error = exc
+        read.append(_EndOfFile(error))
 
 
 def _numbers(files: Sequence[Path]) -> list[int] | None:

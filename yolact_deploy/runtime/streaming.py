@@ -1,20 +1,14 @@
-"""Many images through a pipeline, in order: read ahead of time, with several batches on their way at once; and many files."""
+"""Many images through a pipeline, in order: read ahead of time, with several batches on their way at once."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from yolact_deploy.arrays import Image
-from yolact_deploy.errors import ImageError
-from yolact_deploy.reference.decoding import is_video, open_video
 from yolact_deploy.reference.detections import Detections
-from yolact_deploy.reference.images import read_image
 from yolact_deploy.reference.mask_sources import MaskForm
 from yolact_deploy.runtime.protocols import Pending, Pipeline
 
@@ -121,52 +115,3 @@ def stream_detections(
             pending.discard()
         if ahead is not None:
             ahead.close()
-
-
-@dataclass(frozen=True)
-class SourceImage:
-    """An image of a file that was handed to the Detector."""
-
-    image: Image
-    fps: float | None  # of a video
-
-
-@dataclass(frozen=True)
-class EndOfFile:
-    """No more images of a file, and why."""
-
-    error: ImageError | None
-
-
-def stream_files(
-    stream: Callable[[Iterator[Image]], Iterator[Detections]],  # as `Detector.stream`
-    files: Sequence[Path],
-    max_pixels: int,
-) -> Iterator[tuple[SourceImage, Detections] | EndOfFile]:
-    """The images and frames of all files with what was found in them, and where each file ends: those that can't be read do at
-    once, or half-way, with an error."""
-    read: deque[SourceImage | EndOfFile] = deque()
-    for detections in stream(_images(files, read, max_pixels)):
-        while isinstance(event := read.popleft(), EndOfFile):
-            yield event
-        yield event, detections
-    yield from (event for event in read if isinstance(event, EndOfFile))
-
-
-def _images(files: Sequence[Path], read: deque[SourceImage | EndOfFile], max_pixels: int) -> Iterator[Image]:
-    """The images of all files, for a thread that reads ahead; `read` tells of each, and where a file ends."""
-    for file in files:
-        error: ImageError | None = None
-        try:
-            if is_video(file):
-                with open_video(file, max_pixels=max_pixels) as video:
-                    for image in video.frames:
-                        read.append(SourceImage(image, video.fps))
-                        yield image
-            else:
-                image = read_image(file, max_pixels=max_pixels)
-                read.append(SourceImage(image, None))
-                yield image
-        except ImageError as exc:
-            error = exc
-        read.append(EndOfFile(error))
