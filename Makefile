@@ -33,10 +33,10 @@ types: $(VENV)/installed
 	$(BIN)/mypy
 
 tests: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 tests-all: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Lint, types and imports before every commit: git runs .pre-commit-config.yaml.
 hooks: $(VENV)/installed
@@ -44,7 +44,7 @@ hooks: $(VENV)/installed
 
 # The CUDA kernels on the CPU: emulator, race detector, sanitizers, planted bugs, and NVRTC for every GPU generation.
 test-kernels: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist loadgroup tests/unit/cuda
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit/cuda
 
 # Changed files of every kind that others may have written; what breaks a promise is kept in fuzz-failures.
 fuzz: $(VENV)/installed

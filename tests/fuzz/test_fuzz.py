@@ -1,6 +1,6 @@
-"""Every file that others may have written is taken, or refused in words: 20,000 changed ones are tried, some in `make test`.
+"""Every file that others may have written is taken, or refused in words: 5,000 changed ones are tried, some in `make test`.
 
-What is promised of each is in docs/reliability.md; `make fuzz` tries more of them.
+What is promised of each is in docs/reliability.md; `make fuzz` tries as many as there is time for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.fuzz.targets import TARGETS
 from yolact_deploy.errors import YolactDeployError
 
 SEED = 20  # of all that is tried here; `make fuzz` takes another each time
-FEW, MANY = 500, 20_000
+FEW, MANY = 300, 5_000
 
 
 def _told(report: Report) -> str:
@@ -42,7 +42,7 @@ def test_some_hundred_inputs_are_taken_or_refused_in_words(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
-def test_twenty_thousand_inputs_are_taken_or_refused_in_words(tmp_path: Path, half: int) -> None:
+def test_thousands_of_inputs_are_taken_or_refused_in_words(tmp_path: Path, half: int) -> None:
     report = run(tmp_path, seed=SEED, inputs=MANY // 2, first=FEW + half * MANY, workers=1)
     assert not report.findings, _told(report)
     assert sum(tally.inputs for tally in report.tallies.values()) >= MANY // 2

@@ -262,6 +262,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_half_way_keeps_what_was_found(shapes_onnx: Path, tmp_path: Path) -> None:
     files = [str(photo) for photo in PHOTOS]
     arguments = ["detect", str(shapes_onnx), *files, "--no-overlays", "--coco", "a.json", "--json", "--threads", "1"]

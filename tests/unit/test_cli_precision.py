@@ -56,6 +56,7 @@ def int8(tiny_onnx: Path, calib: Path, tmp_path_factory: pytest.TempPathFactory)
     return model
 
 
+@pytest.mark.slow
 def test_an_int8_model_lints_clean_and_builds(int8: Path, tmp_path: Path) -> None:
     result = run("inspect", "--lint", int8, "--json")
     assert result.exit_code == 0, result.output

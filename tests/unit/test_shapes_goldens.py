@@ -24,8 +24,6 @@ MAX_CHANGED_MASKS = 9
 # Boxes are truncated: a coordinate within rounding of a whole pixel may fall on either side on another processor.
 MAX_CHANGED_BOXES = 2
 
-pytestmark = pytest.mark.xdist_group("shapes goldens")  # one worker: detecting in 200 images is what takes time
-
 Entries = list[dict[str, Any]]
 
 

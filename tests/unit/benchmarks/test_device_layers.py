@@ -138,6 +138,7 @@ def test_kernels_are_summed_per_node_and_run() -> None:
     assert [(node.name, node.ms) for node in times] == [("fpn/Conv", 0.3), ("proto_net.0/Conv", 0.4)]
 
 
+@pytest.mark.slow
 def test_an_onnxruntime_that_does_not_count_kernels_says_who_does(
     emulated: Callable[..., EmulatedGpu], shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

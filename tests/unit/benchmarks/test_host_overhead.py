@@ -7,6 +7,7 @@ import pytest
 from benchmarks.figures.host_overhead import measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detections", [0, 100])
 def test_a_steady_frame_is_one_graph_one_copy_of_its_masks_and_one_wait(detections: int) -> None:
     measured = measure("yolact_base", (48, 64), detections, repeats=3)

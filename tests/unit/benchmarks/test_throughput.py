@@ -17,6 +17,7 @@ from yolact_deploy.errors import ImageError
 IMAGES = [np.full((40, 60, 3), value, np.uint8) for value in (10, 200)]
 
 
+@pytest.mark.slow
 def test_several_streams_are_several_detectors(shapes_onnx: Path) -> None:
     detector = Detector(shapes_onnx, device="cpu", threads=1)
     shares: list[float] = []
@@ -28,6 +29,7 @@ def test_several_streams_are_several_detectors(shapes_onnx: Path) -> None:
     assert detector(IMAGES[0]) is not None  # it is open still
 
 
+@pytest.mark.slow
 def test_batches_of_a_gpu_are_counted_image_by_image(emulated: Callable[..., EmulatedGpu], shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
     with gpu.open(shapes_onnx, batch_size=2) as detector:

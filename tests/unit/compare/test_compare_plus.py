@@ -65,6 +65,7 @@ def test_ap_is_that_of_eval(plus: tuple[Path, Path], pictures: list[Path], tmp_p
     assert abs(coco_ap(coco, by_boxes, "segm", [1, 2])["AP"] - expected["segm"]["AP"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_is_drawn_has_the_scores_of_the_masks(plus: tuple[Path, Path], pictures: list[Path]) -> None:
     _, model = plus
     found = Detector(model)(pictures[0])

@@ -17,6 +17,7 @@ ANNOTATIONS = goldens.SHAPES / "val" / "instances.json"
 MAX_ABS_ERROR = 1e-4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_its_onnx_agree_in_everything(shapes_onnx: Path) -> None:
     images = [goldens.SHAPES / "val" / f"val_public_{index:04}.jpg" for index in range(IMAGES)]
     report = compare(

@@ -28,7 +28,10 @@ SHARED_BYTES_OF_A_BLOCK = 48 * 1024
 pytestmark = pytest.mark.skipif(not installed(), reason="needs the wheel nvidia-cuda-nvrtc")
 
 
-@pytest.mark.parametrize("architecture", [75, 80, 86, 87, 89, 90, 100, 120])
+@pytest.mark.parametrize(
+    "architecture",
+    [75, 90, *(pytest.param(architecture, marks=pytest.mark.slow) for architecture in (80, 86, 87, 89, 100, 120))],
+)
 def test_compiles_without_spills_or_stack(architecture: int) -> None:
     check_compiles(installed()[0], COCO, architecture)
 

@@ -12,6 +12,7 @@ from yolact_deploy.artifacts.open import inspect_plan
 from yolact_deploy.errors import BuildRequestError
 
 
+@pytest.mark.slow
 def test_trained_checkpoint_becomes_a_plan(shapes_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     output = tmp_path / "shapes.engine"

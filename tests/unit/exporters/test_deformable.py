@@ -138,6 +138,7 @@ def test_the_offsets_of_that_model_reach_beyond_the_borders(plus_model: Yolact) 
     assert reached[0][:, :18].abs().max() > 2
 
 
+@pytest.mark.slow
 def test_the_graph_holds_the_operators_of_its_form_under_the_module_names(exported: tuple[DcnForm, Path]) -> None:
     form, path = exported
     proto = onnx.load(str(path))
@@ -205,6 +206,7 @@ def test_deformable_convolutions_are_where_the_original_has_them(config: str) ->
     assert places == goldens.manifest(config)["backbone"]["dcn_modules"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_gridsample_form_builds_on_tensorrt_rtx(plus_gridsample: Path, tmp_path: Path, precision: str) -> None:
     pytest.importorskip("tensorrt_rtx")

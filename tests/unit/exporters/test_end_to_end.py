@@ -89,6 +89,7 @@ def test_a_batch_is_its_images_one_by_one(shapes_file: Path) -> None:
         _assert_same(together, _detect(network, alone))
 
 
+@pytest.mark.slow
 def test_images_of_different_sizes_are_taken_together(shapes_file: Path) -> None:
     network = EndToEndNetwork(shapes_file, device="cpu")
     small, large = read_image(PHOTOS[0]), np.zeros((50, 70, 3), np.uint8)
@@ -107,6 +108,7 @@ def test_scores_are_above_the_threshold_and_masks_encode(shapes_file: Path, shap
     assert found.class_names == expected.class_names
 
 
+@pytest.mark.slow
 def test_masks_of_a_plus_model_are_rescored(plus_gridsample: Path, tmp_path: Path) -> None:
     target = tmp_path / "plus.onnx"
     assert export_end_to_end(plus_gridsample, target).parity is not None
@@ -218,6 +220,7 @@ def test_image_sizes_are_refused_for_an_ordinary_export(shapes_onnx: Path, tmp_p
         build(shapes_onnx, tmp_path / "x.engine", image_size=size)
 
 
+@pytest.mark.slow
 def test_a_graph_that_finds_something_else_fails_parity(shapes_onnx: Path, shapes: LoadedCheckpoint) -> None:
     model = make_end_to_end(shapes_onnx)
     threshold = next(t for t in model.graph.initializer if t.data_type == FLOAT and _value(t) == np.float32(0.5))

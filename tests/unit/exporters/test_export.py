@@ -18,6 +18,7 @@ from yolact_deploy.spec import ModelSpec
 PHOTO = goldens.SHAPES / "val" / "val_public_0000.jpg"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_proven_onnx(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[str] = []
     target = tmp_path / "model.onnx"

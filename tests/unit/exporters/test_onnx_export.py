@@ -131,6 +131,7 @@ def test_every_tensor_of_the_graph_has_a_known_shape(model: onnx.ModelProto) -> 
     assert {name for node in model.graph.node for name in node.output} <= known
 
 
+@pytest.mark.slow
 def test_any_batch_up_to_the_limit_gives_the_results_of_its_images(shapes_onnx: Path, shapes_model: Yolact) -> None:
     images = np.random.default_rng(0).normal(size=(3, 3, 256, 256)).astype(np.float32)
     with torch.inference_mode():

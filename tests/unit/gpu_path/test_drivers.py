@@ -21,8 +21,7 @@ from yolact_deploy.cuda.drivers.libcuda import CudaContextState
 from yolact_deploy.errors import DeviceError, MissingDependencyError
 
 ROOT = Path(__file__).parents[3]
-# a driver's claims share a process, and so a worker
-DRIVERS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("cuda-bindings", "pycuda")]
+DRIVERS = ("cuda-bindings", "pycuda")
 TURING = GpuDevice(0, "T4", (7, 5), driver_version=(12, 4), memory_bytes=1 << 34, multiprocessors=40)
 ALONE = (driver_scenarios.FATAL, driver_scenarios.UNPLACED)  # claims in processes of their own
 

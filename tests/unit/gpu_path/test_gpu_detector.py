@@ -54,6 +54,7 @@ def test_a_driver_without_graphs_does_without(emulated: Emulate, shapes_onnx: Pa
         assert_identical(detector(PHOTOS[0]), on_cpu(PHOTOS[0]))
 
 
+@pytest.mark.slow
 def test_a_graph_that_cannot_be_captured_is_a_note_and_no_error(
     emulated: Emulate, shapes_onnx: Path, on_cpu: Detector
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_graph_that_cannot_be_captured_is_a_note_and_no_error(
     assert "3 times: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in note
 
 
+@pytest.mark.slow
 def test_a_capture_that_other_work_broke_is_tried_again(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated(in_stream=True)
     detector = gpu.open(shapes_onnx)
@@ -95,6 +97,7 @@ def test_nothing_is_collected_while_a_graph_is_captured(
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_one_batch_is_in_flight(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     measured = emulated(in_stream=True)
     with measured.open(shapes_onnx) as detector:
@@ -110,6 +113,7 @@ def test_where_memory_is_short_one_batch_is_in_flight(emulated: Emulate, shapes_
     assert gpu.driver.left_over == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nms", ["fast", "cross_class"])
 @pytest.mark.parametrize("masks", ["bits", "rle", "dense"])
 def test_masks_cross_in_any_form(
@@ -129,6 +133,7 @@ def test_an_unknown_form_of_masks_is_refused(on_cpu: Detector) -> None:
             call([PHOTOS[0]], masks="bytes")
 
 
+@pytest.mark.slow
 def test_only_the_masks_that_were_found_cross_to_the_host(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(in_stream=True)
     pixels = PIXELS[0].shape[0] * PIXELS[0].shape[1]
@@ -146,6 +151,7 @@ def test_only_the_masks_that_were_found_cross_to_the_host(emulated: Emulate, sha
         assert nbytes - fixed == windows < count * pixels / 8
 
 
+@pytest.mark.slow
 def test_results_are_not_touched_by_the_next_call(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated()
     detector = gpu.open(shapes_onnx)
@@ -156,6 +162,7 @@ def test_results_are_not_touched_by_the_next_call(emulated: Emulate, shapes_onnx
     assert_identical(first, on_cpu(PIXELS[0]))
 
 
+@pytest.mark.slow
 def test_score_threshold_keeps_what_the_cpu_keeps(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated(in_stream=True)
     detector = gpu.open(shapes_onnx)
@@ -177,6 +184,7 @@ def test_an_image_without_detections(emulated: Emulate, shapes_onnx: Path) -> No
         assert found.masks.shape == (0, 33, 21)
 
 
+@pytest.mark.slow
 def test_rgb_and_gray_images_are_read_as_they_are(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated()
     detector = gpu.open(shapes_onnx)
@@ -187,6 +195,7 @@ def test_rgb_and_gray_images_are_read_as_they_are(emulated: Emulate, shapes_onnx
     assert_identical(detector(PIXELS[1][::2, ::-2]), on_cpu(PIXELS[1][::2, ::-2]))
 
 
+@pytest.mark.slow
 def test_a_network_in_half_precision_is_read_as_the_reference_reads_it(emulated: Emulate, shapes_onnx: Path) -> None:
     gpu = emulated(half=True)
     detector = gpu.open(shapes_onnx)
@@ -195,6 +204,7 @@ def test_a_network_in_half_precision_is_read_as_the_reference_reads_it(emulated:
         assert_identical(detector(image), detector.assemble(raw, (image.shape[0], image.shape[1])))
 
 
+@pytest.mark.slow
 def test_heads_that_hold_nan_and_infinity_are_dropped_as_on_the_cpu(emulated: Emulate, shapes_onnx: Path) -> None:
     def spoil(heads: HeadTensors) -> HeadTensors:
         heads.conf[:, ::3, 2] = np.nan
@@ -210,6 +220,7 @@ def test_heads_that_hold_nan_and_infinity_are_dropped_as_on_the_cpu(emulated: Em
     assert_identical(found, detector.assemble(raw, found.image_hw))
 
 
+@pytest.mark.slow
 def test_a_batch_is_never_larger_than_the_network_takes(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated(max_batch=2)
     detector = gpu.open(shapes_onnx, batch_size=8)
@@ -246,6 +257,7 @@ def test_traditional_nms_runs_on_the_host_and_says_so(emulated: Emulate, shapes_
     assert "Traditional NMS" in detector.notes[0]
 
 
+@pytest.mark.slow
 def test_derived_detections_keep_their_masks(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated()
     found, expected = gpu.open(shapes_onnx)(PIXELS[0]), on_cpu(PIXELS[0])

@@ -46,6 +46,7 @@ def test_there_are_128_calibration_images() -> None:
     assert len(CALIBRATION_IMAGES) == 128
 
 
+@pytest.mark.slow
 def test_what_is_streamed_equals_what_all_tensors_at_once_give(shapes: onnx.ModelProto, shapes_spec: ModelSpec) -> None:
     names = ["image", "backbone.maxpool/MaxPool", "fpn/Add", "prediction_layers.0.upfeature.1/Relu_4"]
     images = CALIBRATION_IMAGES[:3]

@@ -103,6 +103,7 @@ def test_a_node_kept_in_float32_is_surrounded_by_casts(shapes: onnx.ModelProto) 
     open_session(converted)
 
 
+@pytest.mark.slow
 def test_a_layer_whose_activations_overflow_is_kept_and_named(shapes: onnx.ModelProto, shapes_spec: ModelSpec) -> None:
     # proto_net.2 gives values 1e5 times as large, proto_net.4 takes them back: the same network, but for half's range.
     planted = _scaled(shapes, {"proto_net.2.weight": 1e5, "proto_net.2.bias": 1e5, "proto_net.4.weight": 1e-5})
@@ -174,6 +175,7 @@ def test_outputs_are_near_those_of_float32(
         assert np.linalg.norm(rounded - exact) < 3e-3 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [frozenset(), frozenset({"proto_net.2/Conv", "fpn/Add", "backbone.conv1/Conv"})])
 def test_tensorrt_rtx_builds_it(shapes: onnx.ModelProto, keep: frozenset[str], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")

@@ -39,6 +39,7 @@ def test_it_still_rescores_its_masks(lowered: dict[LowPrecision, Any], precision
     assert found.mask_ious is not None
 
 
+@pytest.mark.slow
 def test_every_convolution_is_in_int8_and_lints_clean(lowered: dict[LowPrecision, Any]) -> None:
     assert lowered["int8"].int8_convs == lowered["int8"].convs
     assert lint_onnx(lowered["int8"].output).findings == ()
@@ -68,6 +69,7 @@ def test_the_arithmetic_of_coordinates_has_no_q_dq(lowered: dict[LowPrecision, A
         assert not operators & {"QuantizeLinear", "DequantizeLinear"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_it_builds_on_tensorrt_rtx(lowered: dict[LowPrecision, Any], precision: LowPrecision, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")

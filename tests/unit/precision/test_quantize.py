@@ -81,6 +81,7 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
+@pytest.mark.slow
 def test_q_dq_stand_where_tensorrt_wants_them_node_by_node(
     shapes: onnx.ModelProto, shapes_int8: onnx.ModelProto
 ) -> None:
@@ -292,6 +293,7 @@ def test_a_channel_of_next_to_no_weights_keeps_its_bias_where_biases_become_inte
     assert np.abs(found - expected).max() < 4  # a few of the steps of 0.95 that the last block has
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [[], ["backbone.layers.0", "prediction_layers.0.upfeature"]])
 def test_tensorrt_rtx_builds_it(
     shapes: onnx.ModelProto, ranges: Mapping[str, float], keep: list[str], tmp_path: Path
