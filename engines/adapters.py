@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+from engines.lint.rules import RTX_INT8
 from engines.messages import LogRecord
-from yolact_deploy.artifacts.names import PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX, RuntimeName
+from yolact_deploy.artifacts.names import PLAN_RUNTIMES, TENSORRT, TENSORRT_RTX, TF32, PlanPrecision, RuntimeName
 from yolact_deploy.cuda.drivers.opening import visible_devices
 from yolact_deploy.errors import BuildRequestError, EngineError, MissingDependencyError, OutputError, pip_install
 from yolact_deploy.files import atomic_path
@@ -21,6 +22,8 @@ _OLDEST_TENSORRT = (10, 0)
 _BAD_TENSORRT = {(10, 2, 0): "10.2.0 is known to build wrong plans; install another version"}
 _NO_GPU = "no NVIDIA GPU and driver is visible, and it builds only on the GPU that will run the plan."
 _OLDEST_PORTABLE_SM = 80  # Ampere: what TensorRT-RTX targets when it is not told
+_OLDEST_TF32_SM = 80
+CURRENT = "current"  # of targets: the GPU that is here
 _TARGET = re.compile(r"(?:sm_?)?(\d+?)\.?(\d)")
 
 
@@ -63,10 +66,19 @@ class Adapter(ABC):
         """Tell the builder's configuration. Raises EngineError for one that it refuses."""
         ...
 
-    def forbid_tf32(self, config: Any) -> None:
-        """Compute float32 layers in float32: by default their inputs are rounded to the 10 bits of TF32 (NVIDIA's support
+    def check_precision(self, precision: PlanPrecision, targets: Sequence[str]) -> list[str]:
+        """Notes on a plan of that precision. Raises BuildRequestError for targets that can't compute in it."""
+        if precision == TF32 and (old := [target for target in targets if _sm(target) < _OLDEST_TF32_SM]):
+            raise BuildRequestError(
+                f"tf32 takes a GPU since Ampere (sm{_OLDEST_TF32_SM}), and {', '.join(old)} is older: it computes float32 in "
+                "float32. Leave the precision or that target out."
+            )
+        return []
+
+    def set_tf32(self, config: Any, *, allowed: bool) -> None:
+        """Whether the inputs of float32 layers may be rounded to the 10 bits of TF32, as they are by default (NVIDIA's support
         matrix, BuilderFlag.TF32)."""
-        config.clear_flag(self.trt.BuilderFlag.TF32)
+        (config.set_flag if allowed else config.clear_flag)(self.trt.BuilderFlag.TF32)
 
     @abstractmethod
     def load_timing_cache(self, config: Any, path: Path, log: list[LogRecord]) -> list[str]:
@@ -141,6 +153,8 @@ class TensorRtRtx(Adapter):
 
     def resolve_targets(self, requested: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
         targets = parse_targets(requested)
+        if targets == (CURRENT,):
+            return self._current()
         if unknown := [target for target in targets if target not in self.valid_targets]:
             raise BuildRequestError(
                 f"{self.label} has no target {', '.join(unknown)}; it has {', '.join(self.valid_targets)}. "
@@ -164,10 +178,26 @@ class TensorRtRtx(Adapter):
         ]
         return targets, notes
 
+    def _current(self) -> tuple[tuple[str, ...], list[str]]:
+        """This machine's first GPU, named or not: without one TensorRT-RTX 1.7 would fail in the midst of the build."""
+        gpus = visible_devices()
+        if not gpus:
+            raise BuildRequestError(
+                "the target current is the GPU of this machine, and none is visible here. Name the GPUs that the plan is for, "
+                "as in --target sm86,sm89, or leave the target out for every one since Ampere."
+            )
+        return (gpus[0].target,), [f"built for this machine's {gpus[0].name} ({gpus[0].target}) alone."]
+
+    def check_precision(self, precision: PlanPrecision, targets: Sequence[str]) -> list[str]:
+        return [*super().check_precision(precision, targets), *([RTX_INT8] if precision == "int8" else [])]
+
     def set_targets(self, config: Any, targets: Sequence[str]) -> None:
+        """A GPU of this machine that TensorRT-RTX has no name for is its CURRENT."""
+        known = self.valid_targets
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
-            if not config.set_compute_capability(getattr(self.trt.ComputeCapability, target.upper()), index):
+            name = target if target in known else CURRENT
+            if not config.set_compute_capability(getattr(self.trt.ComputeCapability, name.upper()), index):
                 raise EngineError(f"{self.label} refused the target {target}.")
 
     def load_timing_cache(self, config: Any, path: Path, log: list[LogRecord]) -> list[str]:
@@ -207,10 +237,13 @@ def choose_runtime(name: str = "auto") -> tuple[Adapter, str]:
 def parse_targets(requested: Sequence[str]) -> tuple[str, ...]:
     """GPU architectures in any common spelling ("sm86", "86", "8.6", several in one with commas) as ("sm86", ...).
 
-    Each once, oldest first. Raises BuildRequestError for what is no architecture.
+    Each once, oldest first; "current", this machine's GPU, alone. Raises BuildRequestError for what is no architecture.
     """
     targets = set()
-    for item in (part.strip() for text in requested for part in text.split(",")):
+    items = [part.strip() for text in requested for part in text.split(",")]
+    if [item.lower() for item in items] == [CURRENT]:
+        return (CURRENT,)
+    for item in items:
         match = _TARGET.fullmatch(item.lower())
         if match is None:
             raise BuildRequestError(f"{item!r} is not a GPU architecture; write it as sm86, 86 or 8.6.")

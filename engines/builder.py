@@ -16,17 +16,18 @@ from typing import Any, Literal, Protocol
 from engines.adapters import Adapter, choose_runtime
 from engines.lint.linter import lint_onnx
 from engines.messages import BuildControl, LogRecord, build_errors, build_log, parser_errors, progress_monitor
-from engines.network import Hw, Shape, engine_layers, input_shapes, network_layers
+from engines.network import Hw, Shape, engine_layers, input_shapes, network_layers, network_tensors
 from yolact_deploy import __version__
 from yolact_deploy.arguments import check_callables, check_counts, check_paths, check_text_lists, check_texts, given
 from yolact_deploy.artifacts.contract import IoTensor, check_io
 from yolact_deploy.artifacts.names import (
     CHECKPOINT_SHA256_METADATA_KEY,
     INPUT,
-    PRECISIONS,
+    PLAN_PRECISIONS,
     SPEC_METADATA_KEY,
+    TF32,
+    PlanPrecision,
     Progress,
-    tensorrt_dtype,
 )
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.artifacts.plan_file import (
@@ -127,7 +128,7 @@ def build(
 
     Precision is a property of the ONNX: `precision` checks that it is the one meant. With `lower` (`exporters.quantize`),
     "fp16" of a float32 `model.onnx` is built from `model.fp16.onnx`, which is written beside it, or used where it stands
-    already, of the same checkpoint and spec; `on_note` is told so.
+    already, of the same checkpoint and spec; `on_note` is told so. "tf32" lets a float32 graph multiply in TF32.
 
     The mask-IoU network that the ONNX of a YOLACT++ carries becomes a file beside the plan. All files are complete before
     the first is renamed into place: mask-IoU network, layers, sidecar, and the plan last. Ctrl-C, SIGTERM where the program
@@ -146,8 +147,8 @@ def build(
     check_counts(**given(workspace_bytes=workspace_bytes))
     check_callables(lower=lower, on_note=on_note, progress=progress)
     batch_range = _batch_range(batch)
-    if precision is not None and precision not in PRECISIONS:
-        raise BuildRequestError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}.")
+    if precision is not None and precision not in PLAN_PRECISIONS:
+        raise BuildRequestError(f"unknown precision {precision!r}; choose {', '.join(PLAN_PRECISIONS)}.")
     if Path(output).exists() and Path(model).exists() and Path(output).samefile(model):
         raise BuildRequestError(f"the output {output} is the ONNX itself. Give another name.")
     for written in (output, *([timing_cache] if timing_cache is not None else [])):
@@ -160,20 +161,26 @@ def build(
     spec = graph.spec
     check_io(graph.io_tensors, spec, graph.form, str(graph.path), unknown_fits=True)
     mask_iou = graph.mask_iou
-    _check_precision(graph, precision)
+    plan_precision = _plan_precision(graph, precision)
     _check_batch(graph, batch_range)
     _check_weights(graph)
-    shapes, size_notes = input_shapes(graph, spec, batch_range, _image_sizes(image_size))
+    shapes, size_notes = input_shapes(graph, spec, batch_range, image_size)
 
     adapter, why = choose_runtime(runtime)
     resolved, notes = adapter.resolve_targets(targets)
-    notes += [*graph.weights_notes, *size_notes, *_lint(adapter, graph)]
+    notes += [
+        *adapter.check_precision(plan_precision, resolved),
+        *graph.weights_notes,
+        *size_notes,
+        *_lint(adapter, graph),
+    ]
     started = time.perf_counter()
     built = _build(
         adapter,
         graph,
         spec,
         targets=resolved,
+        tf32=plan_precision == TF32,
         shapes=shapes,
         workspace_bytes=workspace_bytes,
         timing_cache=Path(timing_cache) if timing_cache is not None else None,
@@ -188,7 +195,7 @@ def build(
         runtime=adapter.name,
         runtime_version=adapter.version,
         targets=resolved,
-        precision=graph.precision,
+        precision=plan_precision,
         batch=batch_range,
         onnx_sha256=graph.sha256,
         onnx_name=graph.path.name,
@@ -235,15 +242,6 @@ def _fp16_form(
     return typed
 
 
-def _image_sizes(image_size: Hw | tuple[Hw, Hw, Hw] | None) -> tuple[Hw, Hw, Hw] | None:
-    if image_size is None:
-        return None
-    sizes: Any = image_size if isinstance(image_size, (list, tuple)) and len(image_size) == 3 else (image_size,) * 3
-    if not all(isinstance(size, (list, tuple)) and [type(side) for side in size] == [int, int] for size in sizes):
-        raise BuildRequestError(f"image_size must be (height, width), or three of them, found {image_size!r}.")
-    return sizes[0], sizes[1], sizes[2]
-
-
 def _batch_range(batch: int | tuple[int, int, int]) -> BatchRange:
     numbers = batch if isinstance(batch, (list, tuple)) else (batch,) * 3
     if [type(number) for number in numbers] != [int] * 3:
@@ -254,13 +252,19 @@ def _batch_range(batch: int | tuple[int, int, int]) -> BatchRange:
         raise BuildRequestError(f"{exc} Give --batch MIN,OPT,MAX.") from exc
 
 
-def _check_precision(graph: OnnxFile, precision: str | None) -> None:
-    if precision is None or precision == graph.precision:
-        return
-    raise BuildRequestError(
-        f"{graph.path} is {graph.precision}, not {precision}. Precision is decided in the ONNX: export it again with "
-        f"`yolact-deploy export --precision {precision}`, or leave the precision out to build what it is."
-    )
+def _plan_precision(graph: OnnxFile, precision: str | None) -> PlanPrecision:
+    if precision in (None, graph.precision):
+        return graph.precision
+    if precision != TF32:
+        raise BuildRequestError(
+            f"{graph.path} is {graph.precision}, not {precision}. Precision is decided in the ONNX: export it again with "
+            f"`yolact-deploy export --precision {precision}`, or leave the precision out to build what it is."
+        )
+    if graph.precision != "fp32":
+        raise BuildRequestError(
+            f"{graph.path} is {graph.precision}, and tf32 is a way to compute float32. Build it from the fp32 ONNX."
+        )
+    return TF32
 
 
 def _check_batch(graph: OnnxFile, batch: BatchRange) -> None:
@@ -310,6 +314,7 @@ def _build(
     spec: ModelSpec,
     *,
     targets: Sequence[str],
+    tf32: bool,
     shapes: tuple[Shape, Shape, Shape],  # of the input: MIN, OPT, MAX
     workspace_bytes: int | None,
     timing_cache: Path | None,
@@ -322,14 +327,14 @@ def _build(
         # Every TensorRT since 11 and every TensorRT-RTX types strongly anyway; 10 does so when told.
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         _parse(adapter, network, graph, logger, control)
-        io_tensors = _network_io(trt, network)
+        io_tensors = network_tensors(network)
         source = f"{graph.path}, as {adapter.title} reads it,"
         check_io(io_tensors, spec, graph.form, source, unknown_fits=True)
 
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         adapter.set_targets(config, targets)
-        adapter.forbid_tf32(config)
+        adapter.set_tf32(config, allowed=tf32)
         if workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
         profile = builder.create_optimization_profile()
@@ -370,15 +375,6 @@ def _parse(adapter: Adapter, network: Any, graph: OnnxFile, logger: Any, control
         raise EngineError("\n".join([f"{adapter.label} can't read {graph.path}:", *lines]))
     control.report("Parsing ONNX", 1, 1)
     control.raise_if_stopped()
-
-
-def _network_io(trt: Any, network: Any) -> tuple[IoTensor, ...]:
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    return (
-        *(IoTensor(t.name, "input", tensorrt_dtype(t.dtype), tuple(t.shape)) for t in inputs),
-        *(IoTensor(t.name, "output", tensorrt_dtype(t.dtype), tuple(t.shape)) for t in outputs),
-    )
 
 
 def _companion(name: str, content: bytes | None) -> CompanionFile | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yolact_deploy.artifacts.contract import IoTensor
 from yolact_deploy.artifacts.names import END_TO_END, module_of, tensorrt_dtype
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.plan_file import BatchRange, Layer, LayerOutput, Layers
@@ -46,12 +47,13 @@ class ImageRange:
 
 
 def input_shapes(
-    graph: OnnxFile, spec: ModelSpec, batch: BatchRange, images: tuple[Hw, Hw, Hw] | None
+    graph: OnnxFile, spec: ModelSpec, batch: BatchRange, image_size: Hw | tuple[Hw, Hw, Hw] | None
 ) -> tuple[tuple[Shape, Shape, Shape], list[str]]:
     """MIN, OPT and MAX shape of the input `image`, and notes on what was decided for the user.
 
     Raises BuildRequestError for image sizes that can't be, or where the graph takes no images but the network's input.
     """
+    images = _image_sizes(image_size)
     batches = (batch.min, batch.opt, batch.max)
     if graph.form != END_TO_END:
         if images is not None:
@@ -68,6 +70,25 @@ def input_shapes(
     hws = (sizes.min_hw, sizes.opt_hw, sizes.max_hw)
     small, middle, large = ((count, *hw, 3) for count, hw in zip(batches, hws, strict=True))
     return (small, middle, large), notes
+
+
+def _image_sizes(image_size: Hw | tuple[Hw, Hw, Hw] | None) -> tuple[Hw, Hw, Hw] | None:
+    if image_size is None:
+        return None
+    sizes: Any = image_size if isinstance(image_size, (list, tuple)) and len(image_size) == 3 else (image_size,) * 3
+    if not all(isinstance(size, (list, tuple)) and [type(side) for side in size] == [int, int] for size in sizes):
+        raise BuildRequestError(f"image_size must be (height, width), or three of them, found {image_size!r}.")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def network_tensors(network: Any) -> tuple[IoTensor, ...]:
+    """Inputs and outputs of a network, in its order."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    return (
+        *(IoTensor(t.name, "input", tensorrt_dtype(t.dtype), tuple(t.shape)) for t in inputs),
+        *(IoTensor(t.name, "output", tensorrt_dtype(t.dtype), tuple(t.shape)) for t in outputs),
+    )
 
 
 def network_layers(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.lint.checks import parameter_findings, placement_findings, weight_findings
 from engines.lint.graph import CONVOLUTIONS, QdqGraph, structure_problem
-from engines.lint.rules import RULES, Finding, Severity
+from engines.lint.rules import RTX_INT8, RULES, Finding, Severity
 from yolact_deploy.artifacts.onnx_file import DEQUANTIZE, QUANTIZE, OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, one_line
 from yolact_deploy.optional import require
@@ -48,6 +48,11 @@ class LintReport:
         return self._of("warning")
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What no edit of the graph changes."""
+        return (RTX_INT8,) if self.int8_convolutions else ()
+
+    @property
     def passed(self) -> bool:
         """No errors; warnings pass."""
         return not self.errors
@@ -76,6 +81,7 @@ class LintReport:
             "errors": len(self.errors),
             "warnings": len(self.warnings),
             "rule_counts": dict(counts.most_common()),
+            "notes": list(self.notes),
             "findings": [asdict(finding) for finding in self.findings],
         }
 

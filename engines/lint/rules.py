@@ -44,6 +44,10 @@ def finding(graph: QdqGraph, node: onnx.NodeProto, rule: str, found: str) -> Loc
     return node, Finding(rule, broken.severity, label(node), node.op_type, graph.module(node), found, broken.remedy)
 
 
+RTX_INT8 = (
+    "TensorRT-RTX builds a plan of INT8 convolutions, but its support matrix lists INT8 for weight-only matrix products (GEMM) "
+    "alone: the speed of such a plan is unmeasured."
+)
 _SYMMETRIC = (
     "Only symmetric INT8 with zero point 0 is accepted: quantize activations and weights as symmetric QInt8 (onnxruntime: "
     "activation_type and weight_type QInt8, ActivationSymmetric and WeightSymmetric True), or use `yolact-deploy export "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from yolact_deploy.artifacts.names import END_TO_END, FORM_METADATA_KEY, INPUT, Form, Precision
+from yolact_deploy.artifacts.names import END_TO_END, FORM_METADATA_KEY, INPUT, Form, PlanPrecision
 from yolact_deploy.errors import SpecError
 from yolact_deploy.spec import ModelSpec, PostprocessSpec, PreprocessSpec
 
@@ -148,7 +148,7 @@ class ArtifactDescription(Protocol):
         ...
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> PlanPrecision:
         """Of what it computes in."""
         ...
 

@@ -40,6 +40,9 @@ MASK_IOU_INPUT, MASK_IOU_OUTPUT = "masks", "mask_iou"
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PlanPrecision = Literal[Precision, "tf32"]  # tf32: of a float32 graph, whose layers multiply numbers rounded to 10 bits
+PLAN_PRECISIONS: tuple[PlanPrecision, ...] = get_args(PlanPrecision)
+TF32: Final = "tf32"
 LowPrecision = Literal["fp16", "int8"]  # what a float32 file is lowered to
 IoPrecision = Literal["fp32", "fp16"]  # of a lowered file's inputs and outputs
 Calibrator = Literal["max", "entropy", "percentile", "mse"]  # how INT8 ranges are chosen from what was seen

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Literal
 
 from yolact_deploy.artifacts.contract import IoTensor, describe, form_of
-from yolact_deploy.artifacts.names import Form, Precision, RuntimeName
+from yolact_deploy.artifacts.names import TF32, Form, PlanPrecision, RuntimeName
 from yolact_deploy.errors import PlanMismatchError, SpecError
 from yolact_deploy.files import open_bytes, read_bytes, write_json, write_text
 from yolact_deploy.spec import ModelSpec
@@ -71,7 +71,7 @@ class Sidecar:
     runtime: RuntimeName
     runtime_version: str
     targets: tuple[str, ...]  # GPU architectures, "sm86"; empty when the building GPU could not be named
-    precision: Precision
+    precision: PlanPrecision
     batch: BatchRange
     onnx_sha256: str
     onnx_name: str  # file name only
@@ -215,8 +215,8 @@ class PlanFile:
         return self.sidecar.spec
 
     @property
-    def precision(self) -> Precision:
-        """fp32, fp16 or int8: that of the ONNX it was built from."""
+    def precision(self) -> PlanPrecision:
+        """fp32, fp16 or int8: that of the ONNX it was built from; tf32 where that is fp32 and it computes in TF32."""
         return self.sidecar.precision
 
     @property
@@ -243,7 +243,8 @@ class PlanFile:
     def rebuild(self) -> str:
         """The command that makes the plan again, quoted."""
         sidecar = self.sidecar
-        return f"`yolact-deploy build-engine {sidecar.onnx_name} -o {self.path} --runtime {sidecar.runtime}`"
+        tf32 = f" --precision {TF32}" if sidecar.precision == TF32 else ""
+        return f"`yolact-deploy build-engine {sidecar.onnx_name} -o {self.path} --runtime {sidecar.runtime}{tf32}`"
 
     def describe(self) -> dict[str, Any]:
         """A JSON object: path, kind, precision, digest and size."""

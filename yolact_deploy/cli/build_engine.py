@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from yolact_deploy.artifacts.names import Precision, RuntimeChoice
+from yolact_deploy.artifacts.names import PlanPrecision, RuntimeChoice
 from yolact_deploy.cli.console import (
     DebugOption,
     JsonOption,
@@ -25,10 +25,15 @@ def build_engine(
     model: Annotated[Path, typer.Argument(help="An ONNX exported by `yolact-deploy export`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write; its sidecar goes beside it.")],
     precision: Annotated[
-        Precision | None, typer.Option(help="What the ONNX must have; of an fp32 one, fp16 is made first.")
+        PlanPrecision | None,
+        typer.Option(
+            help="What the ONNX must have; of an fp32 one, fp16 is made first, and tf32 is less exact and faster."
+        ),
     ] = None,
     runtime: Annotated[RuntimeChoice, typer.Option(help="auto: TensorRT with a GPU, else TensorRT-RTX.")] = "auto",
-    target: Annotated[str | None, typer.Option(help="GPUs of an RTX plan, such as sm86,sm89.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="GPUs of an RTX plan, such as sm86,sm89; current: this machine's.")
+    ] = None,
     batch: Annotated[str, typer.Option(help="Images at a time: least,most often,most; or one number.")] = "1,1,1",
     image_size: Annotated[
         str | None,

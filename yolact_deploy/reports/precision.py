@@ -28,6 +28,7 @@ def lint_table(report: dict[str, Any]) -> Table:
         f"{report['errors']} errors, {report['warnings']} warnings; "
         f"{report['int8_convolutions']} of {report['convolutions']} convolutions in INT8"
     )
+    table.remarks.extend(report["notes"])
     by_rule: dict[str, list[dict[str, Any]]] = {}
     for finding in report["findings"]:
         by_rule.setdefault(finding["rule"], []).append(finding)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engines.adapters import (
+    Adapter,
     RuntimeInfo,
     TensorRt,
     TensorRtRtx,
@@ -288,9 +289,47 @@ def test_timing_cache_that_can_not_be_kept_is_a_note_not_an_error(tmp_path: Path
     assert "the timing cache was not kept" in adapter.save_timing_cache(config, path)[0]
 
 
-def test_float32_layers_are_not_rounded_to_tf32() -> None:
+def test_float32_layers_are_rounded_to_tf32_only_where_that_was_asked_for() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
     assert config.get_flag(trt.BuilderFlag.TF32)  # unless it is told otherwise
-    TensorRtRtx(trt, trt.__version__).forbid_tf32(config)
-    assert not config.get_flag(trt.BuilderFlag.TF32)
+    for allowed in (False, True):
+        TensorRtRtx(trt, trt.__version__).set_tf32(config, allowed=allowed)
+        assert config.get_flag(trt.BuilderFlag.TF32) is allowed
+
+
+@pytest.mark.parametrize("adapter", [TensorRt(trt=None, version="10.9.0"), TensorRtRtx(trt=None, version="1.7.1")])
+def test_tf32_is_refused_for_gpus_that_have_none(adapter: Adapter) -> None:
+    assert adapter.check_precision("tf32", ("sm80", "sm120")) == []
+    assert adapter.check_precision("fp32", ("sm75",)) == []
+    with pytest.raises(BuildRequestError, match=r"tf32 takes a GPU since Ampere \(sm80\), and sm75 is older"):
+        adapter.check_precision("tf32", ("sm75", "sm86"))
+
+
+def test_an_int8_plan_of_rtx_says_that_its_speed_is_unmeasured() -> None:
+    (note,) = TensorRtRtx(trt=None, version="1.7.1").check_precision("int8", ("sm86",))
+    assert "weight-only" in note
+    assert "unmeasured" in note
+    assert TensorRt(trt=None, version="10.9.0").check_precision("int8", ("sm86",)) == []
+
+
+def test_the_current_gpu_is_a_target_that_needs_no_name_of_rtx(install: Install) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    install(gpus=(HOPPER,))
+    adapter = TensorRtRtx(trt, trt.__version__)
+    assert "sm90" not in adapter.valid_targets
+    targets, notes = adapter.resolve_targets(("Current",))
+    assert (targets, notes) == (("sm90",), ["built for this machine's NVIDIA H100 (sm90) alone."])
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    adapter.set_targets(config, targets)
+    assert config.get_compute_capability(0) == trt.ComputeCapability.CURRENT
+    adapter.set_targets(config, ("sm86",))
+    assert config.get_compute_capability(0) == trt.ComputeCapability.SM86
+
+
+def test_without_a_gpu_the_current_one_is_refused_before_the_build(install: Install) -> None:
+    install()
+    with pytest.raises(BuildRequestError, match=r"none is visible here\. Name the GPUs"):
+        _rtx().resolve_targets(("current",))
+    with pytest.raises(BuildRequestError, match="'current' is not a GPU architecture"):
+        _rtx().resolve_targets(("sm86,current",))

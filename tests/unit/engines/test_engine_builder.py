@@ -17,6 +17,7 @@ import pytest
 
 from engines import builder
 from engines.builder import BuildResult, build
+from exporters import inspect
 from tests.unit.engines.tiny_network import WriteOnnx
 from yolact_deploy.artifacts.names import MAX_BATCH_METADATA_KEY, SPEC_METADATA_KEY, WEIGHTS_SHA256_METADATA_KEY
 from yolact_deploy.artifacts.plan_file import BatchRange, open_plan
@@ -284,8 +285,22 @@ def test_precision_that_the_graph_does_not_have_is_refused(
         build(write_onnx(tmp_path, precision=found), tmp_path / "t.engine", precision=asked)
 
 
+def test_tf32_is_asked_for_by_name_and_kept_in_the_sidecar(write_onnx: WriteOnnx, tmp_path: Path) -> None:
+    built = build(write_onnx(tmp_path), tmp_path / "t.engine", targets=("sm86",), precision="tf32")
+    plan = open_plan(built.plan)
+    assert (built.sidecar.precision, plan.describe()["precision"]) == ("tf32", "tf32")
+    assert "--precision tf32" in plan.rebuild
+    assert inspect(built.plan)["precision"] == "tf32"
+
+
+@pytest.mark.parametrize("found", ["fp16", "int8"])
+def test_tf32_of_another_graph_than_a_float32_one_is_refused(found: str, write_onnx: WriteOnnx, tmp_path: Path) -> None:
+    with pytest.raises(BuildRequestError, match=f"is {found}, and tf32 is a way to compute float32"):
+        build(write_onnx(tmp_path, precision=found), tmp_path / "t.engine", precision="tf32")
+
+
 def test_unknown_precision_names_the_known_ones(write_onnx: WriteOnnx, tmp_path: Path) -> None:
-    with pytest.raises(BuildRequestError, match="'fp8'; choose fp32, fp16, int8"):
+    with pytest.raises(BuildRequestError, match="'fp8'; choose fp32, fp16, int8, tf32"):
         build(write_onnx(tmp_path), tmp_path / "t.engine", precision="fp8")
 
 
