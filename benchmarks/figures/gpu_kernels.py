@@ -117,7 +117,8 @@ def measure_kernels(
         one = batches[0]
         found = {name: one.read(name, one.program.results[name], stream) for name in ("count", "window_start")}
         detections, (mask_bytes,) = int(found["count"][0]), one.program.mask_bytes(found)
-        candidates = int(one.read("candidate_count", one.program.workspace["candidate_count"], stream)[0])
+        kept_words = one.read("kept_words", one.program.workspace["kept_words"], stream)
+        candidates = int(np.unpackbits(kept_words.view(np.uint8)).sum())
         timer = CudaGraphTimer(driver, stream, repeats)
         rows = []
         for number, (launch, _) in enumerate(one.steps):
@@ -172,7 +173,6 @@ def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections
     specialization, num_priors = program.model.specialization, program.model.num_priors
     lists = specialization.lists
     conf = program.workspace["conf"].nbytes
-    conf_row = conf // num_priors
     pool = 8 * lists * specialization.max_out
     sorted_rows = lists * min(specialization.top_k, candidates)
     results = detections * (
@@ -180,9 +180,8 @@ def _bytes_moved(kernel: str, program: BatchProgram, candidates: int, detections
     )  # coefficients are read and written
     words = num_priors // 8
     moved: dict[str, int] = {
-        "keep_confident": conf + words,
-        "gather_candidates": words + candidates * (16 + 16 + conf_row + 4 + 16 + 4 * lists),
-        "fast_nms": 4 * lists * candidates + 16 * sorted_rows + pool,
+        "decode": conf + words + candidates * (16 + 16 + 16 + 4 * lists),
+        "fast_nms": words + 4 * lists * candidates + 16 * sorted_rows + pool,
         "select_detections": pool + results,
         "assemble_masks": program.workspace["proto"].nbytes + mask_bytes,
     }

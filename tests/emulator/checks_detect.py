@@ -38,7 +38,7 @@ def confidence_exactly_at_the_threshold_is_dropped(build: Build) -> None:
 def a_row_with_nan_is_dropped_but_not_for_its_background(build: Build) -> None:
     conf = np.full((1, 40, 4), 0.5, np.float32)
     conf[0, 3, 2] = conf[0, 8, 1] = conf[0, 39, 3] = np.nan
-    conf[0, 5, 0] = np.nan
+    conf[0, 5] = [np.nan, 0.75, 0.75, 0.75]
     conf[0, 6, 1] = np.inf
     inputs = heads(1, SMALL, priors=40, spread=40.0) | {"conf": conf}
     expect_reference(Pipeline(build(SMALL), SMALL), inputs)
@@ -53,9 +53,10 @@ def candidates_are_all_confident_priors_in_order(build: Build) -> None:
     assert [len(raw) for raw in expect_reference(Pipeline(build(SMALL), SMALL), inputs)] == [0]
 
 
-def more_than_a_block_of_words_is_summed(build: Build) -> None:
-    """The threads of a block share the words before theirs: 320 words are more than its 256 threads, and than one warp's."""
-    inputs = heads(24, SMALL, priors=320 * 32, rate=0.02)
+def candidates_are_found_in_every_word(build: Build) -> None:
+    """A warp of fast_nms looks at 32 words at a time: 520 words are more than a round of its 16 warps."""
+    inputs = heads(24, SMALL, priors=520 * 32, rate=0.0)
+    inputs["conf"][0, ::3300, 1:] = np.linspace(0.3, 0.9, 18).reshape(6, 3).astype(np.float32)
     expect_reference(Pipeline(build(SMALL), SMALL), inputs)
 
 
@@ -93,8 +94,8 @@ def softmax_is_the_references_to_the_last_bit(build: Build) -> None:
     inputs["conf"][0, 8, 7] = -np.inf
     inputs["conf"][0, 9] = np.linspace(-104, 1, 81)
     expect_reference(pipeline, inputs)
-    kept = pipeline.arrays["candidate_prior"][0, : pipeline.arrays["candidate_count"][0]]
-    scores = pipeline.arrays["candidate_scores"][0, :, : len(kept)]  # of every candidate, also beyond the best
+    kept = np.flatnonzero(np.unpackbits(pipeline.arrays["kept_words"].view(np.uint8), bitorder="little"))
+    scores = pipeline.arrays["candidate_scores"][0][:, kept]  # of every candidate, also beyond the best
     np.testing.assert_array_equal(scores.T, reference_softmax(inputs["conf"])[0, kept, 1:])
 
 
@@ -159,12 +160,21 @@ def more_candidates_than_are_sorted_at_once(build: Build) -> None:
     spec = Specialization(num_classes=2, num_coeff=4)
     inputs = heads(7, spec, priors=1300, levels=50, rate=0.9)
     expect_reference(Pipeline(build(spec), spec), inputs)
+    every = Specialization(num_classes=3, num_coeff=4, top_k=6, max_detections=18)  # what is taken is also found
+    inputs = heads(7, every, priors=1300, levels=100_000, spread=60.0, rate=0.8)
+    expect_reference(Pipeline(build(every), every), inputs)
 
 
 def the_best_of_many_lists(build: Build) -> None:
     for levels in (4, 2000):
         inputs = heads(8, WIDE, priors=80, levels=levels, spread=90.0, rate=1.0, batch=2)
         expect_reference(Pipeline(build(WIDE), WIDE), inputs)
+
+
+def more_entries_than_registers_hold(build: Build) -> None:
+    """A thread of select_detections keeps 8 keys: the lists of 300 classes have more than its 1024 threads."""
+    spec = Specialization(num_classes=300, num_coeff=1)
+    expect_reference(Pipeline(build(spec), spec), heads(30, spec, priors=12, spread=90.0, rate=1.0))
 
 
 def cross_class_takes_each_priors_best_class(build: Build) -> None:

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Build: TypeAlias = Callable[..., Runner]  # (specialization, build="plain")
 
 SMALL = Specialization(num_classes=3, num_coeff=4, top_k=6, max_detections=5)
-WIDE = Specialization(num_classes=40, num_coeff=8)  # two tiles of classes, vector loads of prototypes
+WIDE = Specialization(num_classes=40, num_coeff=8)  # a row in two registers, vector loads of prototypes
 CROSS = Specialization(num_classes=40, num_coeff=4, top_k=6, cross_class=True)
 LOGITS = Specialization(num_classes=80, num_coeff=4, conf_logits=True)
 MANY_LOGITS = Specialization(num_classes=160, num_coeff=4, top_k=1000, conf_logits=True)

@@ -61,12 +61,19 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # decode
     "threshold_not_strict": Mutant(
-        "score > conf_threshold", "score >= conf_threshold", "confidence_exactly_at_the_threshold_is_dropped"
+        "is_foreground & (values[j] > conf_threshold)",
+        "is_foreground & (values[j] >= conf_threshold)",
+        "confidence_exactly_at_the_threshold_is_dropped",
     ),
     "background_counts": Mutant(
-        "if (column == 0 || column >= NUM_COLUMNS)",
-        "if (column >= NUM_COLUMNS)",
+        "bool is_foreground = (j > 0) | (lane > 0);",
+        "bool is_foreground = true;",
         "confidence_exactly_at_the_threshold_is_dropped",
+    ),
+    "nan_of_the_background_counts": Mutant(
+        "nan |= is_foreground & is_nan(values[j]);",
+        "nan |= is_nan(values[j]);",
+        "a_row_with_nan_is_dropped_but_not_for_its_background",
     ),
     "nan_rows_kept": Mutant(
         "__any_sync(ALL_LANES, above) && !__any_sync(ALL_LANES, nan)",
@@ -74,18 +81,31 @@ MUTANTS: dict[str, Mutant] = {
         "a_row_with_nan_is_dropped_but_not_for_its_background",
     ),
     "rows_beyond_the_last_prior": Mutant(
-        "if (kept && first + start + i < num_priors)", "if (kept)", "candidates_are_all_confident_priors_in_order"
-    ),
-    "one_word_too_few_before": Mutant(
-        "for (int i = threadIdx.x; i < blockIdx.x; i += DECODE_THREADS)",
-        "for (int i = threadIdx.x; i + 1 < blockIdx.x; i += DECODE_THREADS)",
+        "is_confident(values[i], lane, conf_threshold) && prior < num_priors",
+        "is_confident(values[i], lane, conf_threshold)",
         "candidates_are_all_confident_priors_in_order",
     ),
-    "first_warp_sum_only": Mutant(
-        "for (int i = 0; i < DECODE_WARPS; i++) base += warp_sums[i];",
-        "base = warp_sums[0];",
-        "more_than_a_block_of_words_is_summed",
+    "bits_of_the_first_warp_only": Mutant(
+        "for (int i = 0; i < DECODE_WARPS; i++) word |= warp_bits[i];",
+        "word = warp_bits[0];",
+        "candidates_are_all_confident_priors_in_order",
     ),
+    "boxes_of_the_warps_first_row": Mutant(
+        "size_t at = image_first + first + lane;",
+        "size_t at = image_first + first;",
+        "candidates_are_all_confident_priors_in_order",
+    ),
+    "boxes_of_the_first_image": Mutant(
+        "decode_box(loc + at * 4,",
+        "decode_box(loc + (first + lane) * 4,",
+        "candidates_are_all_confident_priors_in_order",
+    ),
+    "words_without_their_bits_barrier": Mutant(
+        "kept << (warp * ROWS_PER_WARP);\n  __syncthreads();",
+        "kept << (warp * ROWS_PER_WARP);",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "scores_before_the_softmax": Mutant("values[j] /= sum;", "(void)sum;", "softmax_is_the_references_to_the_last_bit"),
     "centre_fused": Mutant(
         "prior[0] + widen(loc[0]) * 0.1f * prior[2]",
         "fmaf(widen(loc[0]) * 0.1f, prior[2], prior[0])",
@@ -116,27 +136,24 @@ MUTANTS: dict[str, Mutant] = {
     "softmax_halves_not_in_eights": Mutant(
         "N / 2 - N / 2 % 8", "N / 2 - N / 2 % 8 + 8", "softmax_of_many_classes_adds_in_numpys_order"
     ),
-    "transposed_too_early": Mutant(
-        "tile[n][lane] = SCORE(n, first + lane);\n    __syncthreads();",
-        "tile[n][lane] = SCORE(n, first + lane);",
-        "no_two_threads_meet_without_a_barrier",
+    "second_word_of_classes_missing": Mutant(
+        "if (own >= 0 && own < NUM_CLASSES) scores[own * stride]",
+        "if (own >= 0 && own < 31) scores[own * stride]",
+        "the_best_of_many_lists",
     ),
-    "next_tile_too_early": Mutant(
-        "+ base + lane] = tile[lane][c];\n    __syncthreads();",
-        "+ base + lane] = tile[lane][c];",
-        "two_tiles_of_classes_have_no_races",
+    "background_scored": Mutant(
+        "if (own >= 0 && own < NUM_CLASSES) scores[own * stride]",
+        "if (own < NUM_CLASSES) scores[(long long)own * (long long)stride]",
+        "the_best_of_many_lists",
     ),
-    "row_of_without_barrier": Mutant(
-        "priors + prior * 4);\n  }\n  __syncthreads();",
-        "priors + prior * 4);\n  }",
-        "no_two_threads_meet_without_a_barrier",
-    ),
-    "second_tile_of_classes_missing": Mutant(
-        "first < NUM_CLASSES; first += 32", "first < 32; first += 32", "the_best_of_many_lists"
+    "background_is_a_best_class": Mutant(
+        "own >= 0 && own < NUM_CLASSES && values[j] > best",
+        "own < NUM_CLASSES && values[j] > best",
+        "cross_class_takes_each_priors_best_class",
     ),
     "last_of_equal_classes": Mutant(
-        "score == best && class_id < best_class",
-        "score == best && class_id > best_class",
+        "score == best && other < best_class",
+        "score == best && other > best_class",
         "cross_class_takes_each_priors_best_class",
     ),
     "nan_clipped_away": Mutant(
@@ -201,22 +218,68 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "two_zeros": Mutant("__float_as_uint(x + 0.0f)", "__float_as_uint(x)", "both_zeros_are_equal"),
     "ties_to_the_higher_index": Mutant(
-        "(sort_key)~key << 32 | (unsigned)i",
-        "(sort_key)~key << 32 | ~(unsigned)i & 0xffffff",
+        "return (sort_key)~score_key << 32 | index;",
+        "return (sort_key)~score_key << 32 | ~index & 0xffffff;",
         "ties_go_to_the_lower_class_then_the_lower_prior",
     ),
-    "last_equals_taken": Mutant(
-        "if (rank < equals) keys[WANTED - equals + rank]",
-        "if (rank >= 1 && rank <= equals) keys[WANTED - equals + rank - 1]",
+    "candidates_of_one_round": Mutant(
+        "start < num_words; start += NMS_THREADS",
+        "start < min(num_words, NMS_THREADS); start += NMS_THREADS",
+        "candidates_are_found_in_every_word",
+    ),
+    "candidates_that_are_none": Mutant(
+        "bool is_kept = __shfl_sync(ALL_LANES, own, word) >> lane & 1;",
+        "bool is_kept = prior < 32 * num_words;",
+        "candidates_are_all_confident_priors_in_order",
+    ),
+    "words_beyond_the_last_prior": Mutant(
+        "start + lane < num_words ? words[start + lane] : 0;",
+        "words[start + lane];",
+        "candidates_are_all_confident_priors_in_order",
+        sanitized=True,
+    ),
+    "entries_in_registers_alone": Mutant(
+        "start < ENTRIES; start += SELECT_THREADS)\n      f(",
+        "start < 0; start += SELECT_THREADS)\n      f(",
+        "more_entries_than_registers_hold",
+    ),
+    "every_warp_takes_the_same_places": Mutant(
+        "place = __shfl_sync(ALL_LANES, place, 0) + __popc(", "place = __popc(", "the_best_of_many_lists"
+    ),
+    "keys_beyond_their_room": Mutant(
+        "if (is_taken && place < size) keys[place] = key;",
+        "if (is_taken) keys[place] = key;",
+        "more_candidates_than_are_sorted_at_once",
+        sanitized=True,
+    ),
+    "taken_not_counted_anew": Mutant(
+        "if (threadIdx.x == 0) s.taken = 0;\n    __syncthreads();\n    take_keys",
+        "__syncthreads();\n    take_keys",
         "more_candidates_than_are_sorted_at_once",
     ),
-    "radix_counts_what_is_above_again": Mutant(
-        "s.remaining = remaining - above;",
+    "taken_read_too_early": Mutant(
+        "keys, SORT_SIZE, s);\n  __syncthreads();", "keys, SORT_SIZE, s);", "no_two_threads_meet_without_a_barrier"
+    ),
+    "radix_counts_what_is_below_again": Mutant(
+        "s.remaining = remaining - below;",
         "s.remaining = remaining;",
         "more_candidates_than_are_sorted_at_once",
     ),
     "radix_digit_not_masked": Mutant(
         "(key & decided) == prefix", "(key & decided) >= prefix", "more_candidates_than_are_sorted_at_once"
+    ),
+    "radix_decided_by_a_digit_that_holds_more": Mutant(
+        "s.is_decided = s.histogram[digit] == remaining - below;",
+        "s.is_decided = s.histogram[digit] >= remaining - below;",
+        "more_candidates_than_are_sorted_at_once",
+    ),
+    "radix_without_the_rest_of_its_digit": Mutant(
+        "return prefix | ((sort_key)1 << shift) - 1;", "return prefix;", "more_candidates_than_are_sorted_at_once"
+    ),
+    "prefix_without_barrier": Mutant(
+        "all that begin so are wanted\n      }\n    }\n    __syncthreads();",
+        "all that begin so are wanted\n      }\n    }",
+        "selection_by_radix_has_no_races",
     ),
     "histogram_not_cleared": Mutant(
         "s.histogram[i] = 0;", "if (shift == 24) s.histogram[i] = 0;", "more_candidates_than_are_sorted_at_once"
@@ -224,20 +287,10 @@ MUTANTS: dict[str, Mutant] = {
     "histogram_without_barrier": Mutant(
         "s.histogram[i] = 0;\n    __syncthreads();", "s.histogram[i] = 0;", "selection_by_radix_has_no_races"
     ),
-    "prefix_without_barrier": Mutant(
-        "s.remaining = remaining - above;\n      }\n    }\n    __syncthreads();",
-        "s.remaining = remaining - above;\n      }\n    }",
-        "selection_by_radix_has_no_races",
-    ),
     "sort_without_barrier": Mutant(
         "keys[j] = a;\n        }\n      }\n      __syncthreads();",
         "keys[j] = a;\n        }\n      }",
         "no_two_threads_meet_without_a_barrier",
-    ),
-    "totals_overwritten_too_early": Mutant(
-        "equal_seen += total >> 16;\n    __syncthreads();",
-        "equal_seen += total >> 16;",
-        "selection_by_radix_has_no_races",
     ),
     "falls_read_too_early": Mutant(
         "falls[j] = any;\n  }\n  __syncthreads();", "falls[j] = any;\n  }", "no_two_threads_meet_without_a_barrier"
@@ -246,7 +299,7 @@ MUTANTS: dict[str, Mutant] = {
         "pool_keys[list * MAX_OUT + i] = 0;", "(void)i;", "candidates_are_all_confident_priors_in_order"
     ),
     "score_threshold_not_strict": Mutant(
-        "key > lowest_wanted ? key", "key >= lowest_wanted ? key", "score_threshold_is_strict"
+        "return key > threshold ?", "return key >= threshold ?", "score_threshold_is_strict"
     ),
     "boxes_rounded": Mutant("truncf(x.x)", "rintf(x.x)", "integer_boxes_are_ordered_clamped_and_truncated"),
     "boxes_clamped_on_both_sides": Mutant(

@@ -3,7 +3,7 @@
 Buffers and scalars have the same names everywhere: a launch takes the values named in ARGUMENTS[kernel], in that order.
 An image goes through
 
-    preprocess -> (network) -> keep_confident -> gather_candidates -> fast_nms -> select_detections -> assemble_masks
+    preprocess -> (network) -> decode -> fast_nms -> select_detections -> assemble_masks
 
 and then, where wanted, prototype_masks (what a mask-IoU network reads), unpack_masks, or
 rle_columns -> rle_offsets -> rle_starts -> rle_runs. All images of a launch of assemble_masks, unpack_masks and the rle
@@ -51,19 +51,18 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
         *((name, "float32") for name in ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")),
         *((name, "float32") for name in ("pad_r", "pad_g", "pad_b")),
     ),
-    "keep_confident": (*_pointers("conf", "kept_words"), ("num_priors", "int32"), ("conf_threshold", "float32")),
-    "gather_candidates": (
-        *_pointers("loc", "conf", "priors", "kept_words", "candidate_count", "candidate_prior", "candidate_boxes"),
-        *_pointers("candidate_scores", "candidate_class"),
+    "decode": (
+        *_pointers("loc", "conf", "priors", "kept_words", "candidate_boxes", "candidate_scores", "candidate_class"),
         ("num_priors", "int32"),
+        ("conf_threshold", "float32"),
     ),
     "fast_nms": (
-        *_pointers("candidate_count", "candidate_boxes", "candidate_scores", "pool_keys", "pool_candidates"),
+        *_pointers("kept_words", "candidate_boxes", "candidate_scores", "pool_keys", "pool_priors"),
         ("num_priors", "int32"),
         ("iou_threshold", "float32"),
     ),
     "select_detections": (
-        *_pointers("pool_keys", "pool_candidates", "candidate_prior", "candidate_boxes", "candidate_scores"),
+        *_pointers("pool_keys", "pool_priors", "candidate_boxes", "candidate_scores"),
         *_pointers("candidate_class", "mask_coeff", "image_hw"),
         *_pointers("count", "prior_idx", "class_ids", "scores", "boxes", "pixel_boxes", "cells"),
         *_pointers("windows", "window_start", "coeff"),
@@ -147,8 +146,7 @@ def detect_launches(specialization: Specialization, num_priors: int, batch: int)
     """Head tensors to detections, in order."""
     words, geometry = _ceil_div(num_priors, _WARP), specialization.geometry
     return (
-        Launch("keep_confident", (words, batch, 1), (geometry.decode_threads, 1, 1)),
-        Launch("gather_candidates", (words, batch, 1), (geometry.decode_threads, 1, 1)),
+        Launch("decode", (words, batch, 1), (geometry.decode_threads, 1, 1)),
         Launch("fast_nms", (specialization.lists, batch, 1), (geometry.nms_threads, 1, 1)),
         Launch("select_detections", (batch, 1, 1), (geometry.select_threads, 1, 1)),
     )
@@ -210,13 +208,11 @@ def scratch_buffers(specialization: Specialization, num_priors: int, batch: int)
     lists, max_out = specialization.lists, specialization.max_out
     return {
         "kept_words": _buffer(np.uint32, batch, _ceil_div(num_priors, _WARP)),
-        "candidate_count": _buffer(np.int32, batch),
-        "candidate_prior": _buffer(np.int32, batch, num_priors),
         "candidate_boxes": _buffer(np.float32, batch, num_priors, 4),
         "candidate_scores": _buffer(np.float32, batch, lists, num_priors),
         "candidate_class": _buffer(np.int32, batch, num_priors if specialization.cross_class else 1),
         "pool_keys": _buffer(np.uint32, batch, lists, max_out),
-        "pool_candidates": _buffer(np.int32, batch, lists, max_out),
+        "pool_priors": _buffer(np.int32, batch, lists, max_out),
     }
 
 

@@ -120,7 +120,7 @@ def test_the_page_tells_of_a_gpu_only_what_its_file_holds(tmp_path: Path) -> Non
     page = render_page(tmp_path)
     assert "Unmeasured" not in page
     assert "| 550x550 | 100 | 50.0 | 61.0 | 80.0 (4.4 MB) | 5000 | 100x |" in page
-    assert "| 550x550 | keep_confident | 5.00 | 6.00 | 1200 | 2.00 |" in page
+    assert "| 550x550 | decode | 5.00 | 6.00 | 1200 | 2.00 |" in page
     assert gpu_section("some-gpu.json", _REPORT) in page
 
 
@@ -139,7 +139,7 @@ _REPORT: dict[str, Any] = {
             "mask_copy_us": 80.0,
             "mask_copy_bytes": 4_400_000,
             "torch": {"detect_and_masks_us": 5000.0, "peak_bytes": 1.0},
-            "kernels": [{"kernel": "keep_confident", "us": 5.0, "bytes": 6_000_000, "gb_per_s": 1200.0}],
+            "kernels": [{"kernel": "decode", "us": 5.0, "bytes": 6_000_000, "gb_per_s": 1200.0}],
         }
     ],
     "preprocess": [{"image_hw": [550, 550], "input_size": 550, "us": 4.0, "bytes": 4_500_000, "gb_per_s": 1100.0}],

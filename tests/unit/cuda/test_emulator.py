@@ -40,7 +40,11 @@ def faulty() -> Emulator:
 
 
 def run(emulator: Emulator, fault: int) -> Array:
-    out = np.zeros(16, np.uint32)
+    room = np.zeros(256 + 64, np.uint8)
+    start = (
+        -room.ctypes.data % 256
+    )  # what is guarded ends with a page where an array does, and a write behind it faults
+    out = room[start : start + 64].view(np.uint32)
     emulator.launch(LAUNCH, {"run_count": np.full(1, fault, np.uint32), "run_start": out})
     return out
 

@@ -64,6 +64,8 @@ __host__ __device__ constexpr int power_of_two_from(int n) {
   return power;
 }
 
+__host__ __device__ constexpr int min_of(int a, int b) { return a < b ? a : b; }
+
 // sums[i] = value_at(0) + ... + value_at(i - 1) for i = 0 .. n. Of one warp, all lanes.
 template <class ValueAt>
 __device__ __forceinline__ void write_running_sums(ValueAt value_at, int n, unsigned* sums) {

@@ -3,52 +3,75 @@
 
 #define NMS_SORT_SIZE (TOP_K > 512 ? power_of_two_from(TOP_K) : 512)  // lists up to this length are sorted as they are
 #define SELECT_SORT_SIZE (MAX_OUT > 512 ? power_of_two_from(MAX_OUT) : 512)
+#define ENTRIES (LISTS * MAX_OUT)  // of an image's pool
+#define OWN_ENTRIES min_of(8, (ENTRIES + SELECT_THREADS - 1) / SELECT_THREADS)  // that a thread has in registers
+
+#define NO_KEY (~(sort_key)0)
 
 struct SelectScratch {  // in shared memory
   unsigned histogram[256];
-  unsigned warp_totals[32];
-  unsigned prefix;
-  int remaining;
+  unsigned taken;
+  sort_key prefix;
+  unsigned remaining;
+  bool is_decided;
 };
 
-// The `wanted`-th highest key of all that are not 0, by radix from the top byte down, and how many of its equals are
-// within the wanted. More than `wanted` keys must be there. The histogram's sums do not depend on the atomics' order.
-template <int THREADS, class KeyAt>
-__device__ void find_lowest_wanted(KeyAt key_at, int n, int wanted, SelectScratch& s, unsigned& lowest, int& equals) {
-  unsigned prefix = 0;
-  int remaining = wanted;
-  for (int shift = 24; shift >= 0; shift -= 8) {
+// Ascending, as the best are: score keys descending, then indices ascending. No two are equal.
+__device__ __forceinline__ sort_key sort_key_of(unsigned score_key, unsigned index) {
+  return (sort_key)~score_key << 32 | index;
+}
+
+// The `wanted`-th lowest key, or another one below the next, by radix from the top byte down.
+// all.for_each(f) calls f(key) for every key, in one thread, by whole warps: lanes that have none say NO_KEY. More than `wanted` keys must be there. The
+// histogram's sums do not depend on the atomics' order.
+template <int THREADS, class Keys>
+__device__ sort_key last_wanted(const Keys& all, unsigned wanted, SelectScratch& s) {
+  sort_key prefix = 0;
+  unsigned remaining = wanted;
+  for (int shift = 56;; shift -= 8) {
     for (int i = threadIdx.x; i < 256; i += THREADS) s.histogram[i] = 0;
     __syncthreads();
-    unsigned decided = shift == 24 ? 0u : 0xffffffffu << (shift + 8);
-    for (int i = threadIdx.x; i < n; i += THREADS) {
-      unsigned key = key_at(i);
-      if (key != 0 && (key & decided) == prefix) atomicAdd(&s.histogram[key >> shift & 255], 1u);
-    }
+    sort_key decided = shift == 56 ? 0 : NO_KEY << (shift + 8);
+    all.for_each([&](sort_key key) {
+      if (key != NO_KEY && (key & decided) == prefix) atomicAdd(&s.histogram[key >> shift & 255], 1u);
+    });
     __syncthreads();
-    if (threadIdx.x < 32) {  // each lane has 8 digits, the highest in lane 0
-      int top = 255 - 8 * threadIdx.x, sum = 0;
-      for (int d = 0; d < 8; d++) sum += s.histogram[top - d];
-      int through = sum;
+    if (threadIdx.x < 32) {  // each lane has 8 digits
+      unsigned first = 8 * threadIdx.x, sum = 0;
+      for (int d = 0; d < 8; d++) sum += s.histogram[first + d];
+      unsigned through = sum;
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) {
-        int lower = __shfl_up_sync(ALL_LANES, through, step);
+        unsigned lower = __shfl_up_sync(ALL_LANES, through, step);
         if (threadIdx.x >= step) through += lower;
       }
-      int above = through - sum;
-      if (above < remaining && remaining <= through) {
-        int digit = top;
-        while (above + (int)s.histogram[digit] < remaining) above += s.histogram[digit--];
-        s.prefix = prefix | (unsigned)digit << shift;
-        s.remaining = remaining - above;
+      unsigned below = through - sum;
+      if (below < remaining && remaining <= through) {
+        unsigned digit = first;
+        while (below + s.histogram[digit] < remaining) below += s.histogram[digit++];
+        s.prefix = prefix | (sort_key)digit << shift;
+        s.remaining = remaining - below;
+        s.is_decided = s.histogram[digit] == remaining - below;  // all that begin so are wanted
       }
     }
     __syncthreads();
     prefix = s.prefix;
     remaining = s.remaining;
+    if (s.is_decided) return prefix | ((sort_key)1 << shift) - 1;
   }
-  lowest = prefix;
-  equals = remaining;
+}
+
+// Keys up to `last` to keys[], at most `size` of them, in any order. Counts all in s.taken, which must be 0.
+template <class Keys>
+__device__ __forceinline__ void take_keys(const Keys& all, sort_key last, sort_key* keys, unsigned size, SelectScratch& s) {
+  int lane = threadIdx.x % 32;
+  all.for_each([&](sort_key key) {
+    bool is_taken = key <= last;
+    unsigned lanes = __ballot_sync(ALL_LANES, is_taken), place = 0;
+    if (lane == 0 && lanes != 0) place = atomicAdd(&s.taken, (unsigned)__popc(lanes));
+    place = __shfl_sync(ALL_LANES, place, 0) + __popc(lanes & ((1u << lane) - 1));
+    if (is_taken && place < size) keys[place] = key;
+  });
 }
 
 // keys[0 .. size - 1] ascending; `size` a power of two.
@@ -68,43 +91,23 @@ __device__ void bitonic_sort(sort_key* keys, int size) {
     }
 }
 
-// The best `WANTED` (fewer when `present` are fewer) of the n entries whose key_at(i) is not 0, `present` in number: sorted
-// by key descending, then i ascending, in keys[0 ..] (shared, SORT_SIZE entries); the low 32 bits are i. Returns how many.
-template <int WANTED, int SORT_SIZE, int THREADS, class KeyAt>
-__device__ int select_top(KeyAt key_at, int n, int present, sort_key* keys, SelectScratch& s) {
-  unsigned lowest = 0;
-  int equals = 0, taken = present;
-  if (present > SORT_SIZE) {
-    find_lowest_wanted<THREADS>(key_at, n, WANTED, s, lowest, equals);
+// The best `WANTED` keys (fewer when there are fewer), sorted, in keys[0 ..] (shared, SORT_SIZE entries). Returns how many.
+template <int WANTED, int SORT_SIZE, int THREADS, class Keys>
+__device__ int select_top(const Keys& all, sort_key* keys, SelectScratch& s) {
+  if (threadIdx.x == 0) s.taken = 0;
+  __syncthreads();
+  take_keys(all, NO_KEY - 1, keys, SORT_SIZE, s);
+  __syncthreads();
+  int taken = (int)s.taken;
+  if (taken > SORT_SIZE) {
+    sort_key last = last_wanted<THREADS>(all, WANTED, s);
+    if (threadIdx.x == 0) s.taken = 0;
+    __syncthreads();
+    take_keys(all, last, keys, SORT_SIZE, s);
     taken = WANTED;
   }
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  unsigned lower_lanes = (1u << lane) - 1;
-  int higher_seen = 0, equal_seen = 0;
-  for (int start = 0; start < n; start += THREADS) {
-    int i = start + threadIdx.x;
-    unsigned key = i < n ? key_at(i) : 0;
-    unsigned higher = __ballot_sync(ALL_LANES, key > lowest);
-    unsigned equal = __ballot_sync(ALL_LANES, key != 0 && key == lowest);
-    if (lane == 0) s.warp_totals[warp] = __popc(higher) | __popc(equal) << 16;
-    __syncthreads();
-    unsigned before = 0, total = 0;
-    for (int w = 0; w < THREADS / 32; w++) {
-      if (w < warp) before += s.warp_totals[w];
-      total += s.warp_totals[w];
-    }
-    sort_key sort_by = (sort_key)~key << 32 | (unsigned)i;
-    if (key > lowest) keys[higher_seen + (before & 0xffff) + __popc(higher & lower_lanes)] = sort_by;
-    if (key != 0 && key == lowest) {
-      int rank = equal_seen + (before >> 16) + __popc(equal & lower_lanes);
-      if (rank < equals) keys[WANTED - equals + rank] = sort_by;
-    }
-    higher_seen += total & 0xffff;
-    equal_seen += total >> 16;
-    __syncthreads();
-  }
   int size = power_of_two_from(taken);
-  for (int i = taken + threadIdx.x; i < size; i += THREADS) keys[i] = ~(sort_key)0;
+  for (int i = taken + threadIdx.x; i < size; i += THREADS) keys[i] = NO_KEY;
   __syncthreads();
   bitonic_sort<THREADS>(keys, size);
   return min(taken, WANTED);
@@ -120,14 +123,33 @@ __device__ __forceinline__ float box_iou(float4 a, float4 b, float area_a, float
   return intersection / (area_a + area_b - intersection);
 }
 
+struct Candidates {  // of a list
+  const unsigned* words;
+  const float* scores;
+  int num_words;
+
+  template <class F>
+  __device__ __forceinline__ void for_each(F f) const {  // a warp takes 32 words, and the candidates of one after the other
+    int lane = threadIdx.x % 32;
+    for (int start = threadIdx.x - lane; start < num_words; start += NMS_THREADS) {
+      unsigned own = start + lane < num_words ? words[start + lane] : 0;
+      for (unsigned left = __ballot_sync(ALL_LANES, own != 0); left != 0; left &= left - 1) {
+        int word = __ffs((int)left) - 1, prior = 32 * (start + word) + lane;
+        bool is_kept = __shfl_sync(ALL_LANES, own, word) >> lane & 1;
+        f(is_kept ? sort_key_of(ordered_bits(scores[prior]), prior) : NO_KEY);
+      }
+    }
+  }
+};
+
 // A candidate falls to any higher one of its list's first TOP_K, even to one that falls itself; IoU at the threshold stays,
 // NaN falls. grid (L, B), block NMS_THREADS
 extern "C" __global__ void __launch_bounds__(NMS_THREADS) fast_nms(
-    const int* __restrict__ candidate_count,      // [B], N
+    const unsigned* __restrict__ kept_words,      // [B, ceil(P / 32)]
     const float4* __restrict__ candidate_boxes,   // [B, P]
     const float* __restrict__ candidate_scores,   // [B, L, P]
     unsigned* __restrict__ pool_keys,             // out [B, L, M], score keys of what stays, descending, then 0
-    int* __restrict__ pool_candidates,            // out [B, L, M], their candidates
+    int* __restrict__ pool_priors,                // out [B, L, M], their priors
     int num_priors,                               // P
     float iou_threshold) {
   static __shared__ sort_key keys[NMS_SORT_SIZE];
@@ -138,9 +160,9 @@ extern "C" __global__ void __launch_bounds__(NMS_THREADS) fast_nms(
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, image = blockIdx.y;
   size_t list = (size_t)image * LISTS + blockIdx.x;
   const float* scores = candidate_scores + list * num_priors;
-  int candidates = candidate_count[image];
-  int count = select_top<TOP_K, NMS_SORT_SIZE, NMS_THREADS>(
-      [=](int i) { return ordered_bits(scores[i]); }, candidates, candidates, keys, scratch);
+  int num_words = (num_priors + 31) / 32;
+  Candidates candidates = {kept_words + (size_t)image * num_words, scores, num_words};
+  int count = select_top<TOP_K, NMS_SORT_SIZE, NMS_THREADS>(candidates, keys, scratch);
   for (int i = threadIdx.x; i < count; i += NMS_THREADS) {
     float4 box = candidate_boxes[(size_t)image * num_priors + (unsigned)keys[i]];
     boxes[i] = box;
@@ -167,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(NMS_THREADS) fast_nms(
     int place = kept + __popc(stay & ((1u << lane) - 1));
     if (stays && place < MAX_OUT) {
       pool_keys[list * MAX_OUT + place] = ~(unsigned)(keys[i] >> 32);
-      pool_candidates[list * MAX_OUT + place] = (int)(unsigned)keys[i];
+      pool_priors[list * MAX_OUT + place] = (int)(unsigned)keys[i];
     }
     kept += __popc(stay);
   }
@@ -201,11 +223,34 @@ __device__ __forceinline__ Window window_over(
   return window;
 }
 
+// Entries of an image's pool whose scores are above the threshold.
+struct PoolEntries {
+  const unsigned* keys;
+  unsigned threshold;  // a score key
+  unsigned own[OWN_ENTRIES];
+
+  __device__ __forceinline__ PoolEntries(const unsigned* keys, unsigned threshold) : keys(keys), threshold(threshold) {
+#pragma unroll
+    for (int j = 0; j < OWN_ENTRIES; j++) own[j] = at(j * SELECT_THREADS + threadIdx.x);  // in flight together
+  }
+  __device__ __forceinline__ unsigned at(int i) const { return i < ENTRIES ? keys[i] : 0u; }
+  __device__ __forceinline__ sort_key key_of(unsigned key, int i) const {
+    return key > threshold ? sort_key_of(key, i) : NO_KEY;
+  }
+
+  template <class F>
+  __device__ __forceinline__ void for_each(F f) const {
+#pragma unroll
+    for (int j = 0; j < OWN_ENTRIES; j++) f(key_of(own[j], j * SELECT_THREADS + threadIdx.x));
+    for (int start = OWN_ENTRIES * SELECT_THREADS; start < ENTRIES; start += SELECT_THREADS)
+      f(key_of(at(start + threadIdx.x), start + threadIdx.x));
+  }
+};
+
 // The best M of all lists, with all that the masks and the host need of them. grid (B), block SELECT_THREADS
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
     const unsigned* __restrict__ pool_keys,       // [B, L, M]
-    const int* __restrict__ pool_candidates,      // [B, L, M]
-    const int* __restrict__ candidate_prior,      // [B, P]
+    const int* __restrict__ pool_priors,          // [B, L, M]
     const float4* __restrict__ candidate_boxes,   // [B, P]
     const float* __restrict__ candidate_scores,   // [B, L, P]
     const int* __restrict__ candidate_class,      // [B, P], only with CROSS_CLASS
@@ -230,25 +275,15 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
   static __shared__ int priors[MAX_OUT];
   static __shared__ unsigned words[MAX_OUT];
   int image = blockIdx.x;
-  const unsigned* image_keys = pool_keys + (size_t)image * LISTS * MAX_OUT;
-  unsigned lowest_wanted = ordered_bits(score_threshold);
-  auto key_at = [=](int i) {
-    unsigned key = image_keys[i];
-    return key > lowest_wanted ? key : 0u;
-  };
-  int present = 0;
-  for (int start = 0; start < LISTS * MAX_OUT; start += SELECT_THREADS) {
-    int i = start + threadIdx.x;
-    present += __syncthreads_count(i < LISTS * MAX_OUT && key_at(i) != 0);
-  }
-  int found = select_top<MAX_OUT, SELECT_SORT_SIZE, SELECT_THREADS>(key_at, LISTS * MAX_OUT, present, keys, scratch);
+  PoolEntries entries(pool_keys + (size_t)image * ENTRIES, ordered_bits(score_threshold));
+  int found = select_top<MAX_OUT, SELECT_SORT_SIZE, SELECT_THREADS>(entries, keys, scratch);
   if (threadIdx.x == 0) count[image] = found;
   int height = image_hw[2 * image], width = image_hw[2 * image + 1];
   int2 canvas = canvas_size(height, width);
   for (int i = threadIdx.x; i < found; i += SELECT_THREADS) {
     int entry = (int)(unsigned)keys[i], list = entry / MAX_OUT;
-    int candidate = pool_candidates[(size_t)image * LISTS * MAX_OUT + entry];
-    size_t from = (size_t)image * num_priors + candidate, to = (size_t)image * MAX_OUT + i;
+    int prior = pool_priors[(size_t)image * LISTS * MAX_OUT + entry];
+    size_t from = (size_t)image * num_priors + prior, to = (size_t)image * MAX_OUT + i;
     float4 box = candidate_boxes[from];
     float2 x = ordered_limits(box.x, box.z, canvas.y, 0.0f), y = ordered_limits(box.y, box.w, canvas.x, 0.0f);
 #if PAD  // cut at the image's border, but for NaN
@@ -256,9 +291,9 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_detections(
     if (y.y > (float)height) y.y = (float)height;
 #endif
     int2 columns = cell_range(box.x, box.z, proto_w), rows = cell_range(box.y, box.w, proto_h);
-    priors[i] = prior_idx[to] = candidate_prior[from];
+    priors[i] = prior_idx[to] = prior;
     class_ids[to] = CROSS_CLASS ? candidate_class[from] : list;
-    scores[to] = candidate_scores[((size_t)image * LISTS + list) * num_priors + candidate];
+    scores[to] = candidate_scores[((size_t)image * LISTS + list) * num_priors + prior];
     boxes[to] = box;
     pixel_boxes[to] = make_float4(truncf(x.x), truncf(y.x), truncf(x.y), truncf(y.y));
     cells[to] = make_int4(columns.x, columns.y, rows.x, rows.y);
