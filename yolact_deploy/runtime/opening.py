@@ -1,25 +1,29 @@
-"""From an artifact and a device to what runs images there."""
+"""From an artifact and a device to what runs images there: on a GPU, or in which of the CPU's runtimes, and why."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import platform
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from yolact_deploy.artifacts.names import END_TO_END, CpuPrecision, OnnxRuntimeChoice
+from yolact_deploy.artifacts.names import END_TO_END, CpuPrecision, OnnxRuntimeChoice, OnnxRuntimeName
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import (
+    ArtifactError,
     DeviceError,
     DeviceMemoryError,
     MissingDependencyError,
     OptionError,
     SpecError,
     one_line,
+    pip_install,
 )
-from yolact_deploy.optional import has_nvidia_driver
-from yolact_deploy.runtime.end_to_end import EndToEndPipeline
-from yolact_deploy.runtime.on_cpu import HostRequest, open_on_cpu
-from yolact_deploy.runtime.protocols import Pipeline
+from yolact_deploy.optional import has_nvidia_driver, installed_version
+from yolact_deploy.runtime.end_to_end import EndToEndModel, EndToEndPipeline
+from yolact_deploy.runtime.host import HostPipeline
+from yolact_deploy.runtime.openvino.library import Target, is_int8_exact, why_unusable
+from yolact_deploy.runtime.protocols import Network, Pipeline
 from yolact_deploy.spec import NmsMode
 
 if TYPE_CHECKING:
@@ -28,6 +32,29 @@ if TYPE_CHECKING:
 OPENVINO = "openvino"
 _DEVICES = 'device must be "auto", "cpu" or "cuda:N", or "openvino:NAME" for another device of OpenVINO'
 _NO_DRIVER = "this machine has no NVIDIA driver."
+_X86 = ("x86_64", "amd64")
+_SATURATES = (
+    "this CPU has no VNNI, without which OpenVINO adds INT8 products in 16 bits, and saturates. onnxruntime computes what the "
+    "file says."
+)
+
+
+class _Choice(NamedTuple):
+    """A runtime, and why it is that one."""
+
+    runtime: OnnxRuntimeName
+    reason: str = ""  # a few words for the description; "" where there was nothing to choose
+    note: str | None = None  # what the user could do about it, or has to know
+
+
+class _CpuRequest(NamedTuple):
+    """What a Detector was asked for, as far as the host's runtimes are concerned."""
+
+    runtime: OnnxRuntimeChoice = "auto"
+    precision: CpuPrecision = "f32"
+    threads: int | None = None
+    nms: NmsMode | None = None
+    device: str = "CPU"  # of OpenVINO's
 
 
 def open_pipeline(
@@ -54,18 +81,18 @@ def open_pipeline(
         _check_plan(artifact, kind, runtime, cpu_precision)
         return _open_plan(artifact, kind, index, options)
     _check_options(device, kind, runtime, cpu_precision)
-    request = HostRequest(runtime, cpu_precision, threads, nms)
+    request = _CpuRequest(runtime, cpu_precision, threads, nms)
     if kind == "openvino":
-        return open_on_cpu(artifact, request._replace(runtime="openvino", device=device.partition(":")[2] or "CPU"))
+        return _open_on_cpu(artifact, request._replace(runtime="openvino", device=device.partition(":")[2] or "CPU"))
     if runtime == "openvino" or cpu_precision != "f32":
-        return open_on_cpu(artifact, request)
+        return _open_on_cpu(artifact, request)
     fallback = None
     if kind != "cpu" and gpu is None and not has_nvidia_driver():
         if kind == "cuda":
             raise DeviceError(f'{device} can\'t be used: {_NO_DRIVER} Give device="cpu" (--device cpu), or "auto".')
         kind, device, fallback = "cpu", "cpu", _NO_DRIVER
     if kind == "cpu":
-        return open_on_cpu(artifact, request, fallback=fallback)
+        return _open_on_cpu(artifact, request, fallback=fallback)
     if kind == "cuda":
         return _open_onnx_on_gpu(artifact, device, index, options)
     try:
@@ -74,7 +101,7 @@ def open_pipeline(
         raise
     except (DeviceError, MissingDependencyError, SpecError) as exc:
         note = f"No GPU is used: {exc}"
-        return open_on_cpu(
+        return _open_on_cpu(
             artifact,
             request,
             fallback=one_line(exc),
@@ -158,3 +185,79 @@ def _open_plan(plan: PlanFile, kind: str, index: int, options: dict[str, Any]) -
             f"{plan.path} is a {runtime} plan and can't be run here: {exc} "
             f"The ONNX it was built from ({onnx}) runs without a GPU."
         ) from exc
+
+
+def _open_on_cpu(
+    file: OnnxFile,
+    request: _CpuRequest,
+    *,
+    fallback: str | None = None,
+    notes: tuple[str, ...] = (),
+    suffix: str = "",  # of the description
+) -> Pipeline:
+    """Raises ArtifactError, SpecError, DeviceError or MissingDependencyError when the file can't be run as it was asked for."""
+    choice = _choose_runtime(file, request)
+    try:
+        opened = _open_in(choice.runtime, file, request)
+    except ArtifactError as exc:
+        if request.runtime != "auto" or choice.runtime != "openvino" or request.precision != "f32":
+            raise
+        choice = _Choice("onnxruntime", "OpenVINO can't run this file", str(exc))
+        opened = _open_in(choice.runtime, file, request)
+    said: dict[str, Any] = {
+        "nms": request.nms,
+        "fallback": fallback,
+        "notes": (*notes, *filter(None, [choice.note])),
+        "suffix": f"{f' ({choice.reason})' if choice.reason else ''}{suffix}",
+    }
+    return EndToEndPipeline(opened, file, **said) if isinstance(opened, EndToEndModel) else HostPipeline(opened, **said)
+
+
+def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
+    """The runtime that was asked for; for "auto" the faster one that computes what the file says.
+
+    INT8 files: OpenVINO, several times as fast, where it is installed and the CPU has VNNI; without, its sums saturate, and
+    onnxruntime's float32 is the right one. Files in floating point: onnxruntime, in which the export was proven; the two differ
+    by some percent in speed, and by rounding in what they compute.
+    """
+    if request.runtime != "auto":
+        inexact = (
+            request.runtime == "openvino" and file.precision == "int8" and request.device == "CPU" and not _is_exact()
+        )
+        return _Choice(request.runtime, note=_SATURATES if inexact else None)
+    if request.precision != "f32" or request.device != "CPU":
+        return _Choice("openvino")
+    if missing := why_unusable():
+        if file.precision != "int8":
+            return _Choice("onnxruntime")
+        note = (
+            f"{missing}, which computes INT8 in integers; onnxruntime computes it in float32: {pip_install('openvino')}"
+        )
+        return _Choice("onnxruntime", note=note)
+    if installed_version("onnxruntime") is None and installed_version("onnxruntime-gpu") is None:
+        return _Choice("openvino", "onnxruntime is not installed")
+    if file.precision != "int8":
+        return _Choice("onnxruntime", "OpenVINO is no faster in floating point")
+    if not _is_exact():
+        return _Choice("onnxruntime", "OpenVINO's INT8 saturates on this CPU")
+    return _Choice("openvino", "the faster one in INT8")
+
+
+def _is_exact() -> bool:
+    """Elsewhere than on x86 nobody has measured it."""
+    return platform.machine().lower() in _X86 and is_int8_exact()
+
+
+def _open_in(runtime: OnnxRuntimeName, file: OnnxFile, request: _CpuRequest) -> Network | EndToEndModel:
+    is_whole = file.form == END_TO_END
+    if runtime == "openvino":
+        from yolact_deploy.runtime.openvino.end_to_end import OpenvinoEndToEnd
+        from yolact_deploy.runtime.openvino.network import OpenvinoNetwork
+
+        target = Target(request.device, request.precision, request.threads)
+        return OpenvinoEndToEnd(file, target) if is_whole else OpenvinoNetwork(file, target)
+    from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork
+    from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
+
+    kind = EndToEndNetwork if is_whole else OnnxNetwork
+    return kind(file, device="cpu", threads=request.threads)
