@@ -220,7 +220,7 @@ def _outline(polygon: list[float]) -> float:
 
 def _fills(counts: Any, image_hw: list[int]) -> bool:
     """Whether run lengths, as numbers or packed by pycocotools, are valid ones of an image."""
-    from yolact_deploy.reference.masks import run_lengths
+    from yolact_deploy.reference.run_lengths import run_lengths
 
     if isinstance(counts, str):
         try:

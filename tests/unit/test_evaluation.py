@@ -13,7 +13,7 @@ from tests.goldens import SHAPES, SHAPES_SPEC
 from yolact_deploy.annotations import category_mismatches, load_annotations
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.evaluation import coco_ap
-from yolact_deploy.reference.masks import run_lengths
+from yolact_deploy.reference.run_lengths import run_lengths
 from yolact_deploy.spec import ModelSpec
 
 ANNOTATION: dict[str, Any] = {

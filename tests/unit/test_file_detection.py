@@ -17,7 +17,7 @@ from tests.goldens import SHAPES
 from yolact_deploy.errors import ImageError
 from yolact_deploy.file_detection import FileResult, detect_files
 from yolact_deploy.files import JsonArray
-from yolact_deploy.reference import masks
+from yolact_deploy.reference import run_lengths
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.reference.masks import MaskRegion, PrototypeMasks
 from yolact_deploy.runtime.detector import Detector
@@ -76,7 +76,7 @@ def test_masks_and_run_lengths_that_nobody_asks_for_are_not_made(
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("run lengths were made")
 
-    monkeypatch.setattr(masks, "encode_bands", refuse)
+    monkeypatch.setattr(run_lengths, "encode_runs", refuse)
     assert detect_files(detector, PHOTOS[:1]).files[0].counts
     assert assembled == []
     detect_files(detector, PHOTOS[:1], overlays=tmp_path)

@@ -8,8 +8,10 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from yolact_deploy.arrays import BoolArray
+from yolact_deploy.reference import run_lengths
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, RunMasks, WindowMasks
+from yolact_deploy.reference.masks import MaskRegion
 
 HEIGHT, WIDTH = 37, 141
 
@@ -69,6 +71,24 @@ def test_every_form_holds_the_same_masks(make: Callable[[BoolArray], MaskSource]
     np.testing.assert_array_equal(source.take(rows).dense(), masks[rows])
     none = source.take(np.array([], np.int64))
     assert (none.dense().shape, list(none.regions()), none.rle()) == ((0, HEIGHT, WIDTH), [], [])
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 300])
+def test_run_lengths_are_the_same_however_many_masks_are_looked_at_together(
+    chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = _windows(_pictures()).take(np.array([0, 2, 1, 0, 3, 5, 4, 0]))
+    together = masks.rle()
+    monkeypatch.setattr(run_lengths, "_CHUNK_BYTES", chunk_bytes)
+    assert masks.rle() == together
+
+
+def test_run_lengths_of_an_image_of_more_pixels_than_32_bits_count() -> None:
+    height = width = 70_000
+    corner = np.ones((3, 2), bool)
+    at_the_end = WindowMasks.of([MaskRegion(height - 3, width - 2, corner)] * 2, (height, width))
+    runs = [(width - 2) * height + height - 3, 3, height - 3, 3]
+    assert [run_lengths.run_lengths(one["counts"]) for one in at_the_end.rle()] == [runs] * 2
 
 
 def test_detections_have_as_many_masks_as_scores() -> None:

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from yolact_deploy.arrays import AnyArray, BoolArray, IntArray
-from yolact_deploy.reference import masks
 from yolact_deploy.reference.masks import MaskRegion
+from yolact_deploy.reference.run_lengths import BitWindow, bit_window, encode_runs, encode_windows
 
 MaskForm: TypeAlias = Literal["bits", "rle", "dense"]  # in which masks of a GPU come to the host
 
@@ -59,7 +59,7 @@ class WindowMasks:
     """Masks as the bits of a window each: all that there is to keep of them, as outside of its window a mask is False.
 
     A window begins at a column divisible by 32 and holds whole words: pixel x of its row y is bit x % 32, from the lowest,
-    of word `starts[i] + y * pitch + x // 32`.
+    of word `starts[i] + y * pitch + x // 32`. Bits beyond the image are 0.
     """
 
     words: AnyArray  # uint32 [sum of all windows' words]
@@ -106,7 +106,16 @@ class WindowMasks:
             yield MaskRegion(row, column, unpack_mask_words(words, width))
 
     def rle(self) -> list[dict[str, Any]]:
-        return encode_regions(([region] for region in self.regions()), self.image_hw)
+        little_endian = np.ascontiguousarray(self.words, "<u4").view(np.uint8)
+        windows = (
+            BitWindow(
+                number, row, column, little_endian[4 * start : 4 * (start + height * pitch)].reshape(height, 4 * pitch)
+            )
+            for number, ((row, column, height, pitch), start) in enumerate(
+                zip(self.windows.tolist(), self.starts.tolist(), strict=True)
+            )
+        )
+        return encode_windows(windows, len(self), self.image_hw)
 
     def take(self, rows: IntArray) -> WindowMasks:
         taken = dataclasses.replace(self, windows=self.windows[rows], starts=self.starts[rows])
@@ -146,7 +155,10 @@ class DenseMasks:
         return map(_bounded, self.pixels)
 
     def rle(self) -> list[dict[str, Any]]:
-        return encode_regions(([region] for region in self.regions()), (self.pixels.shape[1], self.pixels.shape[2]))
+        packed = (
+            bit_window(number, region.row, region.column, region.window) for number, region in enumerate(self.regions())
+        )
+        return encode_windows(packed, len(self), (self.pixels.shape[1], self.pixels.shape[2]))
 
     def take(self, rows: IntArray) -> DenseMasks:
         return DenseMasks(self.pixels[rows])
@@ -173,18 +185,12 @@ class RunMasks:
         return (_bounded(self.take(np.array([row])).dense()[0]) for row in range(len(self)))
 
     def rle(self) -> list[dict[str, Any]]:
-        return [masks.encode_runs(runs, self.image_hw) for runs in self.runs]
+        counts = np.array([len(runs) for runs in self.runs], np.int64)
+        runs = np.concatenate([np.zeros(0, np.int64), *self.runs])
+        return encode_runs(runs.astype(np.int64), counts, self.image_hw)
 
     def take(self, rows: IntArray) -> RunMasks:
         return RunMasks([self.runs[row] for row in rows], self.image_hw)
-
-
-def encode_regions(
-    regions: Iterable[Iterable[MaskRegion]],  # the bands of each
-    image_hw: tuple[int, int],
-) -> list[dict[str, Any]]:
-    """{"size": [H, W], "counts": str} of every mask."""
-    return [masks.encode_bands(bands, image_hw) for bands in regions]
 
 
 def _bounded(mask: BoolArray) -> MaskRegion:

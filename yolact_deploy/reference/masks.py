@@ -9,19 +9,19 @@ asks whether a value is above 0.5, fused arithmetic is spent on the pixels that 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray, fma, sigmoid
+from yolact_deploy.arrays import BoolArray, FloatArray, IntArray, fma, sigmoid
+from yolact_deploy.reference.run_lengths import bit_window, encode_windows
 
 CROP_PADDING = 1  # cells of the prototypes
 MASK_THRESHOLD = np.float32(0.5)
 _BAND_PIXELS = 1 << 20  # of a mask at a time: 15 MB of arithmetic
-_MAX_RUN_BITS = 60
 _DOUBT = np.float32(1e-6)  # plain and fused lerps of values in 0..1 differ by less than 3 * 2**-24 = 1.8e-7
 
 
@@ -75,7 +75,12 @@ class PrototypeMasks:
 
     def rle(self) -> list[dict[str, Any]]:
         """{"size": [H, W], "counts": str} of every mask, as pycocotools writes them."""
-        return [encode_bands(bands, self.image_hw) for bands in self._bands()]
+        packed = (
+            bit_window(number, band.row, band.column, band.window)
+            for number, bands in enumerate(self._bands())
+            for band in bands
+        )
+        return encode_windows(packed, len(self), self.image_hw)
 
     def take(self, rows: IntArray) -> PrototypeMasks:
         """The masks of the given rows [m], in the given order."""
@@ -224,79 +229,3 @@ def _cell_range(first: FloatArray, second: FloatArray, size: int) -> tuple[IntAr
     bad = np.isnan(low) | np.isnan(high)
     low, high = np.where(bad, np.float32(size), low), np.where(bad, np.float32(0), high)
     return np.ceil(np.minimum(low, size)).astype(np.int64), np.ceil(np.maximum(high, 0)).astype(np.int64)
-
-
-def encode_bands(bands: Iterable[MaskRegion], image_hw: tuple[int, int]) -> dict[str, Any]:
-    """{"size": [H, W], "counts": str} of the whole image, byte for byte what pycocotools makes of the dense mask.
-
-    `bands` lie side by side, from left to right. Runs are found in them alone and placed in the image, so that the cost follows
-    the windows and not the image, and memory one band.
-    """
-    height, width = image_hw
-    parts = [_run_bounds(band, height) for band in bands]
-    bounds = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    touching = np.flatnonzero(bounds[1:-1:2] == bounds[2::2])  # a run to the column's end that goes on in the next
-    bounds = np.delete(bounds, np.concatenate([2 * touching + 1, 2 * touching + 2]))
-    counts = np.diff(bounds, prepend=0, append=height * width)
-    if counts[-1] == 0:
-        counts = counts[:-1]
-    return encode_runs(counts, image_hw)
-
-
-def _run_bounds(band: MaskRegion, height: int) -> IntArray:
-    """Where runs of True begin and end, in turn, in pixels of the image counted column by column."""
-    window = band.window
-    if window.size == 0:
-        return np.zeros(0, np.int64)
-    changes = np.empty((window.shape[0] + 1, window.shape[1]), bool)  # down each column, which False precedes and ends
-    changes[0], changes[-1] = window[0], window[-1]
-    np.not_equal(window[1:], window[:-1], out=changes[1:-1])
-    row, column = np.divmod(np.flatnonzero(changes), window.shape[1])
-    bounds: IntArray = (column + band.column) * height + row + band.row
-    bounds.sort()  # few beside the pixels: cheaper than turning those over
-    return bounds
-
-
-def encode_runs(
-    counts: AnyArray,  # integers, summing up to H * W
-    image_hw: tuple[int, int],
-) -> dict[str, Any]:
-    """{"size": [H, W], "counts": str} of run lengths, column by column, the first one of False.
-
-    >>> encode_runs(np.array([0, 16]), (4, 4))  # all True
-    {'size': [4, 4], 'counts': '0`0'}
-    """
-    from pycocotools import mask as coco_mask
-
-    height, width = image_hw
-    packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
-
-
-def run_lengths(packed: str) -> list[int]:
-    """The numbers in packed `counts`: 5 bits a character, from the fourth number on the difference from the last but one.
-
-    The format is that of rleFrString in pycocotools, which does not check it. Raises ValueError for anything else.
-
-    >>> run_lengths("0`0")
-    [0, 16]
-    """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in packed:
-        bits = ord(character) - ord("0")
-        if not 0 <= bits < 64:
-            raise ValueError(f"{character!r} is no part of packed run lengths")
-        if shift > _MAX_RUN_BITS:
-            raise ValueError("a packed run length has too many digits")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:  # more bits follow
-            continue
-        if bits & 16:  # negative
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("packed run lengths end within a number")
-    return lengths

@@ -19,7 +19,7 @@ from yolact_deploy.annotations import category_mismatches, image_paths, load_ann
 from yolact_deploy.errors import AnnotationError
 from yolact_deploy.evaluation import evaluate
 from yolact_deploy.reference.images import read_image
-from yolact_deploy.reference.masks import run_lengths
+from yolact_deploy.reference.run_lengths import run_lengths
 
 
 def _written(tmp_path: Path, **changes: Any) -> Path:
