@@ -227,6 +227,11 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
         return _Choice(request.runtime, note=_SATURATES if inexact else None)
     if request.precision != "f32" or request.device != "CPU":
         return _Choice("openvino")
+    has_onnxruntime = any(map(installed_version, ("onnxruntime", "onnxruntime-gpu")))
+    if file.precision != "int8" and has_onnxruntime:
+        return _Choice(
+            "onnxruntime", "OpenVINO is no faster in floating point" if installed_version("openvino") else ""
+        )
     if missing := why_unusable():
         if file.precision != "int8":
             return _Choice("onnxruntime")
@@ -234,10 +239,8 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
             f"{missing}, which computes INT8 in integers; onnxruntime computes it in float32: {pip_install('openvino')}"
         )
         return _Choice("onnxruntime", note=note)
-    if installed_version("onnxruntime") is None and installed_version("onnxruntime-gpu") is None:
+    if not has_onnxruntime:
         return _Choice("openvino", "onnxruntime is not installed")
-    if file.precision != "int8":
-        return _Choice("onnxruntime", "OpenVINO is no faster in floating point")
     if not _is_exact():
         return _Choice("onnxruntime", "OpenVINO's INT8 saturates on this CPU")
     return _Choice("openvino", "the faster one in INT8")
