@@ -27,6 +27,7 @@ from tests.emulator.expectations import (
     opencv_resize,
 )
 from tests.emulator.pipeline import At, Pipeline, aligned, garbage, run
+from tests.emulator.unwritten import mark_written
 from yolact_deploy.cuda.launches import Buffer
 from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, pack
 from yolact_deploy.cuda.specialization import Geometry, Specialization
@@ -81,6 +82,7 @@ def _preprocessed(
     _, *pixels = block.views(staging).values()
     for target, image in zip(pixels, images, strict=False):
         target[...] = image
+        mark_written(target)
     pitched = np.zeros((height, width * 3 + 5), np.uint8)
     pitched[:, : width * 3] = images[-1].reshape(height, width * 3)
     output = garbage(program.model.network_buffers(count))["image"]
@@ -116,6 +118,18 @@ def no_two_threads_meet_without_a_barrier(build: Build) -> None:
             expect_masks(pipeline, expect_reference(pipeline, inputs, image_hw=(20, 33)), (20, 33))
             pipeline.dense()
             pipeline.runs()
+
+
+def nothing_is_read_that_nobody_wrote(build: Build) -> None:
+    """Where few of the candidates, detections and masks that there is room for are there."""
+    for spec, size, rate in ((SMALL, (5, 7), 0.02), (CROSS, (9, 40), 0.04)):
+        inputs = heads(37, spec, priors=90, batch=2, spread=3.0, proto_hw=(6, 5), rate=rate)
+        pipeline = Pipeline(build(spec, "races"), spec)
+        raws = expect_reference(pipeline, inputs, image_hw=size)
+        assert all(0 < len(raw) < spec.max_out for raw in raws)
+        expect_masks(pipeline, raws, size)
+        for make in (pipeline.dense, pipeline.runs, pipeline.soft_masks):
+            make()
 
 
 def selection_by_radix_has_no_races(build: Build) -> None:
@@ -170,6 +184,7 @@ CHECKS: dict[str, Callable[[Build], None]] = {
         a_padded_image_is_preprocessed_as_its_square,
         blocks_of_other_sizes_give_the_same,
         no_two_threads_meet_without_a_barrier,
+        nothing_is_read_that_nobody_wrote,
         selection_by_radix_has_no_races,
         softmax_has_no_races,
     )

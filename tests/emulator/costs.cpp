@@ -64,7 +64,7 @@ void observe_end() { end_block(); }
 }  // namespace emulator
 
 extern "C" {
-void emulator_watch(const void* begin, size_t bytes) {
+void emulator_watch(const void* begin, size_t bytes, unsigned char*) {
   emulator::memories.push_back({(uintptr_t)begin, (uintptr_t)begin + bytes});
 }
 void emulator_forget_all() { emulator::memories.clear(); }

@@ -1,7 +1,8 @@
 """The CUDA kernels on the CPU: compiled by g++ with `cuda_emulator.h`, one fiber per CUDA thread.
 
 What it shows: results, deadlocks and diverged barriers, under several orders of threads and blocks; writes outside of buffers,
-crashes and loops without end, none of which takes the process with it; with the build "races", accesses that no barrier orders;
+crashes and loops without end, none of which takes the process with it; with the build "races", accesses that no barrier orders,
+and reads of what nobody wrote (`unwritten`);
 with "asan", every access outside of buffers and undefined behaviour, which ends the process; with "costs", what a launch reads,
 writes and waits for. What it can't: timing, alignment that only a GPU asks for, and races between launches.
 """
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.emulator.guarded import OutsideWriteError, guarded_copies
+from tests.emulator.unwritten import written_bytes
 from yolact_deploy.cuda.launches import ARGUMENTS, Launch
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
 
@@ -83,17 +85,20 @@ class Emulator:
         self._library.emulator_catch(ctypes.c_double(self.limit_seconds if caught else 0))
         try:
             with guarded_copies(arrays) if guard and caught else _in_place(arrays) as addresses:
-                self._launch(
-                    launch, {**arguments, **addresses}, {name: a.nbytes for name, a in arrays.items()}, schedule
-                )
+                self._launch(launch, {**arguments, **addresses}, arrays, schedule)
         except OutsideWriteError as exc:
             raise EmulatorError(f"{launch.kernel}: {exc}") from exc
 
-    def _launch(self, launch: Launch, arguments: Mapping[str, Any], sizes: Mapping[str, int], schedule: int) -> None:
+    def _launch(self, launch: Launch, arguments: Mapping[str, Any], arrays: Mapping[str, Array], schedule: int) -> None:
         if self._build in _OBSERVERS:
             self._library.emulator_forget_all()
-            for name, nbytes in sizes.items():
-                self._library.emulator_watch(ctypes.c_void_p(arguments[name]), ctypes.c_size_t(nbytes))
+            for name, array in arrays.items():
+                written = written_bytes(array)
+                self._library.emulator_watch(
+                    ctypes.c_void_p(arguments[name]),
+                    ctypes.c_size_t(array.nbytes),
+                    None if written is None else ctypes.c_void_p(written.ctypes.data),
+                )
         values = [_C_TYPES[kind](arguments[name]) for name, kind in ARGUMENTS[launch.kernel]]
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         problem = self._library.emulator_launch(

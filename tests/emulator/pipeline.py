@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.emulator.emulator import FORWARD
+from tests.emulator.unwritten import mark_unwritten, mark_written
 from yolact_deploy.cuda.launches import Buffer, Launch
 from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, Request, Step
 from yolact_deploy.cuda.specialization import Specialization
@@ -101,6 +102,8 @@ class Pipeline:
         self.arrays["count"][image] = len(coeff)
         self.arrays["coeff"][image, : len(coeff)] = coeff
         self.arrays["cells"][image, : len(coeff)] = cells
+        for name in ("count", "coeff", "cells"):
+            mark_written(self.arrays[name])
 
     def soft_masks(self, *, crop: bool = True) -> Array:
         """float32 [B, M, Hp, Wp], sigmoided and cropped; zeros beyond `count`."""
@@ -142,6 +145,8 @@ class Pipeline:
             sizes = np.zeros(self.specialization.max_out, np.uint32)
             sizes[: len(windows)] = windows[:, 2] * windows[:, 3]
             self.arrays["window_start"][image] = [0, *np.cumsum(sizes)]
+        for name in ("windows", "window_start"):
+            mark_written(self.arrays[name])
 
     def expected_windows(self, image: int, image_hw: tuple[int, int]) -> Array:
         """int [n, 4], top, left, rows and words of the pixels over a detection's cells, and of one more at each end."""
@@ -226,10 +231,13 @@ def layout(image_hws: Sequence[tuple[int, int]]) -> BatchLayout:
 
 
 def garbage(buffers: Mapping[str, Buffer]) -> dict[str, Array]:
-    """Arrays of the buffers' exact sizes, full of bytes that mean nothing."""
-    return {
+    """Arrays of the buffers' exact sizes, full of bytes that mean nothing and count as unwritten."""
+    made = {
         name: aligned(np.full(b.nbytes, 0xA5, np.uint8).view(b.dtype).reshape(b.shape)) for name, b in buffers.items()
     }
+    for array in made.values():
+        mark_unwritten(array)
+    return made
 
 
 def aligned(array: Array) -> Array:

@@ -305,4 +305,10 @@ MUTANTS: dict[str, Mutant] = {
         "pixels_over(cells.x, cells.y, proto_w, image_w)",
         "masks_of_a_padded_image_are_those_of_its_square_cut_at_its_border",
     ),
+    "windows_read_beyond_the_last_detection": Mutant(
+        "if (++n < detections) {", "if (++n < MAX_OUT) {", "nothing_is_read_that_nobody_wrote"
+    ),
+    "runs_counted_beyond_the_last_detection": Mutant(
+        "if (threadIdx.x == 0) run_count[mask_index] = 0;", "", "nothing_is_read_that_nobody_wrote"
+    ),
 }

@@ -1,6 +1,6 @@
 // A race detector that knows CUDA: the entry points that g++ -fsanitize=thread calls at every access. Two accesses to a
 // byte, one of them a write, need a barrier between them: __syncthreads within a block, __syncwarp within a warp, nothing
-// helps between blocks. libtsan itself would take fibers for one thread, or drown in them.
+// helps between blocks. A byte of a buffer must be written, in this launch or before, when it is read. libtsan itself would take fibers for one thread, or drown in them.
 
 #include "runtime.h"
 
@@ -22,6 +22,7 @@ struct Memory {
   const char* what;
   int number;
   std::vector<Shadow> shadow;
+  unsigned char* written;  // of every byte, kept by the tests from launch to launch; null: all are
 };
 std::vector<Memory> globals, shared;
 
@@ -47,6 +48,13 @@ void access(void* address, size_t bytes, bool write, bool atomic) {
       Place now = here();
       for (uintptr_t at = begin; at < begin + bytes && at < memory.end; at++) {
         Shadow& shadow = memory.shadow[at - memory.begin];
+        if (memory.written != nullptr) {
+          unsigned char& written = memory.written[at - memory.begin];
+          if (!written && (atomic || !write))
+            fail("byte %zu of %s %d is read by thread %d of block %d, but nobody wrote it", (size_t)(at - memory.begin), memory.what,
+                 memory.number, now.thread, now.block);
+          written = 1;
+        }
         check(memory, at, shadow.write, now, atomic, write ? "write after write" : "read after write");
         if (write) {
           check(memory, at, shadow.read, now, atomic, "write after read");
@@ -61,9 +69,9 @@ void access(void* address, size_t bytes, bool write, bool atomic) {
     }
 }
 
-void watch(std::vector<Memory>& memories, const void* begin, size_t bytes, const char* what) {
+void watch(std::vector<Memory>& memories, const void* begin, size_t bytes, const char* what, unsigned char* written = nullptr) {
   if (bytes > 0)
-    memories.push_back({(uintptr_t)begin, (uintptr_t)begin + bytes, what, (int)memories.size(), std::vector<Shadow>(bytes)});
+    memories.push_back({(uintptr_t)begin, (uintptr_t)begin + bytes, what, (int)memories.size(), std::vector<Shadow>(bytes), written});
 }
 
 }  // namespace
@@ -85,7 +93,9 @@ void observe_end() {}
 }  // namespace emulator
 
 extern "C" {
-void emulator_watch(const void* begin, size_t bytes) { emulator::watch(emulator::globals, begin, bytes, "buffer"); }
+void emulator_watch(const void* begin, size_t bytes, unsigned char* written) {
+  emulator::watch(emulator::globals, begin, bytes, "buffer", written);
+}
 void emulator_forget_all() { emulator::globals.clear(); }
 }
 

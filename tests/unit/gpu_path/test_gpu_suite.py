@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.emulator import standin
-from tests.emulator.expectations import SMALL
+from tests.emulator.driver import EmulatedDriver
+from tests.emulator.expectations import SMALL, expect_masks, expect_reference, heads
 from tests.emulator.originals import CASES
+from tests.emulator.pipeline import Pipeline
+from tests.emulator.unwritten import written_bytes
 from tests.goldens import SHAPES_SPEC, postgen
+from tests.gpu.runner import GpuRunner
+from yolact_deploy.cuda.launches import ARGUMENTS
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.spec import ModelSpec
 
@@ -44,3 +50,28 @@ def test_the_gpu_suite_passes_on_emulated_kernels(tmp_path: Path) -> None:
 def _of_case() -> Specialization:
     inputs = postgen().make_case(next(case for case in CASES if case["id"] == CASE)["spec"])
     return Specialization(inputs["conf"].shape[2] - 1, inputs["proto"].shape[3])
+
+
+def test_memory_that_nobody_wrote_is_not_uploaded_for_the_sanitizer() -> None:
+    """initcheck takes for written what was uploaded."""
+    driver = EmulatedDriver()
+    with driver.current():
+        kernels = driver.load_kernels(SMALL)
+    inputs = heads(37, SMALL, priors=70)
+    pipeline = Pipeline(GpuRunner(driver, kernels, guards=False), SMALL)
+    expect_masks(pipeline, expect_reference(pipeline, inputs, image_hw=(9, 13)), (9, 13))
+    fresh = {name for name, array in pipeline.arrays.items() if written_bytes(array) is not None}
+    assert {"candidate_boxes", "count", "scores", "mask_words"} <= fresh
+    assert not fresh & inputs.keys()
+    uploaded = sum(
+        pipeline.arrays[name].nbytes * launches
+        for kernel, launches in driver.launches.items()
+        for name, kind in ARGUMENTS[kernel]
+        if kind == "pointer" and name not in fresh
+    )
+    assert driver.copied["to_device"] == uploaded
+    del pipeline
+    gc.collect()
+    with driver.current():
+        kernels.close()
+    assert not driver.left_over
