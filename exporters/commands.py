@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yolact_deploy.arguments as arguments
 from yolact_deploy.arguments import given
-from yolact_deploy.artifacts.contract import TRADITIONAL_IS_A_LOOP
 from yolact_deploy.artifacts.names import (
     CHECKPOINT_SHA256_METADATA_KEY,
     Calibrator,
     ChannelOrder,
+    CpuPrecision,
     DcnChoice,
     IoPrecision,
     LowPrecision,
+    OnnxRuntimeChoice,
     Precision,
     Progress,
     StepProgress,
 )
-from yolact_deploy.errors import ExportError, SpecError
+from yolact_deploy.errors import ExportError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.optional import require_export
 from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, list_images, read_image
@@ -148,7 +149,10 @@ def export(
         from exporters.precision.calibration import check_before_export
 
         check_before_export(precision, opset, calib, calib_cache, max_ap_drop, annotations)
-    _check_end_to_end(end_to_end, nms, channel_order, io_precision)
+    if end_to_end or nms is not None or channel_order is not None:
+        from exporters.end_to_end.export import check_request
+
+        check_request(end_to_end, nms, channel_order, io_precision)
     shown = [] if parity_images is None else [(str(path), read_image(path)) for path in _listed(parity_images)]
     tell = progress or (lambda what, step, total: None)
     with tempfile.TemporaryDirectory() as folder:
@@ -187,14 +191,9 @@ def export(
             from exporters.end_to_end.export import export_end_to_end
 
             tell("making it end to end", 0, 1)
-            whole = export_end_to_end(
-                heads,
-                output,
-                channel_order=channel_order or "bgr",
-                nms=None if nms == "traditional" else nms,
-                images=shown,
-                parity=parity,
-            )
+            own = None if nms == "traditional" else nms  # which was refused above
+            order: ChannelOrder = channel_order or "bgr"
+            whole = export_end_to_end(heads, output, channel_order=order, nms=own, images=shown, parity=parity)
             result = dataclasses.replace(result, end_to_end=whole, size_bytes=whole.size_bytes, sha256=whole.sha256)
     return dataclasses.replace(result, output=output)
 
@@ -215,6 +214,8 @@ def quantize(
     limit: int | None = None,
     auto: bool = False,
     sensitivity: bool = False,
+    runtime: OnnxRuntimeChoice = "auto",
+    cpu_precision: CpuPrecision = "f32",
     progress: Progress | None = None,
 ) -> PrecisionResult:
     """A float32 ONNX of `export` in FP16, or in INT8 with the rest in FP16, and what that costs.
@@ -225,7 +226,8 @@ def quantize(
 
     With `annotations` (COCO, over the first `limit` images of the folder `images`) AP is measured, and more than
     `max_ap_drop` points lost are an error; without them, any `max_ap_drop` asks for agreement with the float32 detections
-    on the images of `calib`. `auto` keeps the fewest modules in FP16 that pass; `sensitivity` measures what each costs.
+    on the images of `calib`. Both models run on the CPU, in the `runtime` of Detector; `cpu_precision` is that of the lowered
+    one. `auto` keeps the fewest modules in FP16 that pass; `sensitivity` measures what each costs.
 
     `output` appears only when all is passed. `progress` is told what is done, the step, and of how many.
 
@@ -236,8 +238,8 @@ def quantize(
                            annotations="instances.json", images="val")
     """
     require_export("changing a model's precision")
-    arguments.check_paths(model=model, output=output, **given(calib_cache=calib_cache))
-    arguments.check_paths(**given(annotations=annotations, images=images))
+    paths = given(calib_cache=calib_cache, annotations=annotations, images=images)
+    arguments.check_paths(model=model, output=output, **paths)
     arguments.check_sources(**given(calib=calib))
     arguments.check_choice("calibrator", calibrator, get_args(Calibrator))
     arguments.check_text_lists(keep_fp16=keep_fp16)
@@ -262,6 +264,8 @@ def quantize(
         max_ap_drop=max_ap_drop,
         auto=auto,
         sensitivity=sensitivity,
+        runtime=runtime,
+        cpu_precision=cpu_precision,
         progress=progress,
     )
 
@@ -277,6 +281,8 @@ def compare(
     score_threshold: float = 0.15,
     html: PathLike | None = None,
     device: str = "auto",
+    runtime: OnnxRuntimeChoice = "auto",
+    cpu_precision: CpuPrecision = "f32",
     max_pixels: int = MAX_PIXELS,
     progress: StepProgress | None = None,
 ) -> CompareReport:
@@ -284,8 +290,9 @@ def compare(
 
     Each is a checkpoint, an exported ONNX of any precision, or a plan where plans can be run; `a` is the reference. `spec`
     and `config` say what a checkpoint is. Detections above `score_threshold` are matched; with COCO `annotations` there is
-    the AP of both on the images that they name. `html` is a page to write, with the worst images side by side. Images that
-    can't be read, or have more than `max_pixels`, are skipped and named. `progress(done, total)` counts images.
+    the AP of both on the images that they name. `html` is a page to write, with the worst images side by side. `device`,
+    `runtime` and `cpu_precision` are Detector's. Images that can't be read, or have more than `max_pixels`, are skipped and
+    named. `progress(done, total)` counts images.
 
     Raises OptionError for arguments that make no sense, SpecError naming the first contradiction between the two,
     ImageError when no image can be read, AnnotationError, OutputError, MissingDependencyError, and what opening an artifact
@@ -315,6 +322,8 @@ def compare(
         score_threshold=score_threshold,
         examples=0 if html is None else comparison.DEFAULT_EXAMPLES,
         device=device,
+        runtime=runtime,
+        cpu_precision=cpu_precision,
         max_pixels=max_pixels,
         progress=progress,
     )
@@ -381,19 +390,6 @@ def _export_float32(
         parity=report,
         seconds=seconds,
     )
-
-
-def _check_end_to_end(
-    end_to_end: bool, nms: NmsMode | None, channel_order: ChannelOrder | None, io_precision: IoPrecision
-) -> None:
-    """Refuse before the export what would fail or have no effect after it."""
-    idle = [option for option, value in (("--nms", nms), ("--channel-order", channel_order)) if value is not None]
-    if idle and not end_to_end:
-        raise SpecError(f"{', '.join(idle)} has no effect on the ordinary export. Add --end-to-end, or leave it out.")
-    if end_to_end and io_precision == "fp16":
-        raise SpecError("an end-to-end graph takes bytes and gives float32, so --io-precision fp16 can't be had.")
-    if nms == "traditional":
-        raise SpecError(TRADITIONAL_IS_A_LOOP)
 
 
 def _listed(given: PathLike | Sequence[PathLike]) -> list[Path]:

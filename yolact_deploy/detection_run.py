@@ -109,7 +109,7 @@ class Run:
         """Take up the journal, or begin it. Raises OutputError where it is another run's, or overlays would be replaced."""
         journal = self.journal
         assert journal is not None
-        opened = {name: self.detector.arguments.get(name) for name in ("device", "threads", "nms", "max_pixels")}
+        opened = {**self.detector.arguments, "gpu": None}  # which is no text
         request = {**options, **opened, "detections listed": self.is_listed, "version": __version__}
         if journal.path is not None:
             request |= {"artifact": self.detector.file.sha256, "images": _digest(self.files, self.ids)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from yolact_deploy.annotations import category_mismatches, check_categories, image_paths, load_annotations
 from yolact_deploy.arguments import check_callables, check_counts, check_paths, given
-from yolact_deploy.artifacts.names import StepProgress
+from yolact_deploy.artifacts.names import CpuPrecision, OnnxRuntimeChoice, StepProgress
 from yolact_deploy.reference.images import MAX_PIXELS
 from yolact_deploy.runtime.detector import Detector, detector_for_many
 from yolact_deploy.spec import NmsMode
@@ -27,6 +27,8 @@ def evaluate(
     limit: int | None = None,
     nms: NmsMode | None = None,
     device: str = "auto",
+    runtime: OnnxRuntimeChoice = "auto",
+    cpu_precision: CpuPrecision = "f32",
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: StepProgress | None = None,
@@ -37,7 +39,7 @@ def evaluate(
     it, "fallback": why the CPU was taken where device "auto" took it, else None, "notes": `Detector.notes` at the end}.
 
     `images` is the folder of the annotation file's file names; `limit` takes the first images by id. Detections of every
-    score count, 100 per image, as in the original's evaluation. `nms`, `device`, `threads` and `max_pixels` are those of
+    score count, 100 per image, as in the original's evaluation. `nms`, `device` to `threads` and `max_pixels` are those of
     `Detector`, and those of a Detector that is given instead of a file. `progress(done, total)` counts images. `on_doubt` is
     told where the model's classes and the file's categories hardly mean the same, of images that have another size than the
     file says, and where nothing is annotated (AP is -1 then); `on_note` what `Detector.notes` say.
@@ -53,10 +55,15 @@ def evaluate(
     check_paths(images=images, annotations=annotations)
     check_counts(**given(limit=limit))
     check_callables(progress=progress, on_doubt=on_doubt, on_note=on_note)
-    with detector_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels) as (
-        detector,
-        batch_size,
-    ):
+    with detector_for_many(
+        artifact,
+        device=device,
+        runtime=runtime,
+        cpu_precision=cpu_precision,
+        threads=threads,
+        nms=nms,
+        max_pixels=max_pixels,
+    ) as (detector, batch_size):
         coco = load_annotations(annotations)
         check_categories(coco, detector.spec.category_ids, annotations)
         image_ids = sorted(coco.getImgIds())[:limit]

@@ -25,7 +25,7 @@ from yolact_deploy.arguments import (
     given,
 )
 from yolact_deploy.arrays import Image
-from yolact_deploy.artifacts.names import StepProgress
+from yolact_deploy.artifacts.names import CpuPrecision, OnnxRuntimeChoice, StepProgress
 from yolact_deploy.detection_run import DetectReport, FileSummary, Journal, Run, journal_path
 from yolact_deploy.errors import ImageError, OptionError
 from yolact_deploy.files import check_writable
@@ -85,6 +85,8 @@ def detect_files(
     top_k: int = 15,
     nms: NmsMode | None = None,
     device: str = "auto",
+    runtime: OnnxRuntimeChoice = "auto",
+    cpu_precision: CpuPrecision = "f32",
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
@@ -105,7 +107,7 @@ def detect_files(
     they lie in. `recursive` goes into the folders of folders.
 
     Of each image the best `top_k` detections above `score_threshold` count; with `classes` (names, or category ids; a text may
-    hold several with commas between them) only those of these classes. `nms`, `device` and `threads` are those of `Detector`,
+    hold several with commas between them) only those of these classes. `nms` and `device` to `threads` are those of `Detector`,
     and those of a Detector that is given instead of a file. Images and frames of more than `max_pixels` are not read.
 
     Images are read ahead in a thread and go through `Detector.stream`; nothing is kept of one when its turn is over.
@@ -148,7 +150,15 @@ def detect_files(
         check_writable(coco)
     with contextlib.ExitStack() as stack:
         detector, batch_size = stack.enter_context(
-            detector_for_many(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels)
+            detector_for_many(
+                artifact,
+                device=device,
+                runtime=runtime,
+                cpu_precision=cpu_precision,
+                threads=threads,
+                nms=nms,
+                max_pixels=max_pixels,
+            )
         )
         spec = detector.spec
         chosen = None if classes is None else find_classes(classes, spec.class_names, spec.category_ids)

@@ -31,7 +31,7 @@ from exporters.comparison.report import (
 from exporters.matching import Matches, capped_size, detect_heads, mask_ious, match_detections
 from yolact_deploy.annotations import check_categories, load_annotations
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import OUTPUTS, StepProgress
+from yolact_deploy.artifacts.names import OUTPUTS, CpuPrecision, OnnxRuntimeChoice, StepProgress
 from yolact_deploy.errors import AnnotationError, ImageError
 from yolact_deploy.evaluation import coco_ap
 from yolact_deploy.reference.detections import Detections, RawDetections
@@ -55,6 +55,8 @@ def compare(
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     examples: int = DEFAULT_EXAMPLES,
     device: str = "auto",
+    runtime: OnnxRuntimeChoice = "auto",
+    cpu_precision: CpuPrecision = "f32",
     max_pixels: int = MAX_PIXELS,
     progress: StepProgress | None = None,
 ) -> CompareReport:
@@ -71,8 +73,8 @@ def compare(
     """
     paths = list_images(images)
     coco = None if annotations is None else load_annotations(annotations)
-    side_a = open_side(a, spec_file=spec_file, config=config, device=device)
-    side_b = open_side(b, spec_file=spec_file, config=config, device=device)
+    options: dict[str, Any] = {"device": device, "runtime": runtime, "cpu_precision": cpu_precision}
+    side_a, side_b = (open_side(side, spec_file=spec_file, config=config, **options) for side in (a, b))
     check_comparable(side_a, side_b)
     sides = (side_a, side_b)
     scoring = None if coco is None else _Scoring(coco, paths, sides, str(annotations))

@@ -52,9 +52,10 @@ class Side:
 
 
 def open_side(
-    path: str | os.PathLike[str], *, spec_file: Path | None = None, config: str | None = None, device: str = "auto"
+    path: str | os.PathLike[str], *, spec_file: Path | None = None, config: str | None = None, **options: Any
 ) -> Side:
-    """Open an artifact by its suffix: .onnx, .engine or .plan, else a checkpoint, whose spec the two options may give.
+    """Open an artifact by its suffix: .onnx, .engine or .plan, else a checkpoint, whose spec the two options may give; `options`
+    are Detector's.
 
     Raises ArtifactError, CheckpointError, SpecError, EngineError (a plan that can't be run here), MissingDependencyError.
     """
@@ -62,7 +63,7 @@ def open_side(
     if isinstance(artifact, Checkpoint):
         return _open_checkpoint(artifact, spec_file, config)
     try:
-        return _of_detector(Detector(artifact, device=device))
+        return _of_detector(Detector(artifact, **options))
     except EngineError as exc:
         if not isinstance(artifact, PlanFile):
             raise

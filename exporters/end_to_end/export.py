@@ -49,6 +49,7 @@ from yolact_deploy.artifacts.names import (
     OUTPUTS,
     SPEC_METADATA_KEY,
     ChannelOrder,
+    IoPrecision,
 )
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, ExportError, SpecError
@@ -59,7 +60,7 @@ from yolact_deploy.reference.postprocess import assemble_masks, make_priors, res
 from yolact_deploy.runtime.end_to_end import read_outputs
 from yolact_deploy.runtime.onnxruntime.network import OnnxNetwork
 from yolact_deploy.runtime.protocols import HeadTensors
-from yolact_deploy.spec import ModelSpec
+from yolact_deploy.spec import ModelSpec, NmsMode
 
 HEIGHT_DIM, WIDTH_DIM = "height", "width"
 _MASK_IOU_PREFIX = "mask_iou."  # keeps its names apart from the network's
@@ -87,6 +88,19 @@ class EndToEndResult:
         """A JSON object."""
         parity = None if self.parity is None else self.parity.to_dict()
         return {**vars(self), "output": str(self.output), "parity": parity}
+
+
+def check_request(
+    end_to_end: bool, nms: NmsMode | None, channel_order: ChannelOrder | None, io_precision: IoPrecision
+) -> None:
+    """Raise SpecError before the export for what would fail or have no effect after it."""
+    idle = [option for option, value in (("--nms", nms), ("--channel-order", channel_order)) if value is not None]
+    if idle and not end_to_end:
+        raise SpecError(f"{', '.join(idle)} has no effect on the ordinary export. Add --end-to-end, or leave it out.")
+    if end_to_end and io_precision == "fp16":
+        raise SpecError("an end-to-end graph takes bytes and gives float32, so --io-precision fp16 can't be had.")
+    if nms == "traditional":
+        raise SpecError(contract.TRADITIONAL_IS_A_LOOP)
 
 
 def export_end_to_end(

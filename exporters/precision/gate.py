@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from exporters.matching import agreement_quality, capped_size, mask_ious, match_detections
-from yolact_deploy.artifacts.names import Progress
+from yolact_deploy.artifacts.names import CpuPrecision, OnnxRuntimeChoice, Progress
 from yolact_deploy.errors import AnnotationError, CalibrationError, ImageError
 from yolact_deploy.evaluation import evaluate
 from yolact_deploy.reference.detections import Detections
@@ -106,11 +106,14 @@ class ApJudge:
         *,
         max_ap_drop: float = DEFAULT_MAX_AP_DROP,
         limit: int | None = None,
+        runtime: OnnxRuntimeChoice = "auto",
+        cpu_precision: CpuPrecision = "f32",  # of the models that are judged
         progress: Progress | None = None,
     ) -> None:
         self._images, self._annotations, self._limit, self._progress = images, annotations, limit, progress
+        self._runtime, self._cpu_precision = runtime, cpu_precision
         self._max_ap_drop = max_ap_drop
-        self.reference: Accuracy = self._measure(fp32, "fp32")
+        self.reference: Accuracy = self._measure(fp32, "fp32", "f32")
         found = (self.reference.box_ap, self.reference.mask_ap)
         if not min(found) > 0:  # -1 without annotated objects
             first = "" if limit is None else f"the first {limit} images of "
@@ -122,11 +125,11 @@ class ApJudge:
             )
 
     def __call__(self, model: Path, label: str) -> Verdict:
-        accuracy = self._measure(model, label)
+        accuracy = self._measure(model, label, self._cpu_precision)
         drop = max(self.reference.box_ap - accuracy.box_ap, self.reference.mask_ap - accuracy.mask_ap)
         return Verdict(drop <= self._max_ap_drop, drop, self._max_ap_drop, accuracy, None)
 
-    def _measure(self, model: Path, label: str) -> Accuracy:
+    def _measure(self, model: Path, label: str, cpu_precision: CpuPrecision) -> Accuracy:
         progress = self._progress
 
         def step(done: int, total: int) -> None:
@@ -134,7 +137,14 @@ class ApJudge:
                 progress(f"measuring the AP of {label}", done, total)
 
         found = evaluate(
-            Detector(model, device="cpu"), self._images, self._annotations, limit=self._limit, progress=step
+            model,
+            self._images,
+            self._annotations,
+            limit=self._limit,
+            device="cpu",
+            runtime=self._runtime,
+            cpu_precision=cpu_precision,
+            progress=step,
         )
         return Accuracy(100 * found["bbox"]["AP"], 100 * found["segm"]["AP"])
 
@@ -148,9 +158,12 @@ class AgreementJudge:
         images: Sequence[Path],
         *,
         min_agreement: float = DEFAULT_MIN_AGREEMENT,
+        runtime: OnnxRuntimeChoice = "auto",
+        cpu_precision: CpuPrecision = "f32",  # of the models that are judged
         progress: Progress | None = None,
     ) -> None:
         self._progress = progress
+        self._runtime, self._cpu_precision = runtime, cpu_precision
         self._allowed = 100 - min_agreement
         self._images = [path for path in images if _is_readable(path)]
         if not self._images:
@@ -160,7 +173,7 @@ class AgreementJudge:
                 "of float32. Give a folder of images (--calib DIR), or --annotations with --images."
             )
         self.reference: Accuracy | None = None
-        self._expected = self._detect(fp32, "fp32")
+        self._expected = self._detect(fp32, "fp32", "f32")
         if not any((found.scores >= CONFIDENT_SCORE).any() for found in self._expected):
             raise CalibrationError(
                 f"the float32 model finds nothing with a score of {CONFIDENT_SCORE} or more on the {len(self._images)} sample "
@@ -168,7 +181,7 @@ class AgreementJudge:
             )
 
     def __call__(self, model: Path, label: str) -> Verdict:
-        found = self._detect(model, label)
+        found = self._detect(model, label, self._cpu_precision)
         parts = [compare_detections(a, b) for a, b in zip(self._expected, found, strict=True)]
         matched = sum(part.matched for part in parts)
         agreement = Agreement(
@@ -180,8 +193,8 @@ class AgreementJudge:
         drop = 100 - agreement.score
         return Verdict(drop <= self._allowed, drop, self._allowed, None, agreement)
 
-    def _detect(self, model: Path, label: str) -> list[Detections]:
-        detector = Detector(model, device="cpu")
+    def _detect(self, model: Path, label: str, cpu_precision: CpuPrecision) -> list[Detections]:
+        detector = Detector(model, device="cpu", runtime=self._runtime, cpu_precision=cpu_precision)
         found: list[Detections] = []
         for number, path in enumerate(self._images):
             if self._progress is not None:

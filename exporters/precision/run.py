@@ -32,10 +32,18 @@ from exporters.precision.sensitivity import (
     measure_sensitivity,
     module_sqnr_db,
 )
-from yolact_deploy.artifacts.names import Calibrator, IoPrecision, LowPrecision, Progress
+from yolact_deploy.artifacts.names import (
+    Calibrator,
+    CpuPrecision,
+    IoPrecision,
+    LowPrecision,
+    OnnxRuntimeChoice,
+    Progress,
+)
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import ArtifactError, CalibrationError, ExportError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
+from yolact_deploy.runtime.opening import check_on_cpu
 from yolact_deploy.spec import ModelSpec
 
 AGREEMENT_IMAGES = 64  # of the sample images, where there are no annotations
@@ -65,6 +73,8 @@ def apply_precision(
     max_ap_drop: float | None = None,
     auto: bool = False,
     sensitivity: bool = False,
+    runtime: OnnxRuntimeChoice = "auto",
+    cpu_precision: CpuPrecision = "f32",
     progress: Progress | None = None,
 ) -> PrecisionResult:
     """Write the float32 ONNX of `yolact-deploy export` as typed "fp16" or explicitly quantized "int8" ONNX.
@@ -83,6 +93,7 @@ def apply_precision(
     """
     fp32_onnx, output = Path(fp32_onnx), Path(output)
     _check_request(precision, io_precision, keep_fp16, auto, annotations, annotated_images)
+    check_on_cpu(runtime, cpu_precision)
     check_writable(output)
     refuse_overwriting(output, fp32_onnx)
     model = load_onnx(fp32_onnx)
@@ -112,10 +123,23 @@ def apply_precision(
             if annotations is not None and annotated_images is not None:
                 allowed = max_ap_drop if max_ap_drop is not None else DEFAULT_MAX_AP_DROP
                 judge = ApJudge(
-                    fp32_onnx, annotated_images, annotations, max_ap_drop=allowed, limit=limit, progress=progress
+                    fp32_onnx,
+                    annotated_images,
+                    annotations,
+                    max_ap_drop=allowed,
+                    limit=limit,
+                    runtime=runtime,
+                    cpu_precision=cpu_precision,
+                    progress=progress,
                 )
             elif enforced:
-                judge = AgreementJudge(fp32_onnx, seen.images[:AGREEMENT_IMAGES], progress=progress)
+                judge = AgreementJudge(
+                    fp32_onnx,
+                    seen.images[:AGREEMENT_IMAGES],
+                    runtime=runtime,
+                    cpu_precision=cpu_precision,
+                    progress=progress,
+                )
         found: tuple[ModuleSensitivity, ...] = ()
         if precision == "int8" and sensitivity:
             with _timed(seconds, "sensitivity"):

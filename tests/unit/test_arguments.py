@@ -31,7 +31,7 @@ TEXT = (5, True, ["a"])
 TEXTS = ("text", 5, [5], {"a"})
 CALLABLE = (5, "print", [print])
 WORD = ("nonsense", "", 5, True, ["a"])
-DEVICE = (0, "0", "gpu", "cuda:x", "cuda:-1", "cpu:0", "", True, "cuda:1:2")
+DEVICE = (0, "0", "gpu", "cuda:x", "cuda:-1", "cpu:0", "", True, "cuda:1:2", "openvino:")
 IMAGES = (5, 1.5, object())
 
 Bad = dict[str, Iterable[Any]]
@@ -39,6 +39,8 @@ Bad = dict[str, Iterable[Any]]
 DETECTOR: Bad = {
     "artifact": PATH,
     "device": DEVICE,
+    "runtime": WORD,
+    "cpu_precision": WORD,
     "threads": COUNT,
     "nms": WORD,
     "batch_size": COUNT,
@@ -48,7 +50,10 @@ DETECTOR: Bad = {
 CALL: Bad = {"image": (*IMAGES, None), "channel_order": WORD, "score_threshold": SHARE, "masks": WORD}
 STREAM: Bad = {**CALL, "prefetch": COUNT[1:], "batch_size": COUNT}
 DETECT_FILES: Bad = {
-    **{name: DETECTOR[name] for name in ("artifact", "device", "threads", "nms", "max_pixels")},
+    **{
+        name: DETECTOR[name]
+        for name in ("artifact", "device", "runtime", "cpu_precision", "threads", "nms", "max_pixels")
+    },
     "inputs": SOURCES,
     **dict.fromkeys(("overlays", "coco", "image_ids"), PATH),
     **dict.fromkeys(("recursive", "overwrite", "resume"), FLAG),
@@ -58,7 +63,10 @@ DETECT_FILES: Bad = {
     **dict.fromkeys(("on_result", "on_failure", "on_file", "on_listed", "on_broken_off", "progress"), CALLABLE),
 }
 EVALUATE: Bad = {
-    **{name: DETECTOR[name] for name in ("artifact", "device", "threads", "nms", "max_pixels")},
+    **{
+        name: DETECTOR[name]
+        for name in ("artifact", "device", "runtime", "cpu_precision", "threads", "nms", "max_pixels")
+    },
     **dict.fromkeys(("images", "annotations"), PATH),
     "limit": COUNT,
     **dict.fromkeys(("progress", "on_doubt", "on_note"), CALLABLE),
@@ -76,7 +84,7 @@ EXPORT: Bad = {
 }
 QUANTIZE: Bad = {
     **dict.fromkeys(("model", "output", "calib_cache", "annotations", "images"), PATH),
-    **dict.fromkeys(("precision", "calibrator", "io_precision"), WORD),
+    **dict.fromkeys(("precision", "calibrator", "io_precision", "runtime", "cpu_precision"), WORD),
     "calib": SOURCES,
     "keep_fp16": TEXTS,
     "max_ap_drop": NUMBER,
@@ -90,6 +98,7 @@ COMPARE: Bad = {
     "config": TEXT,
     "score_threshold": SHARE,
     "device": DEVICE,
+    **dict.fromkeys(("runtime", "cpu_precision"), WORD),
     "max_pixels": COUNT,
     "progress": CALLABLE,
 }
@@ -110,7 +119,7 @@ BENCH: Bad = {
     "warmup": COUNT[1:],
     "score_threshold": SHARE,
     **dict.fromkeys(("sweep", "layers", "peers", "allow_other_machine", "samples", "cuda_graph"), FLAG),
-    "scenario": WORD,
+    **dict.fromkeys(("scenario", "runtime", "cpu_precision"), WORD),
     "max_regression": (1, -1, "lots", math.nan, None, "1e9%"),
     "device": DEVICE,
     "progress": CALLABLE,

@@ -10,10 +10,12 @@ import typer
 from yolact_deploy.artifacts.names import Scenario
 from yolact_deploy.cli.console import (
     INTERRUPTED,
+    CpuPrecisionOption,
     DebugOption,
     DeviceOption,
     JsonOption,
     MaxPixelsOption,
+    OnnxRuntimeOption,
     ThreadsOption,
     print_json,
     print_tables,
@@ -65,6 +67,8 @@ def bench(
     samples: Annotated[bool, typer.Option("--samples", help="Keep every time in the JSON: the best baseline.")] = False,
     report_file: Annotated[Path | None, typer.Option("--report", help="Write a page (.html) as well.")] = None,
     device: DeviceOption = "auto",
+    runtime: OnnxRuntimeOption = "auto",
+    cpu_precision: CpuPrecisionOption = "f32",
     threads: ThreadsOption = None,
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Replay recorded CUDA graphs on a GPU.")
@@ -98,6 +102,8 @@ def bench(
             samples=samples,
             report=report_file,
             device=device,
+            runtime=runtime,
+            cpu_precision=cpu_precision,
             threads=threads,
             cuda_graph=cuda_graph,
             max_pixels=max_pixels,

@@ -18,7 +18,7 @@ import typer
 import typer.core
 
 from yolact_deploy import __version__
-from yolact_deploy.artifacts.names import Calibrator, IoPrecision, Progress
+from yolact_deploy.artifacts.names import Calibrator, CpuPrecision, IoPrecision, OnnxRuntimeChoice, Progress
 from yolact_deploy.errors import InputWarning, OutputFailure, YolactDeployError, one_line
 from yolact_deploy.spec import NmsMode
 from yolact_deploy.text import printable
@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON; stdout then holds nothing else.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda:N, or openvino:NAME for another device of OpenVINO's.")
+]
+OnnxRuntimeOption = Annotated[
+    OnnxRuntimeChoice,
+    typer.Option("--runtime", help="What runs an .onnx on a CPU; auto: the faster one of those here."),
+]
+CpuPrecisionOption = Annotated[
+    CpuPrecision, typer.Option(help="What a CPU computes floating point in; bf16 is OpenVINO's, faster and less exact.")
+]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network. Default: all cores.")]
 NmsOption = Annotated[NmsMode | None, typer.Option(help="Default: the model's own, FastNMS per class.")]
 ArtifactArgument = Annotated[Path, typer.Argument(help="An exported .onnx, or a plan (.engine) with its sidecar.")]

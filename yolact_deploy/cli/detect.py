@@ -11,12 +11,14 @@ import typer
 
 from yolact_deploy.cli.console import (
     ArtifactArgument,
+    CpuPrecisionOption,
     DebugOption,
     DeviceOption,
     JsonObject,
     JsonOption,
     MaxPixelsOption,
     NmsOption,
+    OnnxRuntimeOption,
     ThreadsOption,
     end_in_words,
     print_line,
@@ -52,6 +54,8 @@ def detect(
     top_k: Annotated[int, typer.Option(min=1, help="At most so many detections per image, the best ones.")] = 15,
     nms: NmsOption = None,
     device: DeviceOption = "auto",
+    runtime: OnnxRuntimeOption = "auto",
+    cpu_precision: CpuPrecisionOption = "f32",
     threads: ThreadsOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     overwrite: Annotated[
@@ -87,6 +91,8 @@ def detect(
                 top_k=top_k,
                 nms=nms,
                 device=device,
+                runtime=runtime,
+                cpu_precision=cpu_precision,
                 threads=threads,
                 max_pixels=max_pixels,
                 overwrite=overwrite,

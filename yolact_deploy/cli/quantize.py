@@ -14,6 +14,7 @@ from yolact_deploy.cli.console import (
     CalibCacheOption,
     CalibOption,
     CalibratorOption,
+    CpuPrecisionOption,
     DebugOption,
     ImagesOption,
     IoPrecisionOption,
@@ -21,6 +22,7 @@ from yolact_deploy.cli.console import (
     KeepFp16Option,
     LimitOption,
     MaxApDropOption,
+    OnnxRuntimeOption,
     SensitivityOption,
     print_json,
     print_tables,
@@ -46,6 +48,8 @@ def quantize(
     limit: LimitOption = None,
     auto: AutoOption = False,
     sensitivity: SensitivityOption = False,
+    runtime: OnnxRuntimeOption = "auto",
+    cpu_precision: CpuPrecisionOption = "f32",
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -69,6 +73,8 @@ def quantize(
             limit=limit,
             auto=auto,
             sensitivity=sensitivity,
+            runtime=runtime,
+            cpu_precision=cpu_precision,
             progress=progress,
         )
     report = result.to_dict()

@@ -346,12 +346,7 @@ class Detector:
 @contextlib.contextmanager
 def detector_for_many(
     artifact: str | os.PathLike[str] | Detector,
-    *,
-    device: str,
-    threads: int | None,
-    nms: NmsMode | None,
-    max_pixels: int = MAX_PIXELS,
-    gpu: GpuBackend | None = None,
+    **options: Any,  # of Detector, but for its batch size
 ) -> Iterator[tuple[Detector, int | None]]:
     """A Detector for as long as the block lasts, and the `batch_size` of its `stream`; one that is given keeps its own.
 
@@ -360,7 +355,7 @@ def detector_for_many(
     if isinstance(artifact, Detector):
         yield artifact, None
         return
-    with Detector(artifact, device=device, threads=threads, nms=nms, max_pixels=max_pixels, gpu=gpu) as detector:
+    with Detector(artifact, **options) as detector:
         yield detector, _GPU_BATCH if detector.on_gpu else 1
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from yolact_deploy.arguments import check_choice
 from yolact_deploy.artifacts.names import END_TO_END, CpuPrecision, OnnxRuntimeChoice, OnnxRuntimeName
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.open import Runnable
@@ -22,7 +23,7 @@ from yolact_deploy.errors import (
 from yolact_deploy.optional import has_nvidia_driver, installed_version
 from yolact_deploy.runtime.end_to_end import EndToEndModel, EndToEndPipeline
 from yolact_deploy.runtime.host import HostPipeline
-from yolact_deploy.runtime.openvino.library import Target, is_int8_exact, why_unusable
+from yolact_deploy.runtime.openvino.library import Target, check_target, is_int8_exact, why_unusable
 from yolact_deploy.runtime.protocols import Network, Pipeline
 from yolact_deploy.spec import NmsMode
 
@@ -108,6 +109,16 @@ def open_pipeline(
             notes=(note,),
             suffix=f"; {note}" if isinstance(exc, SpecError) else "",  # there is a GPU, but not for this model
         )
+
+
+def check_on_cpu(runtime: OnnxRuntimeChoice, cpu_precision: CpuPrecision) -> None:
+    """Raise what a Detector on the CPU would, whatever its file: OptionError for what contradicts itself, MissingDependencyError
+    where OpenVINO is wanted and missing or too old, DeviceError for an arithmetic that this CPU has not."""
+    check_choice("runtime", runtime, get_args(OnnxRuntimeChoice))
+    check_choice("cpu_precision", cpu_precision, get_args(CpuPrecision))
+    _check_options("cpu", "cpu", runtime, cpu_precision)
+    if runtime == OPENVINO or cpu_precision != "f32":
+        check_target(Target(precision=cpu_precision))
 
 
 def _parse_device(device: Any) -> tuple[str, int]:
