@@ -14,7 +14,7 @@ MINUTES ?= 10
 INPUTS ?=
 SEED ?=
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons kernel-costs figures readme docs clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons wheel kernel-costs figures readme docs clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -57,12 +57,16 @@ $(VENV)/pycuda-built: $(VENV)/installed tests/install/build_pycuda.py
 	touch $@
 
 # The wheel, alone and with each extra, in fresh environments: what is missing must be said with its pip install.
-test-install: $(VENV)/installed
-	$(BIN)/python tests/install/check_extras.py
+test-install: wheel
+	$(BIN)/python -m tests.install.check_extras $(VENV)/wheel
 
 # The fast tests on every other Python that is supported and at hand.
-test-pythons: $(VENV)/installed
-	$(BIN)/python tests/install/check_pythons.py $(PYTHONS)
+test-pythons: wheel
+	$(BIN)/python -m tests.install.check_pythons $(VENV)/wheel $(PYTHONS)
+
+wheel: $(VENV)/installed
+	rm -rf $(VENV)/wheel
+	$(BIN)/python -m build --wheel --outdir $(VENV)/wheel . >/dev/null
 
 # What the kernels cost on the emulator: blocks, bytes, barriers and steps of recorded and crowded scenes, without a GPU.
 kernel-costs: $(VENV)/installed

@@ -1,18 +1,20 @@
 """Install the wheel with each extra alone, in a fresh environment, and try what it should and should not be able to do.
 
+python -m tests.install.check_extras WHEEL_FOLDER
+
 Run by `make test-install`; not part of the test suite, as it installs packages.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
-import venv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.install.environments import built_wheel, environment_of, of_no_environment
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("yolact_deploy", "exporters", "engines", "benchmarks")
@@ -56,7 +58,7 @@ def main() -> int:
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        wheel = _build_wheel(work)
+        wheel = built_wheel(Path(sys.argv[1]))
         failures += _check_contents(wheel)
         for extra in EXTRAS:
             failures += _check(extra, wheel, work)
@@ -64,15 +66,6 @@ def main() -> int:
         print(f"FAILED {failure}")
     print(f"{len(EXTRAS) - len({f.split(':')[0] for f in failures})} of {len(EXTRAS)} installs behave as promised.")
     return 1 if failures else 0
-
-
-def _build_wheel(work: Path) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(work), str(ROOT)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return next(work.glob("*.whl"))
 
 
 def _check_contents(wheel: Path) -> list[str]:
@@ -86,11 +79,8 @@ def _check_contents(wheel: Path) -> list[str]:
 
 def _check(extra: Extra, wheel: Path, work: Path) -> list[str]:
     label = extra.name or "no extra"
-    environment = work / f"venv-{extra.name or 'none'}"
-    venv.create(environment, with_pip=True)
     requirement = f"{wheel}[{extra.name}]" if extra.name else str(wheel)
-    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, requirement], check=True)
+    environment = environment_of(sys.executable, work / f"venv-{extra.name or 'none'}", requirement)
     failures = []
     version, built = _run(environment, ("--version",), work).stdout.strip(), wheel.name.split("-")[1]
     if version != built:
@@ -110,8 +100,7 @@ def _check(extra: Extra, wheel: Path, work: Path) -> list[str]:
 
 def _run(environment: Path, arguments: tuple[str, ...], work: Path) -> subprocess.CompletedProcess[str]:
     command = [str(environment / "bin" / "yolact-deploy"), *arguments]
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    clean["YOLACT_DEPLOY_CACHE"] = str(environment / "cache")
+    clean = {**of_no_environment(), "YOLACT_DEPLOY_CACHE": str(environment / "cache")}
     return subprocess.run(command, cwd=work, env=clean, capture_output=True, text=True)
 
 

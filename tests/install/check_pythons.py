@@ -1,6 +1,6 @@
 """Run the fast tests on every Python this project supports, as far as this machine has them.
 
-python tests/install/check_pythons.py [3.10 3.13]
+python -m tests.install.check_pythons WHEEL_FOLDER [3.10 3.13]
 
 Each gets a fresh environment with the wheel's `cpu` extra, without PyTorch, whose tests are then skipped: what a user's
 program needs is what is tried, and no gigabytes are unpacked for it. A Python that is not here is named and passed over.
@@ -17,6 +17,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.install.environments import built_wheel, environment_of, of_no_environment
 
 ROOT = Path(__file__).parents[2]
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
@@ -44,11 +46,11 @@ class Outcome:
 def main() -> int:
     running = "{}.{}".format(*sys.version_info[:2])
     others = [version for version in SUPPORTED if version != running]  # the running one is `make test`'s
-    wanted = sys.argv[1:] or others
+    wanted = sys.argv[2:] or others
     found = {version: _interpreter(version) for version in wanted}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=2) as pool:
         here = {version: path for version, path in found.items() if path is not None}
-        wheel = _build_wheel(Path(folder))
+        wheel = built_wheel(Path(sys.argv[1]))
         outcomes = list(pool.map(lambda item: _check(item[0], item[1], wheel, Path(folder)), here.items()))
     for outcome in outcomes:
         if not outcome.passed:
@@ -73,26 +75,23 @@ def _interpreter(version: str) -> str | None:
     return None
 
 
-def _build_wheel(work: Path) -> Path:
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(work), str(ROOT)]
-    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    return next(work.glob("*.whl"))
-
-
 def _check(version: str, interpreter: str, wheel: Path, work: Path) -> Outcome:
     start = time.monotonic()
-    environment = work / f"venv-{version}"
+    try:
+        environment = environment_of(interpreter, work / f"venv-{version}", f"{wheel}[cpu]", *TOOLS)
+    except subprocess.CalledProcessError as error:
+        return Outcome(version, False, error.stdout)
     python = str(environment / "bin" / "python")
-    steps = (
-        (interpreter, "-m", "venv", str(environment)),
-        (python, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), f"{wheel}[cpu]", *TOOLS),
+    done = subprocess.run(
         (python, "-m", "pytest", *TESTS),
+        cwd=ROOT,
+        env=of_no_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    for step in steps:
-        done = subprocess.run(step, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode != 0:
-            return Outcome(version, False, done.stdout)
+    if done.returncode != 0:
+        return Outcome(version, False, done.stdout)
     summary = done.stdout.strip().splitlines()[-1]
     print(f"Python {version} ({interpreter}): {summary}, {time.monotonic() - start:.0f} s in all", flush=True)
     return Outcome(version, True, done.stdout)
