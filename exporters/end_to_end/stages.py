@@ -19,8 +19,9 @@ from exporters.onnx_edit import UniqueNames
 from yolact_deploy.arrays import AnyArray, FloatArray
 from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.names import ChannelOrder
-from yolact_deploy.reference.masks import CROP_PADDING, MASK_THRESHOLD
+from yolact_deploy.reference.masks import CROP_PADDING
 from yolact_deploy.reference.postprocess import CENTRE_VARIANCE, SIZE_VARIANCE
+from yolact_deploy.reference.stretching import MASK_THRESHOLD
 from yolact_deploy.spec import ModelSpec
 
 PREPARED = "preprocess/prepared"  # float32 [B, 3, S, S], what the network reads

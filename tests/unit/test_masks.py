@@ -62,6 +62,16 @@ def test_masks_by_box_are_the_masks_by_whole_planes(
     np.testing.assert_array_equal(found, whole_plane_masks(proto, coeff, boxes, image_hw, crop))
 
 
+@pytest.mark.parametrize("image_hw", [(23, 140), (140, 23), (5, 6)])
+def test_masks_are_exact_where_every_pixel_is_within_a_rounding_of_one_half(image_hw: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    proto = (rng.integers(-3, 4, (7, 9, 1)) * 2.0**-22).astype(np.float32)
+    arguments = (proto, np.ones((2, 1), np.float32), f32([[0, 0, 1, 1], [0.3, 0.2, 0.7, 0.8]]), image_hw)
+    found = PrototypeMasks(*arguments, crop=True).dense()
+    assert 0 < np.count_nonzero(found) < found.size
+    np.testing.assert_array_equal(found, whole_plane_masks(*arguments, crop=True))
+
+
 def test_a_soft_mask_of_exactly_one_half_is_background() -> None:
     nothing = PrototypeMasks(
         np.zeros((8, 8, 2), np.float32), np.ones((1, 2), np.float32), _box(0, 0, 1, 1), (31, 17), crop=True
