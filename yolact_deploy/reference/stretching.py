@@ -93,15 +93,16 @@ def above_threshold(
         run = mixed // width
         across = mixed - run * width
         near, far = wide.take(upper[run] * width + across), wide.take(lower[run] * width + across)
-        above, doubtful = _down(near, far, rows, run + runs.start)
+        members, doubtful = _down(near, far, rows, run + runs.start)
         if doubtful is not None:
             k, member = doubtful
             i, j = rows.members[run[k] + runs.start, member], across[k] + column.start
-            above[k, member] = _fused(soft, corner, rows, columns, i, j) > MASK_THRESHOLD
-        bits.reshape(-1)[mixed] = _as_bits(above)
+            members[k, member] = _fused(soft, corner, rows, columns, i, j) > MASK_THRESHOLD
+        bits.reshape(-1)[mixed] = _as_bits(members)
     pixels = bits.take(rows.run[row] - runs.start, axis=0)
     pixels &= rows.bit[row]
-    return pixels.astype(bool)
+    above: BoolArray = pixels.astype(bool)
+    return above
 
 
 def _across(soft: FloatArray, first: int, columns: Axis, column: slice) -> FloatArray:
