@@ -3,12 +3,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from exporters import export
@@ -89,6 +91,26 @@ def test_a_detector_pickles_as_its_arguments(detector: Detector) -> None:
     data = pickle.dumps(detector)
     assert len(data) < 1000
     assert_same(pickle.loads(data)(PHOTOS[0]), detector(PHOTOS[0]))
+
+
+def test_a_closed_detector_holds_no_session(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session of onnxruntime that outlives its Detector keeps a GPU's memory, and may meet the end of the process."""
+    sessions = []
+    make = onnxruntime.InferenceSession
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        session = make(*arguments, **options)
+        sessions.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    detector = Detector(shapes_onnx, device="cpu", runtime="onnxruntime", threads=1)
+    detector(np.zeros((32, 32, 3), np.uint8))
+    assert [session() is None for session in sessions] == [False]
+    detector.close()
+    assert [session() is None for session in sessions] == [True]
+    with pytest.raises(EngineError, match="closed"):
+        detector(np.zeros((32, 32, 3), np.uint8))
 
 
 def test_score_threshold_keeps_a_prefix(detector: Detector) -> None:

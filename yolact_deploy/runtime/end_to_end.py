@@ -44,6 +44,9 @@ class EndToEndModel(ABC):
     def run(self, images: Image) -> dict[str, AnyArray]:
         """The outputs by name for images [B, H, W, 3] in the graph's order of channels. Raises EngineError."""
 
+    def close(self) -> None:  # noqa: B027  # most have nothing to give back
+        """Give memory back; it runs no more."""
+
     def detect(
         self,
         images: Sequence[Image],  # each uint8 [H, W, 3] BGR
@@ -160,4 +163,4 @@ class EndToEndPipeline:
         raise no_stages(self._path)
 
     def close(self) -> None:
-        pass
+        self._model.close()

@@ -71,7 +71,8 @@ class CudaGraphCapture:
 
 
 class BindingsDriver:
-    """A `Driver`. The primary context is retained until the driver is collected."""
+    """A `Driver`. The primary context is retained until the driver is collected; at the end of the process it is left to
+    whatever of other libraries still lives in it."""
 
     def __init__(self, device: GpuDevice) -> None:
         from cuda.bindings import driver
@@ -86,7 +87,7 @@ class BindingsDriver:
         self._call("starting the driver", driver.cuInit, 0)
         ordinal = self._call("opening the GPU", driver.cuDeviceGet, device.index)
         self._context = self._call("opening the GPU", driver.cuDevicePrimaryCtxRetain, ordinal)
-        weakref.finalize(self, driver.cuDevicePrimaryCtxRelease, ordinal)
+        weakref.finalize(self, driver.cuDevicePrimaryCtxRelease, ordinal).atexit = False
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:

@@ -47,3 +47,7 @@ class EndToEndNetwork(EndToEndModel):
                 f"{first_line(exc)}."
             ) from exc
         return dict(zip(names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Give the session's memory back, while there is still a GPU to give it back to."""
+        self._session = None

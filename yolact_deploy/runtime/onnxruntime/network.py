@@ -76,6 +76,10 @@ class OnnxNetwork:
             ) from exc
         return HeadTensors(*(output.astype(np.float32, copy=False) for output in outputs))
 
+    def close(self) -> None:
+        """Give the session's memory back, while there is still a GPU to give it back to."""
+        self._session = self._mask_iou = None
+
 
 def open_session(
     ort: Any,
