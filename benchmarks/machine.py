@@ -14,8 +14,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import psutil
-
 from yolact_deploy.optional import has_nvidia_driver, installed_version
 from yolact_deploy.text import counted
 
@@ -65,6 +63,8 @@ class Watch:
     """Reads the system's counters when made and at `report`; what can't be read here is None."""
 
     def __init__(self) -> None:
+        import psutil  # only here: a machine without it still says what it is
+
         self._mhz = _mhz()
         self._throttles = _throttle_count()
         self._gpus = read_gpus()
@@ -73,6 +73,8 @@ class Watch:
 
     def report(self) -> dict[str, Any]:
         """Shares are of all cores, from 0 to 1, since the watch was made."""
+        import psutil
+
         seconds = perf_counter() - self._started
         others, steal = self._shares(seconds)
         throttles = _throttle_count()
@@ -91,6 +93,8 @@ class Watch:
 
     def _shares(self, seconds: float) -> tuple[float, float | None]:
         """Of other processes and of the hypervisor; the system's counters have those fields that it keeps."""
+        import psutil
+
         before, after = self._all._asdict(), psutil.cpu_times()._asdict()
         spent = {name: after[name] - before[name] for name in after}
         own = psutil.Process().cpu_times()
@@ -240,6 +244,8 @@ def _text(value: str | bytes) -> str:
 
 def _mhz() -> float | None:
     """The mean of the cores' clocks."""
+    import psutil
+
     try:
         frequency = psutil.cpu_freq()
     except (AttributeError, NotImplementedError, OSError):  # a system that psutil can't ask

@@ -17,6 +17,8 @@ GOLDEN = Path(__file__).parent / "golden"
 SHAPES = Path(__file__).parents[1] / "examples" / "shapes"
 SHAPES_CHECKPOINT = SHAPES / "yolact_resnet14_shapes_4_4909.pth"
 SHAPES_SPEC = SHAPES / "spec.json"
+SHAPES_VAL = SHAPES / "val"
+SHAPES_IMAGES = SHAPES / "val.npz"  # some of them decoded, in the kit of a GPU machine alone
 CONFIGS = (
     "yolact_base",
     "yolact_im400",

@@ -1,216 +1,205 @@
-"""The project's own proofs and figures on a GPU, in one command:
+"""The project's own proofs and figures on a GPU, in one visit of at most ten minutes to a machine that has little:
 `python -m benchmarks.figures.gpu --out benchmarks/results/NAME.json`.
 
-First `tests/gpu`: the kernels against the original's cases, the emulator and compute-sanitizer, the Detector against its CPU
-path. Then the timings, only if nothing failed. Makes benchmarks/RESULTS.md from all files in benchmarks/results.
+Wanted are Python, NumPy, PyTorch with CUDA, onnx, cuda-bindings and NVRTC; nvcc, ncu and compute-sanitizer where they are. Every
+part runs in a process of its own, under its own time limit: what crashes or hangs costs no other part. The report is whole on
+disk after every row. A proof that fails is told beside the figures, not instead of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
+import signal
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
-from xml.etree import ElementTree
+from time import monotonic
+from types import FrameType
+from typing import Any, NoReturn
 
-import torch
+from benchmarks.figures.gpu_page import gpu_section
+from benchmarks.figures.gpu_report import MEASURED, REHEARSED, Report, Visit
+from yolact_deploy.errors import OutputError
+from yolact_deploy.files import CACHE_VARIABLE, check_writable
 
-from benchmarks.figures.gpu_kernels import (
-    CudaGraphTimer,
-    copy_bandwidth,
-    measure_frames,
-    measure_kernels,
-    measure_preprocess,
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+VISIT_SECONDS = 570.0  # of the ten minutes that a machine is lent for a command
+AGAIN = 75  # what a part exits with that can't go on in its process, and has more to do
+_GRACE_S = 3.0  # beyond its limit, for a part to end by itself
+_LEAST_S = 5.0  # left, without which no part is started
+_TAIL = 3000  # characters of what a part that failed has printed last
+_TIMED_OUT = "its time was up"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the visit."""
+
+    name: str
+    seconds: float  # its limit
+    module: str  # `python -m MODULE NAME` runs it
+    restarts: bool = False  # after a crash it goes on with what is left
+
+
+_FIGURES, _PROOFS = "benchmarks.figures.gpu_parts", "tests.gpu.proofs"
+PARTS = (
+    Part("probe", 40, _FIGURES),
+    Part("smoke", 60, _PROOFS),
+    Part("kernels", 150, _FIGURES),
+    Part("peers", 150, _FIGURES),
+    Part("checks", 150, _PROOFS, restarts=True),
+    Part("frames", 90, _FIGURES),
+    Part("detector", 60, _PROOFS, restarts=True),
+    Part("memcheck", 60, _PROOFS),
+    Part("racecheck", 60, _PROOFS),
+    Part("initcheck", 60, _PROOFS),
+    Part("synccheck", 60, _PROOFS),
+    Part("ncu", 60, _FIGURES),
 )
-from benchmarks.figures.networks import TorchDeviceNetwork, golden_model
-from benchmarks.figures.results_page import RESULTS, ROOT, write_pages
-from benchmarks.machine import Watch, environment, read_gpus
-from benchmarks.subjects import synthetic_image
-from benchmarks.torch_peer import detect_and_assemble
-from exporters.network.yolact import Yolact
-from yolact_deploy.arrays import Image
-from yolact_deploy.cuda.compile import warm
-from yolact_deploy.cuda.drivers.interface import Driver
-from yolact_deploy.cuda.drivers.opening import open_driver
-from yolact_deploy.cuda.specialization import specialize
-from yolact_deploy.errors import YolactDeployError
-from yolact_deploy.files import check_writable, write_json
-from yolact_deploy.reference.images import preprocess
-from yolact_deploy.reference.postprocess import make_priors
-from yolact_deploy.runtime.protocols import DeviceNetwork, HeadTensors
-
-IMAGE_SIZES_HW = ((550, 550), (720, 1280), (1080, 1920))
 
 
-def main() -> None:
-    """Prove and measure on a GPU, and write the results. Raises SystemExit where there is none to use."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prove and measure on a GPU, and write the report. Raises SystemExit with 1 where a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [part.name for part in PARTS]
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--parts", default=",".join(names), help=f"of {','.join(names)}; they run in this order")
+    parser.add_argument("--seconds", type=float, default=VISIT_SECONDS, help="for all parts together")
     parser.add_argument("--device", type=int, default=0)
-    parser.add_argument("--no-proofs", action="store_true", help="time without running tests/gpu first")
+    parser.add_argument("--torch-device", help="where PyTorch's networks and peers run; the same GPU")
     parser.add_argument(
-        "--no-sanitizer", action="store_true", help="prove without compute-sanitizer, which takes longest"
+        "--rehearsal", action="store_true", help="small and once: shows that all runs, measures nothing"
     )
-    arguments = parser.parse_args()
-    check_writable(arguments.out)
+    given = parser.parse_args(arguments)
+    wanted = given.parts.split(",")
+    if unknown := sorted(set(wanted) - set(names)):
+        parser.error(f"no such parts: {', '.join(unknown)}; there are {', '.join(names)}")
     try:
-        driver = open_driver(arguments.device)
-        report: dict[str, Any] = {
-            "kind": "gpu",
-            "environment": environment(),
-            "gpu": describe_gpu(driver),
-            "proofs": None if arguments.no_proofs else run_proofs(sanitizer=not arguments.no_sanitizer),
-        }
-        if report["proofs"] and not report["proofs"]["passed"]:
-            raise SystemExit(f"nothing was proven: {'; '.join(report['proofs']['skipped_because'])}")
-        if report["proofs"] and report["proofs"]["failed"]:
-            raise SystemExit(
-                f"{report['proofs']['failed']} proofs failed: no figure is written.\n{report['proofs']['tail']}"
-            )
-        watch = Watch()
-
-        def keep(part: dict[str, Any]) -> None:
-            report.update(part)
-            write_json(arguments.out, report)
-
-        failures = timings(driver, keep)
-        keep({"watch": watch.report()})
-    except YolactDeployError as exc:
+        check_writable(given.out)
+    except OutputError as exc:
         raise SystemExit(f"error: {exc}") from exc
-    if arguments.out.parent == RESULTS:
+    torch_device = given.torch_device or f"cuda:{given.device}"
+    visit = Visit(Report(given.out), given.device, torch_device, given.rehearsal)
+    failed = run_parts(visit, [part for part in PARTS if part.name in wanted], given.seconds)
+    report = visit.report.read()
+    page = gpu_section(given.out.name, report)
+    print(f"rehearsed: nothing was measured ({given.out})" if given.rehearsal else page)
+    if given.out.resolve().parent == RESULTS and not given.rehearsal:
+        _write_pages()
+    if failed:
+        raise SystemExit(f"not well: {', '.join(failed)}")
+
+
+def _write_pages() -> None:
+    try:
+        from benchmarks.figures.results_page import write_pages
+    except ModuleNotFoundError as exc:  # what a bare machine lacks
+        print(f"the pages are made elsewhere, by `make readme`: {exc}")
+    else:
         write_pages()
-    print_summary(report)
-    if failures:
-        raise SystemExit("not measured:\n" + "\n".join(failures))
 
 
-def describe_gpu(driver: Driver) -> dict[str, Any]:
-    """The GPU and its driver, as the results name them."""
-    device = driver.device
-    readings = read_gpus()
-    return {
-        "name": device.name,
-        "architecture": device.architecture,
-        "cuda_driver": ".".join(map(str, device.driver_version)),
-        "driver": readings[device.index].driver if device.index < len(readings) else None,
-        "memory_bytes": device.memory_bytes,
-        "multiprocessors": device.multiprocessors,
-        "through": driver.name,
-    }
+def run_parts(visit: Visit, parts: Sequence[Part], seconds: float) -> list[str]:
+    """Run them one after the other, each kept in the report as it ends; what of an earlier visit is in the report stays there.
+
+    Returns the names of those that failed, or were not begun for want of time.
+    """
+    ends, failed = monotonic() + seconds, []
+    visit.report.keep("kind", REHEARSED if visit.rehearsal else MEASURED)
+    for part in parts:
+        left = ends - monotonic()
+        _tell(visit, part, {"state": "running"})
+        found = _run(visit, part, min(part.seconds, left)) if left >= _LEAST_S else {"state": "no time was left"}
+        _tell(visit, part, found)
+        if found["state"] != "done":
+            failed.append(part.name)
+        took = f"{found['seconds']:6.1f} s" if "seconds" in found else " " * 8
+        print(f"{part.name:<10} {took}  {found['state']}", flush=True)
+        if found.get("tail"):
+            print("    " + found["tail"][-600:].strip().replace("\n", "\n    "), flush=True)
+    return failed
 
 
-def run_proofs(*, sanitizer: bool) -> dict[str, Any]:
-    """{"passed", "failed", "skipped", "seconds", "skipped_because", "plans", "tail"} of tests/gpu; "plans":
-    what each runtime that is here makes of the GPU. Raises SystemExit where they can't be run."""
-    started = perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={results}", "tests/gpu"]
-        command += [] if sanitizer else ["--deselect", "tests/gpu/test_sanitizer.py"]
-        done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
-        if not results.is_file():
-            raise SystemExit(f"tests/gpu could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        parsed = ElementTree.parse(results)
-    cases = list(parsed.iter("testcase"))
-    skipped = [case.find("skipped") for case in cases]
-    reasons = sorted({found.get("message", "") for found in skipped if found is not None})
-    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
-    return {
-        "passed": len(cases) - failed - sum(found is not None for found in skipped),
-        "failed": failed,
-        "skipped": sum(found is not None for found in skipped),
-        "skipped_because": reasons,
-        "seconds": perf_counter() - started,
-        "plans": {found.get("name", ""): found.get("value", "") for found in parsed.iter("property")},
-        "tail": done.stdout[-4000:] if failed else "",
-    }
+def _tell(visit: Visit, part: Part, found: dict[str, Any]) -> None:
+    visit.report.keep("parts", {**visit.report.read().get("parts", {}), part.name: found})
 
 
-def timings(driver: Driver, keep: Callable[[dict[str, Any]], None]) -> list[str]:
-    """Measure part by part; `keep` gets each when it is done. What failed, in words: one part must not cost the others."""
-    model, image = golden_model()
-    spec = model.spec
-
-    def compiling() -> dict[str, Any]:
-        (warmed,) = warm([specialize(spec)], [driver.device.architecture], driver_version=driver.device.driver_version)
-        return {"compiler": warmed.compiler, "was_cached": warmed.was_cached, "seconds": warmed.seconds}
-
-    def kernels() -> list[dict[str, Any]]:
-        heads = heads_of(model, image, f"cuda:{driver.device.index}")
-        return [
-            {
-                **measure_kernels(driver, spec, heads, image_hw),
-                "torch": measure_torch(driver, heads, make_priors(spec), image_hw),
-            }
-            for image_hw in IMAGE_SIZES_HW
-        ]
-
-    def frames(half: bool) -> list[dict[str, Any]]:
-        def open_network() -> DeviceNetwork:
-            return TorchDeviceNetwork(golden_model()[0], driver, half=half)
-
-        return [measure_frames(driver, open_network, synthetic_image(image_hw)) for image_hw in IMAGE_SIZES_HW]
-
-    parts: dict[str, Callable[[], Any]] = {
-        "compile": compiling,
-        "copy_gb_per_s": lambda: copy_bandwidth(driver),
-        "preprocess": lambda: [measure_preprocess(driver, spec, image_hw) for image_hw in IMAGE_SIZES_HW],
-        "kernels": kernels,
-        "frames_float32": lambda: frames(half=False),
-        "frames_float16": lambda: frames(half=True),
-    }
-    failures = []
-    for name, measure in parts.items():
-        print(f"measuring {name}", file=sys.stderr, flush=True)
-        try:
-            keep({name: measure()})
-        except Exception as exc:
-            traceback.print_exc()
-            failures.append(f"{name}: {type(exc).__name__}: {exc}")
-        torch.cuda.empty_cache()
-    return failures
+def _run(visit: Visit, part: Part, seconds: float) -> dict[str, Any]:
+    """{"state", "seconds", "tail": what it printed last, if it failed}."""
+    started = monotonic()
+    starts = 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        while True:
+            starts += 1
+            left = started + seconds - monotonic()
+            command = [sys.executable, "-m", part.module, part.name, *visit.arguments(left, again=starts > 1)]
+            code = _wait(command, printed, left)
+            crashed = code == AGAIN or (code is not None and code < 0)
+            if not (part.restarts and crashed and started + seconds - monotonic() > _LEAST_S):
+                break
+        printed.seek(0)
+        tail = printed.read()[-_TAIL:]
+    taken = monotonic() - started
+    if code == 0:
+        return {"state": "done", "seconds": taken, "starts": starts}
+    state = _TIMED_OUT if code is None or taken >= seconds - _GRACE_S else f"failed with exit code {code}"
+    return {"state": state, "seconds": taken, "starts": starts, "tail": tail}
 
 
-def print_summary(report: dict[str, Any]) -> None:
-    """The results as a page, in the terminal."""
-    from rich.console import Console
-    from rich.markdown import Markdown
+def _wait(command: list[str], printed: Any, seconds: float) -> int | None:
+    """The exit code of a process; None where it had to be ended, with all that it started."""
+    environment = {"PYTHONUNBUFFERED": "1", CACHE_VARIABLE: str(kernel_cache()), **os.environ}
+    # no thread runs here: what is called before the process begins is safe
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=printed,
+        stderr=subprocess.STDOUT,
+        preexec_fn=_in_a_group_of_its_own,  # noqa: PLW1509
+    )
 
-    from benchmarks.figures.results_page import gpu_section
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        _kill(process)
+        raise SystemExit(128 + number)
 
-    Console().print(Markdown(gpu_section("this run", report)))
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait(seconds + _GRACE_S)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        return None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def heads_of(model: Yolact, image: Image, device: str) -> HeadTensors:
-    """Heads of one image, on the host."""
-    with torch.inference_mode():
-        outputs = model.to(device)(torch.from_numpy(preprocess([image], model.spec)).to(device))
-    return HeadTensors(*(output.float().cpu().numpy() for output in outputs))
+def _in_a_group_of_its_own() -> None:
+    """So that it can be ended with all that it started; and it ends with the visit, however that ends."""
+    os.setpgid(0, 0)
+    with suppress(OSError, AttributeError):  # prctl(PR_SET_PDEATHSIG), Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def measure_torch(
-    driver: Driver, heads: HeadTensors, priors: Any, image_hw: tuple[int, int], *, repeats: int = 10
-) -> dict[str, float]:
-    """{"detect_and_masks_us", "peak_bytes"} of the original's way, from device tensors to masks on the device."""
-    device = f"cuda:{driver.device.index}"
-    loc, conf, mask_coeff, proto = (torch.from_numpy(head[0]).to(device) for head in heads)
-    on_device = torch.from_numpy(priors.copy()).to(device)
-    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE_S)  # one that hangs in the driver can't be waited for
 
-    def work(_: int) -> None:
-        detect_and_assemble(loc, conf, mask_coeff, proto, on_device, image_hw)
 
-    with torch.inference_mode(), torch.cuda.stream(stream), driver.current():
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        timer = CudaGraphTimer(driver, stream.cuda_stream, repeats, capture=False)  # its shapes depend on the data
-        us = timer.each([work])
-    return {"detect_and_masks_us": us, "peak_bytes": float(torch.cuda.max_memory_allocated(device) - before)}
+def kernel_cache() -> Path:
+    """Beside the sources, where git sees nothing: what a kit brought compiled, and what is compiled here."""
+    return ROOT / "build" / "kernel-cache"
 
 
 if __name__ == "__main__":

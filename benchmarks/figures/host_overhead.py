@@ -100,9 +100,7 @@ def measure(config: str, image_hw: tuple[int, int], detections: int, repeats: in
 
 def _frames(driver: Any, config: str, folder: str, image: Any, detections: int) -> Callable[[], object]:
     """A steady frame of a Detector that finds so many."""
-    artifact = Path(folder) / "null.onnx"
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", [INPUT], [OUTPUTS[0]])], "null", [], [])
-    onnx.save(onnx.helper.make_model(graph), str(artifact))
+    artifact = null_artifact(Path(folder))
     spec = published_spec(config)
     detector = Detector(artifact, device="cuda:0", gpu=null_backend(driver, NullNetwork(spec)))
     results = pack(result_buffers(specialize(spec), 1))
@@ -115,6 +113,14 @@ def _frames(driver: Any, config: str, folder: str, image: Any, detections: int) 
         if len(detector(image)) != detections:
             raise SystemExit("the detections put in place were not read.")
     return lambda: detector(image)
+
+
+def null_artifact(folder: Path) -> Path:
+    """An ONNX to open where a network of one's own takes its place."""
+    artifact = folder / "null.onnx"
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", [INPUT], [OUTPUTS[0]])], "null", [], [])
+    onnx.save(onnx.helper.make_model(graph), str(artifact))
+    return artifact
 
 
 def _windows(image_hw: tuple[int, int], detections: int) -> tuple[AnyArray, AnyArray]:

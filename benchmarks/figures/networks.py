@@ -4,6 +4,7 @@ PyTorch's YOLACT as the network of the GPU path, for machines that have neither 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -14,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.figures.scenes import network_input
 from exporters.checkpoints.configs import published_spec
 from exporters.network.yolact import Yolact
-from exporters.onnx_export import export_onnx
-from yolact_deploy.arrays import Image
+from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, INPUT, OUTPUTS
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.reference.postprocess import MaskIouModel
+from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 CONFIG = "yolact_resnet50"
@@ -42,7 +44,22 @@ def golden_model() -> tuple[Yolact, Image]:
 
 def export_golden(model: Yolact, target: Path) -> None:
     """Write the ONNX of the measured configuration."""
+    from exporters.onnx_export import export_onnx  # which wants more than a GPU machine has
+
     export_onnx(model, published_spec(CONFIG), target)
+
+
+def recorded_heads() -> tuple[ModelSpec, HeadTensors]:
+    """Heads of the recorded network and image, by PyTorch on the CPU. Raises YolactDeployError outside of a checkout."""
+    model, image = golden_model()
+    return model.spec, heads_on_cpu(model, image)
+
+
+def heads_on_cpu(model: Yolact, image: Image) -> HeadTensors:
+    """Heads of one image [H, W, 3] BGR, batch 1, float32."""
+    with torch.inference_mode():
+        outputs = model(torch.from_numpy(network_input(image, model.spec)))
+    return HeadTensors(*(np.ascontiguousarray(output.numpy()) for output in outputs))
 
 
 def _generator() -> Any:
@@ -151,6 +168,66 @@ class _DeviceArray:
             "data": (address, False),
             "version": 3,
         }
+
+
+class HostNetwork:
+    """A DeviceNetwork of PyTorch on the CPU, which copies through the host: of an image that it has seen it gives the very heads
+    again. For rehearsals, and for proofs that want equal heads on both sides."""
+
+    max_batch: int | None = None
+    mask_iou: MaskIouModel | None = None
+
+    def __init__(self, model: Yolact, driver: Driver) -> None:
+        self._model, self._driver = model, driver
+        self.spec = model.spec
+        self.engine = f"PyTorch {torch.__version__} on the CPU"
+        self.description = f"{self.engine} between device buffers"
+        self.dtypes: Mapping[str, np.dtype[np.generic]] = dict.fromkeys((INPUT, *OUTPUTS), np.dtype(np.float32))
+        self._seen: dict[bytes, HeadTensors] = {}
+
+    @property
+    def runs(self) -> int:
+        """Images that it has seen, equal ones once."""
+        return len(self._seen)
+
+    def heads(self, batch: FloatArray) -> HeadTensors:
+        """Of preprocessed images [B, 3, S, S], one by one."""
+        each = []
+        for image in batch:
+            key = hashlib.sha256(image.tobytes()).digest()
+            if key not in self._seen:
+                with torch.inference_mode():
+                    outputs = self._model(torch.from_numpy(image[None]))
+                self._seen[key] = HeadTensors(*(np.ascontiguousarray(output.numpy()) for output in outputs))
+            each.append(self._seen[key])
+        return HeadTensors(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
+
+    def new_execution_context(self, stream: int) -> HostExecutionContext:
+        return HostExecutionContext(self, self._driver, stream)
+
+    def close(self) -> None:
+        pass
+
+
+class HostExecutionContext:
+    """Waits for the stream, runs, and copies the heads back."""
+
+    capturable = False
+
+    def __init__(self, network: HostNetwork, driver: Driver, stream: int) -> None:
+        self._network, self._driver, self._stream = network, driver, stream
+
+    def enqueue(self, addresses: Mapping[str, int], batch: int) -> None:
+        size, driver, stream = self._network.spec.input_size, self._driver, self._stream
+        image: FloatArray = np.empty((batch, 3, size, size), np.float32)
+        driver.copy_to_host(image.ctypes.data, addresses[INPUT], image.nbytes, stream)
+        driver.synchronize(stream)
+        for name, head in zip(OUTPUTS, self._network.heads(image), strict=True):
+            driver.copy_to_device(addresses[name], head.ctypes.data, head.nbytes, stream)
+        driver.synchronize(stream)  # the heads are of ordinary memory
+
+    def close(self) -> None:
+        pass
 
 
 if __name__ == "__main__":

@@ -13,20 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures.gpu import heads_of
-from benchmarks.figures.networks import golden_model
+from benchmarks.figures.networks import recorded_heads
+from benchmarks.figures.scenes import full_frame
 from tests.emulator.emulator import Emulator, emulator
 from tests.emulator.pipeline import At, aligned, garbage, layout, run
 from yolact_deploy.cuda.program import BatchProgram, ModelConstants, Request
 from yolact_deploy.cuda.specialization import specialize
 from yolact_deploy.files import write_json
-from yolact_deploy.reference.postprocess import detect, make_priors
+from yolact_deploy.reference.postprocess import make_priors
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "kernel-costs.json"
 MULTIPROCESSORS = 132  # of an H200
-_LARGER = 1.5  # of two boxes in one place: their IoU is below the threshold
 _SIZES = {"1080p": (1080, 1920), "550": (550, 550)}
 
 
@@ -48,27 +47,6 @@ def main() -> None:
         report["scenes"][name] = costs_of(spec, scenes[scene](), _SIZES[size])
         print(name, report["scenes"][name]["mask_bytes_to_host"], "bytes of masks")
     write_json(arguments.out, report)
-
-
-def recorded_heads() -> tuple[ModelSpec, HeadTensors]:
-    """Heads of the recorded network and image."""
-    model, image = golden_model()
-    return model.spec, HeadTensors(*map(np.ascontiguousarray, heads_of(model, image, "cpu")))
-
-
-def full_frame(spec: ModelSpec, heads: HeadTensors) -> HeadTensors:
-    """100 detections, two in each of 50 classes, whose boxes are the whole image and one and a half times that."""
-    (raw,) = detect(**heads._asdict(), priors=make_priors(spec))
-    priors = make_priors(spec)
-    loc, conf, coeff = heads.loc.copy(), np.zeros_like(heads.conf), heads.mask_coeff.copy()
-    for row in range(100):
-        centre, size = priors[row, :2], priors[row, 2:]
-        side = _LARGER if row % 2 else 1.0
-        loc[0, row, :2] = (0.5 - centre) / (0.1 * size)
-        loc[0, row, 2:] = np.log(side / size) / 0.2
-        conf[0, row, 1 + row // 2] = 0.9 - row / 1000
-        coeff[0, row] = raw.mask_coeff[row % len(raw)]
-    return HeadTensors(loc, conf, coeff, heads.proto)
 
 
 def costs_of(spec: ModelSpec, heads: HeadTensors, image_hw: tuple[int, int]) -> dict[str, Any]:

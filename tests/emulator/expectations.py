@@ -5,13 +5,14 @@ Values are multiples of powers of two wherever a sum of products must not depend
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
+from benchmarks.figures.scenes import opencv_resize as opencv_resize
 from tests.emulator.pipeline import Found, Pipeline, Runner
 from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.detections import RawDetections
@@ -124,32 +125,13 @@ def coco_runs(mask: Array) -> list[int]:
     flat = mask.reshape(-1, order="F").astype(np.int8)
     changes = np.flatnonzero(np.diff(flat, prepend=np.int8(0)))
     counts: list[int] = np.diff(changes, prepend=0, append=len(flat)).tolist()
-    height, width = mask.shape
-    expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-    assert coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"] == expected
+    if importlib.util.find_spec("pycocotools") is not None:  # which a bare GPU machine does not have
+        from pycocotools import mask as coco_mask
+
+        height, width = mask.shape
+        expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+        assert coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"] == expected
     return counts
-
-
-def opencv_resize(image: Array, size: int) -> Array:
-    """What OpenCV's wheels for x86-64 compute for a float32 image and INTER_LINEAR (a test compares)."""
-    first_y, second_y, weight_y = _opencv_taps(image.shape[0], size)
-    first_x, second_x, weight_x = _opencv_taps(image.shape[1], size)
-    values = image.astype(np.float32)
-    wide = _lerp(values[:, first_x], values[:, second_x], weight_x[None, :, None])
-    return _lerp(wide[first_y], wide[second_y], weight_y[:, None, None])
-
-
-def _opencv_taps(size_in: int, size_out: int) -> tuple[Array, Array, Array]:
-    source = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    first = np.floor(source).astype(int)
-    weight = (source - first).astype(np.float32)
-    weight[(first < 0) | (first >= size_in - 1)] = 0
-    first = np.clip(first, 0, size_in - 1)
-    return first, np.minimum(first + 1, size_in - 1), weight
-
-
-def _lerp(a: Array, b: Array, weight: Array) -> Array:
-    return ((b - a).astype(np.float64) * weight + a).astype(np.float32)
 
 
 def reference_softmax(logits: Array) -> Array:
