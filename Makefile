@@ -10,11 +10,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := export,cpu,rtx,draw,dev
 PYTHONS ?=
+PARTS ?=
 MINUTES ?= 10
 INPUTS ?=
 SEED ?=
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons wheel kernel-costs figures readme docs clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons wheel kernel-costs gpu-kit gpu-rehearsal figures readme docs clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -71,6 +72,14 @@ wheel: $(VENV)/installed
 # What the kernels cost on the emulator: blocks, bytes, barriers and steps of recorded and crowded scenes, without a GPU.
 kernel-costs: $(VENV)/installed
 	$(BIN)/python -m tests.emulator.costs
+
+# What travels to a GPU machine to be proven and measured there, and the command to run: PARTS=probe,smoke,... takes some parts.
+gpu-kit: $(VENV)/installed
+	$(BIN)/python -m benchmarks.figures.gpu_kit $(if $(PARTS),--parts $(PARTS))
+
+# That visit without a GPU: from the kit, with what a bare machine has, over a stand-in for the driver. Minutes; it measures nothing.
+gpu-rehearsal: $(VENV)/installed
+	$(BIN)/python -m tests.emulator.rehearsal $(if $(PARTS),--parts $(PARTS))
 
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed
