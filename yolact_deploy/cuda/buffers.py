@@ -142,6 +142,27 @@ class PinnedMemoryPool:
         for block in idle:
             if len(block.memory) >= nbytes:
                 return block.acquire()
+        made = self._lock(nbytes, idle)
+        return None if made is None else made.acquire()
+
+    def prepare(self, nbytes: int, count: int) -> None:
+        """Have so many blocks ready to be lent: to lock pages takes longer than to fill them, and here nobody waits for it."""
+        ready = sum(block.is_idle and len(block.memory) >= nbytes for block in self._blocks)
+        for _ in range(count - ready):
+            self._lock(nbytes, [])
+
+    def close(self) -> None:
+        """What is lent stays where it is, for those who have it."""
+        while self._blocks:
+            self._unlock(self._blocks[-1])
+
+    def mark_shared_with_fork(self) -> None:
+        """What is lent now may be read by another process, unseen from here."""
+        for block in self._blocks:
+            block.is_shared = block.is_shared or not block.is_idle
+
+    def _lock(self, nbytes: int, idle: list[_PooledBlock]) -> _PooledBlock | None:
+        """A new block, for which those that are idle make room. None where there may be no more, or none can be locked."""
         size = max(_LEAST_BYTES, 1 << (nbytes - 1).bit_length())
         if not self._can_lock or size > MAX_BYTES:
             return None
@@ -160,17 +181,7 @@ class PinnedMemoryPool:
             )
             return None
         self._blocks.append(_PooledBlock(memory, address))
-        return self._blocks[-1].acquire()
-
-    def close(self) -> None:
-        """What is lent stays where it is, for those who have it."""
-        while self._blocks:
-            self._unlock(self._blocks[-1])
-
-    def mark_shared_with_fork(self) -> None:
-        """What is lent now may be read by another process, unseen from here."""
-        for block in self._blocks:
-            block.is_shared = block.is_shared or not block.is_idle
+        return self._blocks[-1]
 
     def _has_room(self, nbytes: int) -> bool:
         return len(self._blocks) < MAX_BLOCKS and sum(len(block.memory) for block in self._blocks) + nbytes <= MAX_BYTES

@@ -107,6 +107,20 @@ def test_a_stream_of_images_is_waited_for_once_each(emulated: Emulate, shapes_on
     assert len(waits) == 6
 
 
+def test_no_frame_waits_for_pages_to_be_locked(
+    emulated: Emulate, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = emulated(in_stream=True)
+    detector = gpu.open(shapes_onnx)
+    locked: list[int] = []
+    monkeypatch.setattr(gpu.driver, "lock_pages", lambda address, nbytes: locked.append(nbytes))
+    found = detector(PIXELS[0])
+    for _ in range(3):
+        found = detector(PIXELS[0])
+    assert len(found) > 0
+    assert locked == []
+
+
 def test_where_pages_cannot_be_locked_masks_are_copied(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:
     gpu = emulated(in_stream=True)
     gpu.driver.locks_pages = False

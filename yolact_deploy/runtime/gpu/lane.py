@@ -59,14 +59,15 @@ class Lane:
         self._driver, self._model, self._kernels, self._priors = driver, model, kernels, priors
         self._in_flight: PendingBatch | None = None
         self._borrowed: list[DeviceImage] = []
+        self._buffers = Buffers(driver)
         with driver.current(), ExitStack() as undo:
             self._stream = driver.create_stream()
             undo.callback(driver.destroy_stream, self._stream)
             self._context = network.new_execution_context(self._stream)
+            undo.callback(self._context.close)
+            self._reader = ResultReader(driver, network, kernels, self._buffers, self._stream, note)
             undo.pop_all()
-        self._buffers = Buffers(driver)
         self._prepared = PreparedBatches(driver, self._buffers, self._stream, cuda_graph=cuda_graph, note=note)
-        self._reader = ResultReader(driver, network, kernels, self._buffers, self._stream, note)
         self._watch = Stopwatch(driver, kernels, self._stream, note)
 
     @property

@@ -16,6 +16,7 @@ from yolact_deploy.cuda.buffers import Buffers, PinnedMemoryPool
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.program import Addresses, BatchProgram, align, run_capacity
+from yolact_deploy.cuda.specialization import Specialization
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.reference.mask_sources import DenseMasks, MaskSource, RunMasks, WindowMasks
 from yolact_deploy.runtime.protocols import DeviceNetwork
@@ -23,6 +24,7 @@ from yolact_deploy.runtime.protocols import DeviceNetwork
 Copy: TypeAlias = Callable[[], None]  # enqueues it
 
 _GROWTH = 1.25  # of the buffer of run lengths, beyond what was needed
+_PREPARED_BLOCKS = 2  # of masks: one that crosses while the one before is in use
 _SPARE_BYTES = 1 << 16  # beyond what the last batch's masks took: those of the next may be a little larger
 
 
@@ -80,6 +82,7 @@ class ResultReader:
         self._spec, self._mask_iou = network.spec, network.mask_iou
         self._pool = PinnedMemoryPool(driver, note)
         self._pinned = Buffers(driver)  # in no graph, so that growing voids none
+        self._pool.prepare(_bytes_at_input_size(kernels.specialization, self._spec.input_size), _PREPARED_BLOCKS)
 
     def send_expected(self, results: BatchResults) -> MaskTransfer | None:
         """Behind a batch: copy as much as the masks of the last one took, and some more, as far as there is more."""
@@ -208,6 +211,12 @@ class ResultReader:
         mask_ious = self._mask_iou(soft.view(np.float32).reshape(count, *program.model.proto_hw))
         own: FloatArray = mask_ious[np.arange(count), class_ids]
         return own
+
+
+def _bytes_at_input_size(specialization: Specialization, input_size: int) -> int:
+    """Of as many masks as there can be, of an image of the network's own size: those of larger ones are rarely more, as of a
+    mask only its box's window crosses."""
+    return 4 * specialization.max_out * input_size * -(-input_size // 32)
 
 
 def _is_too_small(sent: MaskTransfer, sizes: Sequence[int]) -> bool:
