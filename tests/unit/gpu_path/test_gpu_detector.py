@@ -291,7 +291,7 @@ def test_stages_are_timed_on_the_device(emulated: Emulate, shapes_onnx: Path, on
         "host_to_device": 1,
         "preprocess": 1,
         "network": 1,
-        "detect": 4,
+        "detect": 3,
         "masks": 1,
         "device_to_host": 2,
     }
