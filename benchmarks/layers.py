@@ -20,6 +20,7 @@ from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.images import preprocess
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
+from yolact_deploy.runtime.openvino.library import Target, compile_network
 
 _RUNS = 20
 _UNNAMED = "(added by the engine)"
@@ -28,6 +29,7 @@ _STAGE_PARTS = 3
 _STEM = "backbone (stem)"
 WARMUP = 5
 _SUFFIX = "_kernel_time"  # of a node in onnxruntime's profile
+_LAYOUTS = re.compile(r"_[a-h]{2,6}_[a-h]{2,6}_")  # from one to the other
 _ENDS = re.compile(r"\.{3}")  # between the first and the last node of a "ForeignNode"
 _NODE = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")  # "fpn.lat_layers.0/Conv", "/fpn/lat_layers.0/Conv"
 
@@ -58,6 +60,8 @@ def layer_times(
     path = Path(detector.artifact)
     if is_plan(path):
         profiler, times = "TensorRT", plan_layer_times(detector, len(images), runs)
+    elif in_openvino(detector):
+        profiler, times = "OpenVINO", openvino_layer_times(detector, preprocess(images, detector.spec), threads, runs)
     else:
         profiler = "onnxruntime"
         times = onnx_layer_times(detector, preprocess(images, detector.spec), threads, runs)
@@ -130,6 +134,34 @@ def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None,
             "build-engine), and the CPU does (--device cpu)."
         )
     return kernel_times(events, runs)
+
+
+def openvino_layer_times(detector: Detector, batch: FloatArray, threads: int | None, runs: int) -> list[LayerTime]:
+    """Of a batch [B, 3, S, S], in a second copy of the network, in the Detector's precision. Layers are named by the last ONNX
+    node that was fused in them, copies between memory layouts by the node that they are made for."""
+    file = open_onnx(detector.artifact)
+    target = Target(precision=detector.arguments["cpu_precision"], threads=threads)
+    request = compile_network(file.path, target, str(file.path), is_profiled=True).create_infer_request()
+    measured: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for _ in range(WARMUP + runs):
+        request.infer({INPUT: batch.astype(file.dtypes[INPUT], copy=False)})
+        for layer in request.get_profiling_info():
+            if layer.real_time:  # none where it was fused in another
+                measured[layer.node_name, layer.node_type].append(1e3 * layer.real_time.total_seconds())
+    return [
+        LayerTime(name, operator, (module_of(_onnx_node(name)),), statistics.median(times[-runs:]))
+        for (name, operator), times in measured.items()
+    ]
+
+
+def in_openvino(detector: Detector) -> bool:
+    """By the description, which begins with what runs the network."""
+    return detector.description.startswith("OpenVINO")
+
+
+def _onnx_node(layer: str) -> str:
+    """The ONNX node of OpenVINO's "fpn.lat_layers.0/Conv/WithoutBiases", or "image_abcd_acdb_backbone.conv1/Conv"."""
+    return _LAYOUTS.split(layer)[-1].removesuffix("/WithoutBiases")
 
 
 def node_times(events: Iterable[dict[str, Any]], runs: int) -> list[LayerTime]:

@@ -24,6 +24,7 @@ from yolact_deploy.artifacts.names import INPUT, OUTPUTS, StepProgress
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.optional import require
+from yolact_deploy.runtime.openvino.library import load_openvino, why_unusable
 
 _ITERATIONS = 10  # so that one time that is out of line bounds no interval
 _WARMUP = 2
@@ -77,6 +78,8 @@ def _peers_on_cpu(detector: Detector, image: Image, checkpoint: Path | None, thr
         WHOLE: lambda: with_masks(detector(image)),
     }
     peers = [_bare_onnxruntime(detector, batch, threads)]
+    if why_unusable() is None:
+        peers.append(_bare_openvino(detector, batch, threads))
     try:
         torch = require("torch", extra="export", purpose="the PyTorch peers")
         from benchmarks.torch_peer import TorchSide, torch_peers
@@ -101,3 +104,15 @@ def _bare_onnxruntime(detector: Detector, batch: FloatArray, threads: int | None
     session = ort.InferenceSession(str(detector.artifact), options, providers=["CPUExecutionProvider"])
     feed = {INPUT: batch.astype(open_onnx(detector.artifact).dtypes[INPUT], copy=False)}
     return Peer(NETWORK, "onnxruntime session", on_host_clock(lambda: session.run(list(OUTPUTS), feed)))
+
+
+def _bare_openvino(detector: Detector, batch: FloatArray, threads: int | None) -> Peer:
+    """A model compiled with OpenVINO's own defaults, which are bfloat16 on a CPU that has it."""
+    compiled = (
+        load_openvino()
+        .Core()
+        .compile_model(str(detector.artifact), "CPU", {} if threads is None else {"INFERENCE_NUM_THREADS": threads})
+    )
+    precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+    request, feed = compiled.create_infer_request(), {INPUT: batch.astype(open_onnx(detector.artifact).dtypes[INPUT])}
+    return Peer(NETWORK, f"OpenVINO model ({precision})", on_host_clock(lambda: request.infer(feed)))

@@ -17,13 +17,21 @@ from yolact_deploy.cuda.compile import warm as warm_cache
 from yolact_deploy.cuda.drivers.interface import GpuDevice
 from yolact_deploy.cuda.drivers.opening import check_gpu, choose_package, visible_devices
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.errors import BuildRequestError, MissingDependencyError, SpecError, YolactDeployError, pip_install
+from yolact_deploy.errors import (
+    BuildRequestError,
+    MissingDependencyError,
+    SpecError,
+    YolactDeployError,
+    one_line,
+    pip_install,
+)
 from yolact_deploy.optional import installed_version, require
+from yolact_deploy.runtime.openvino.library import describe_openvino, why_unusable
 from yolact_deploy.spec import ModelSpec, NmsMode
 
 _PACKAGES = (
     "numpy", "opencv-python-headless", "pycocotools", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
-    "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "supervision",
+    "openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "supervision",
 )  # fmt: skip
 
 
@@ -109,6 +117,7 @@ def examine(builders: Sequence[Builder], gpus: Sequence[GpuDevice]) -> dict[str,
         _ability("export", packages, ("torch", "onnx", "onnxscript", "onnxruntime"), "export"),
         *({"name": f"build-engine ({b.name})", "available": b.usable, "reason": b.reason} for b in builders),
         _runs_on("CPU", "CPUExecutionProvider", providers, "cpu"),
+        _runs_in_openvino(),
         _runs_on("CUDA", "CUDAExecutionProvider", providers, "gpu", present=bool(gpus)),
         {
             "name": "kernels on a GPU",
@@ -233,6 +242,18 @@ def _runs_on(
             "reason": f"this onnxruntime has no {provider}: {pip_install(extra)}",
         }
     return {"name": name, "available": True, "reason": f"with onnxruntime's {provider}"}
+
+
+def _runs_in_openvino() -> dict[str, Any]:
+    name = "detect, eval, bench in OpenVINO"
+    if missing := why_unusable():
+        upgrade = "" if missing.endswith("installed") else "--upgrade"
+        return {"name": name, "available": False, "reason": f"{missing}: {pip_install('openvino', upgrade)}"}
+    try:
+        found = describe_openvino()
+    except (YolactDeployError, ImportError) as exc:  # an install that is broken
+        return {"name": name, "available": False, "reason": one_line(exc)}
+    return {"name": name, "available": True, "reason": f"with {found}"}
 
 
 def _onnxruntime_providers() -> list[str] | None:

@@ -247,7 +247,7 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
         if file.precision != "int8":
             return _Choice("onnxruntime")
         note = (
-            f"{missing}, which computes INT8 in integers; onnxruntime computes it in float32: {pip_install('openvino')}"
+            f"INT8 is computed in float32, as what would in integers is not here: {missing}. {pip_install('openvino')}"
         )
         return _Choice("onnxruntime", note=note)
     if not has_onnxruntime:

@@ -29,6 +29,17 @@ def test_every_part_of_the_network_has_its_time(shapes_onnx: Path) -> None:
     assert all(node["module"] for node in convolutions)
 
 
+@pytest.mark.needs("openvino")
+def test_openvino_tells_the_same_parts(shapes_onnx: Path) -> None:
+    detector = Detector(shapes_onnx, device="cpu", runtime="openvino", threads=1)
+    found = layer_times(detector, [np.zeros((60, 80, 3), np.uint8)], threads=1, runs=1)
+    assert found["profiler"] == "OpenVINO"
+    modules = {row["module"]: row["nodes"] for row in found["modules"]}
+    for part in ("backbone (stem)", "backbone.layers.0", "backbone.layers.3", "fpn", "proto_net", "prediction_layers"):
+        assert modules[part] > 0
+    assert sum(row["share"] for row in found["modules"]) == pytest.approx(1)
+
+
 def test_the_median_is_over_the_timed_runs_alone() -> None:
     def event(name: str, duration: int, category: str = "Node") -> dict[str, object]:
         return {"cat": category, "name": name, "dur": duration, "args": {"op_name": "Conv"}}

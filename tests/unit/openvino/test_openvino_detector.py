@@ -62,6 +62,21 @@ def test_a_yolact_plus_is_read_in_both_forms_of_its_deformable_convolutions(
     np.testing.assert_allclose(found.mask_scores, expected.mask_scores, rtol=0, atol=TOLERANCE)
 
 
+def test_an_end_to_end_file_finds_the_same_in_images_of_any_size(plus_gridsample: Path, tmp_path: Path) -> None:
+    from exporters.end_to_end.export import export_end_to_end
+
+    file = tmp_path / "whole.onnx"
+    export_end_to_end(plus_gridsample, file, parity=False)
+    generator = np.random.default_rng(0)
+    sizes = ((48, 64), (48, 64), (77, 33))
+    images = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    ours, reference = (Detector(file, device="cpu", runtime=each, batch_size=3) for each in ("openvino", "onnxruntime"))
+    assert ours.description.startswith("OpenVINO")
+    for found, expected in zip(ours(images), reference(images), strict=True):
+        assert_same(found, expected)
+        np.testing.assert_allclose(found.mask_scores, expected.mask_scores, rtol=0, atol=TOLERANCE)
+
+
 def test_a_stream_of_two_runs_at_once_gives_every_image_its_own_detections(shapes_onnx: Path) -> None:
     ours = detector(shapes_onnx, "openvino")
     assert ours.in_flight == 2

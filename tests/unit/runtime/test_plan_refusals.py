@@ -17,12 +17,14 @@ from engines import build
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from tests.unit.runtime.conftest import Bench, MakeBench, allocate
 from tests.unit.runtime.fake_tensorrt import make_plan
+from yolact_deploy import Detector
 from yolact_deploy.artifacts.contract import IoTensor
 from yolact_deploy.artifacts.plan_file import BatchRange
 from yolact_deploy.errors import (
     DeviceMemoryError,
     EngineError,
     MissingDependencyError,
+    OptionError,
     PlanMismatchError,
 )
 from yolact_deploy.runtime.tensorrt.network import PlanNetwork
@@ -34,6 +36,14 @@ def _refusal(bench: Bench, plan: bytes | None = None, **changes: Any) -> str:
     with pytest.raises(PlanMismatchError) as caught:
         bench.open(plan, **changes)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"runtime": "openvino"}, {"device": "openvino:GPU"}, {"cpu_precision": "bf16"}], ids=str
+)
+def test_a_plan_is_refused_what_is_for_onnx_files(bench: Bench, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"tiny.engine is a tensorrt plan.* is for ONNX files.*tiny.onnx"):
+        Detector(bench.write(), **options)
 
 
 def test_a_plan_for_other_gpus_names_both(bench: Bench) -> None:

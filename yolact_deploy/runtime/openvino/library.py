@@ -57,12 +57,28 @@ def openvino_name() -> str:
     return f"OpenVINO {_version(load_openvino())}"
 
 
+def describe_openvino() -> str:
+    """Its version, its devices, and what they compute in: "OpenVINO 2026.4.1 on CPU (f32, bf16, INT8 without loss)". Raises
+    MissingDependencyError."""
+    devices = []
+    for device in _core().available_devices:
+        kinds = _capabilities(device)
+        if device == CPU:
+            saturates = _instructions().startswith("Intel")  # which is said of any x86
+            int8 = "INT8 without loss" if is_int8_exact() else "INT8 that saturates" if saturates else "INT8"
+            kinds = ["f32", *(["bf16"] if _has_bf16() else []), int8]
+        devices.append(f"{device} ({', '.join(kinds)})")
+    return f"{openvino_name()} on {', '.join(devices)}"
+
+
 def compile_network(
     source: Path | bytes,  # an ONNX file, or one's content
     target: Target,
     name: str,  # of the file, for errors
+    *,
+    is_profiled: bool = False,
 ) -> Any:
-    """The file as an openvino.CompiledModel.
+    """The file as an openvino.CompiledModel; one that `is_profiled` counts the time of its layers.
 
     The precision is always said: left to itself OpenVINO computes float32 layers in bfloat16 on a CPU that has it. Threads are
     not bound to cores: two Detectors, or two processes, would be bound to the same ones. Raises ArtifactError for a file that
@@ -77,7 +93,9 @@ def compile_network(
     except Exception as exc:  # RuntimeError, and whatever its frontends raise
         raise ArtifactError(f"OpenVINO can't read {name}: {told(exc)}. {_ELSEWHERE}") from exc
     try:
-        return core.compile_model(model, target.device, _properties(target))
+        return core.compile_model(
+            model, target.device, _properties(target) | ({"PERF_COUNT": True} if is_profiled else {})
+        )
     except Exception as exc:
         if target.device != CPU:
             raise DeviceError(
@@ -95,7 +113,7 @@ def check_target(target: Target) -> None:
             f"OpenVINO has no device {target.device} here; it has {', '.join(available)}. A GPU or an NPU of Intel's takes its "
             'driver (docs.openvino.ai, "Install system drivers").'
         )
-    if target.precision == "bf16" and target.device == CPU and not _cpu_computes("BF16", "bfloat16"):
+    if target.precision == "bf16" and target.device == CPU and not _has_bf16():
         raise DeviceError(
             f"this CPU has no bfloat16 arithmetic (OpenVINO knows it as: {_instructions() or 'unknown'}), so bf16 would be no "
             'faster than f32 and less exact. Leave cpu_precision at "f32".'
@@ -135,9 +153,9 @@ def _capabilities(device: str) -> list[str]:
         return []
 
 
-def _cpu_computes(capability: str, instructions: str) -> bool:
+def _has_bf16() -> bool:
     found = _instructions()
-    return capability in _capabilities(CPU) and (not found or instructions in found)
+    return "BF16" in _capabilities(CPU) and (not found or "bfloat16" in found)
 
 
 @functools.cache
