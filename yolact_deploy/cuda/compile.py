@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import sys
 import time
 import warnings
@@ -32,6 +33,7 @@ from yolact_deploy.errors import DeviceError, EngineError, MissingDependencyErro
 _SUPPORTED_MAJORS = (13, 12)
 _FILES = ("nvrtc64_*.dll",) if sys.platform == "win32" else ("libnvrtc.so.[0-9]*",)
 _BUILTINS = "nvrtc-builtins64_*.dll" if sys.platform == "win32" else "libnvrtc-builtins.so.*"
+_TOOLKIT = Path("/usr/local/cuda")  # where it is unless somebody chose otherwise; the linker may not look there
 _WHEELS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}
 
 
@@ -118,6 +120,10 @@ def _candidates() -> Iterator[str]:
         root = os.environ.get(variable)
         if root:
             yield from _libraries(Path(root))
+    compiler = shutil.which("nvcc")
+    for toolkit in (Path(compiler).resolve().parents[1] if compiler else None, _TOOLKIT):
+        if toolkit is not None:
+            yield from _libraries(toolkit)
     try:
         spec = importlib.util.find_spec("nvidia")
     except (ImportError, ValueError):

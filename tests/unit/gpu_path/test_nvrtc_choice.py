@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from yolact_deploy.cuda import compile as nvrtc
@@ -44,3 +47,13 @@ def test_no_nvrtc_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_source_that_does_not_compile_says_where() -> None:
     with pytest.raises(EngineError, match=r"(?s)could not compile .*--gpu-architecture=sm_90.*kernels\.cu\(2\): error"):
         choose_nvrtc("sm_90").compile("__global__ void f() {\n  no such thing;\n}", ["--gpu-architecture=sm_90"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a toolkit of Linux")
+def test_the_toolkit_of_the_nvcc_on_the_path_is_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, compiler = tmp_path / "lib64" / "libnvrtc.so.13", tmp_path / "bin" / "nvcc"
+    for file in (library, compiler):
+        file.parent.mkdir()
+        file.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(compiler.parent))
+    assert str(library) in list(nvrtc._candidates())
