@@ -124,6 +124,7 @@ def run_parts(visit: Visit, parts: Sequence[Part], seconds: float) -> list[str]:
         print(f"{part.name:<10} {took}  {found['state']}", flush=True)
         if found.get("tail"):
             print("    " + found["tail"][-600:].strip().replace("\n", "\n    "), flush=True)
+    visit.heads_file.unlink(missing_ok=True)
     return failed
 
 

@@ -21,13 +21,23 @@ from yolact_deploy.arrays import AnyArray
 from yolact_deploy.cuda.compile import Kernels, load_kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.launches import Buffer
-from yolact_deploy.cuda.program import BatchLayout, BatchProgram, ImageKind, ModelConstants, PackedBuffers, Step, pack
+from yolact_deploy.cuda.program import (
+    BatchLayout,
+    BatchProgram,
+    ImageKind,
+    ModelConstants,
+    PackedBuffers,
+    Request,
+    Step,
+    pack,
+)
 from yolact_deploy.cuda.specialization import Specialization, specialize
 from yolact_deploy.reference.postprocess import make_priors
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import INPUT, ModelSpec
 
 LoadSpecialized: TypeAlias = Callable[[Driver, Specialization], Kernels]
+_BITS = Request()
 _KERNEL_BYTES = 1 << 19  # what the least of the kernels touches, about
 _MOST_COPIES = 256
 _LEAST_COPIES = 2
@@ -163,11 +173,12 @@ def batches_of(
     image_hw: tuple[int, int],
     copies: int | None = None,  # None: as many as the L2 cache asks for
     *,
+    request: Request = _BITS,
     load: LoadSpecialized = load_kernels,
 ) -> Iterator[Bench]:
     """Copies of a batch that has run once; the driver's context is current."""
     model = ModelConstants.of(spec, specialize(spec), multiprocessors=driver.device.multiprocessors)
-    program = BatchProgram(model, BatchLayout((ImageKind(image_hw, is_rgb=False, on_device=True),)))
+    program = BatchProgram(model, BatchLayout((ImageKind(image_hw, is_rgb=False, on_device=True),)), request)
     inputs = {**heads._asdict(), "priors": make_priors(spec), "image_hw": np.array([image_hw], np.int32)}
     with driver.current(), Memory(driver) as memory:
         kernels = load(driver, model.specialization)

@@ -90,8 +90,9 @@ def _resources(driver: Driver, image: bytes) -> dict[str, dict[str, int]]:
             found[name] = {}
             for resource, attribute in _FUNCTION_ATTRIBUTES.items():
                 with contextlib.suppress(AttributeError):  # a stand-in for a driver
-                    libcuda.load().cuFuncGetAttribute(ctypes.byref(value), ctypes.c_int(attribute), function)
-                    found[name][resource] = value.value
+                    get = libcuda.load().cuFuncGetAttribute
+                    if get(ctypes.byref(value), ctypes.c_int(attribute), function) == 0:
+                        found[name][resource] = value.value
         driver.unload_module(module)
     return found
 
@@ -212,13 +213,14 @@ def ncu_target(visit: Visit) -> None:
 
 
 def _ncu_rows(printed: str) -> Iterator[dict[str, str]]:
-    """Of ncu's CSV, which begins somewhere below its own talk: units are in the first row."""
+    """Of ncu's CSV, which begins somewhere below its own talk, whose first row has the units."""
     lines = printed.splitlines()
     start = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     reader = csv.DictReader(io.StringIO("\n".join(lines[start:])))
     wanted = {"Kernel Name", "Grid Size", "Block Size", *_NCU_METRICS}
     for row in reader:
-        yield {name: value for name, value in row.items() if name in wanted and value}
+        if row["Kernel Name"]:  # not of the units
+            yield {name: value for name, value in row.items() if name in wanted and value}
 
 
 def kept_heads(visit: Visit) -> tuple[ModelSpec, HeadTensors]:

@@ -8,7 +8,6 @@ the host's clock, and says so.
 from __future__ import annotations
 
 import importlib
-import itertools
 import statistics
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,7 +16,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.figures.gpu_report import Visit
@@ -31,7 +29,8 @@ from yolact_deploy.spec import ModelSpec
 
 TOLD = (("recorded", "550"), ("recorded", "1080p"), ("100 full", "550"), ("100 full", "1080p"))  # scene, size
 _WARMUP = 3
-_CALLS = 15
+_CALLS, _LEAST_CALLS = 15, 3
+_MOST_S = 2.0  # that calls of one row take
 _MOST = 100  # detections
 Call: TypeAlias = Callable[[], Any]
 
@@ -61,11 +60,14 @@ class TorchTimer:
             return {"us": self._on_host(work), "method": "host's clock"}
         with torch.cuda.stream(self._stream):
             for _ in range(_WARMUP):
+                began = perf_counter()
                 work()
-            torch.cuda.synchronize(self.device)
+                torch.cuda.synchronize(self.device)
+                taken_s = perf_counter() - began
+            calls = max(_LEAST_CALLS, min(_CALLS, int(_MOST_S / taken_s)))
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
-            times = [self._between_events(work) for _ in range(self._calls)]
+            times = [self._between_events(work) for _ in range(calls)]
             peak = torch.cuda.max_memory_allocated(self.device) - before
         return {**self._told(times, "events around calls"), "peak_bytes": peak}
 
@@ -228,8 +230,8 @@ def _greedy_nms(boxes: Tensor, scores: Tensor, class_ids: Tensor, iou_threshold:
 
 def run_lengths(mask: Any) -> list[int]:
     """Of a mask [H, W], down its columns, as COCO counts them."""
-    flat = F.pad(torch.from_numpy(np.ascontiguousarray(mask.T)).flatten().to(torch.int8), (1, 1))
-    changes = torch.nonzero(flat[1:] != flat[:-1]).flatten()
-    bounds = [0, *changes.tolist(), mask.size]
-    counts = [last - first for first, last in itertools.pairwise(bounds)]
-    return counts if changes.numel() == 0 or counts[-1] else counts[:-1]
+    flat = mask.T.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = [0] * bool(flat[0])  # the first run is of background
+    counts: list[int] = np.diff([0, *starts, *changes.tolist(), flat.size]).tolist()
+    return counts

@@ -7,6 +7,7 @@ the stand-in libcuda. What it prints and writes are no measurements, and the rep
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import tempfile
@@ -26,6 +27,22 @@ from tests.gpu.proofs import REHEARSED_CHECKS
 from yolact_deploy.cuda.specialization import Specialization
 
 PACKAGES = ("numpy", "torch", "onnx", "onnxruntime", "cuda-bindings", "nvidia-cuda-nvrtc")
+_SANITIZER = """#!/bin/sh
+echo "========= COMPUTE-SANITIZER"
+[ "$1 $3 $4" = "--tool --error-exitcode 66" ] || exit 2
+shift 4
+"$@" || exit
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+_NCU = """#!/bin/sh
+[ "$1 $2 $3 $4 $5" = "--clock-control none --csv --page raw" ] || exit 2
+shift 7
+"$@" || exit
+echo '==PROF== Disconnected from process 1'
+echo '"ID","Process ID","Kernel Name","Block Size","Grid Size","gpu__time_duration.sum"'
+echo '"","","","","","ns"'
+echo '"0","1","decode","(256, 1, 1)","(602, 1, 1)","1,234"'
+"""
 _SHARED = ("nvidia", "cuda", "google")  # folders that several packages put theirs into
 
 
@@ -59,6 +76,7 @@ def prepare(folder: Path, arguments: Sequence[str] = ()) -> Rehearsal:
     environment = standin.environment(
         cache_dir=folder / "cache", specializations=[*specializations(), SMALL, _of_case()]
     )
+    tools = _tools(folder / "bin")
     kept = {name: value for name, value in environment.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     command = [
         str(python),
@@ -70,7 +88,22 @@ def prepare(folder: Path, arguments: Sequence[str] = ()) -> Rehearsal:
         "--torch-device",
         "cpu",
     ]
-    return Rehearsal([*command, *arguments], kit, {**kept, "OMP_NUM_THREADS": "2"}, report)
+    return Rehearsal(
+        [*command, *arguments],
+        kit,
+        {**kept, "OMP_NUM_THREADS": "2", "PATH": f"{tools}{os.pathsep}{kept['PATH']}"},
+        report,
+    )
+
+
+def _tools(folder: Path) -> Path:
+    """What stands for NVIDIA's tools: each runs what it is to watch, and prints what the real one would."""
+    folder.mkdir(exist_ok=True)
+    for name, script in {"compute-sanitizer": _SANITIZER, "ncu": _NCU}.items():
+        tool = folder / name
+        tool.write_text(script, encoding="utf-8")
+        tool.chmod(0o755)
+    return folder
 
 
 def bare_python(folder: Path) -> Path:
