@@ -24,7 +24,7 @@ from yolact_deploy.artifacts.names import INPUT, OUTPUTS, StepProgress
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.optional import require
-from yolact_deploy.runtime.openvino.library import load_openvino, why_unusable
+from yolact_deploy.runtime.openvino.library import load_openvino
 
 _ITERATIONS = 10  # so that one time that is out of line bounds no interval
 _WARMUP = 2
@@ -77,9 +77,12 @@ def _peers_on_cpu(detector: Detector, image: Image, checkpoint: Path | None, thr
         AFTER: lambda: with_masks(detector.assemble(detector.suppress(heads)[0], image_hw)),
         WHOLE: lambda: with_masks(detector(image)),
     }
-    peers = [_bare_onnxruntime(detector, batch, threads)]
-    if why_unusable() is None:
-        peers.append(_bare_openvino(detector, batch, threads))
+    peers = []
+    for bare in (_bare_onnxruntime, _bare_openvino):
+        try:
+            peers.append(bare(detector, batch, threads))
+        except (MissingDependencyError, RuntimeError) as exc:  # OpenVINO's own, of a file that it can't run
+            notes.append(f"no {bare.__name__.removeprefix('_bare_')} peer: {str(exc).splitlines()[0]}")
     try:
         torch = require("torch", extra="export", purpose="the PyTorch peers")
         from benchmarks.torch_peer import TorchSide, torch_peers

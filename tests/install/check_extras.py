@@ -49,6 +49,7 @@ EXTRAS = (
     Extra("export", works=(EXPORT, INSPECT, DETECT), lacks=((BUILD, "rtx"),)),
     Extra("", lacks=((EXPORT, "export"), (BUILD, "rtx"), (DETECT, "cpu"))),
     Extra("cpu", works=(DETECT, BENCH), lacks=((EXPORT, "export"), (BUILD, "rtx"))),
+    Extra("openvino", works=(DETECT, BENCH, (*BENCH, "--peers")), lacks=((EXPORT, "export"), (BUILD, "rtx"))),
     Extra("rtx", works=(BUILD, INSPECT, WARM), lacks=((EXPORT, "export"), (DETECT, "cpu"))),
     Extra("draw", lacks=((EXPORT, "export"), (DETECT, "cpu"))),
 )

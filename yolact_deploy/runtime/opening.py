@@ -219,7 +219,7 @@ def _open_on_cpu(
         "nms": request.nms,
         "fallback": fallback,
         "notes": (*notes, *filter(None, [choice.note])),
-        "suffix": f"{f' ({choice.reason})' if choice.reason else ''}{suffix}",
+        "suffix": f"{f': {choice.reason}' if choice.reason else ''}{suffix}",
     }
     return EndToEndPipeline(opened, file, **said) if isinstance(opened, EndToEndModel) else HostPipeline(opened, **said)
 
