@@ -28,6 +28,7 @@ namespace {
 
 constexpr size_t STACK_BYTES = 64 * 1024;
 constexpr unsigned MAX_THREADS = 1024;
+constexpr size_t MAX_DYNAMIC_BYTES = 48 * 1024, GUARD_BYTES = 1 << 20;
 
 #if defined(__x86_64__)
 // 20 times faster than swapcontext, which asks the kernel for the signal mask
@@ -291,6 +292,17 @@ void begin_catching() {
   setitimer(ITIMER_VIRTUAL, &timer, &other_timer);
 }
 
+// The end of dynamic shared memory, which lies between addresses that fault: what leaves it must not break the heap, as a launch
+// that is ended there may hold malloc's lock.
+char* shared_end_before_guard() {
+  static char* memory = nullptr;
+  if (memory == nullptr) {
+    memory = (char*)mmap(nullptr, MAX_DYNAMIC_BYTES + 2 * GUARD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    mprotect(memory + GUARD_BYTES, MAX_DYNAMIC_BYTES, PROT_READ | PROT_WRITE);
+  }
+  return memory + GUARD_BYTES + MAX_DYNAMIC_BYTES;
+}
+
 void end_catching() {
   setitimer(ITIMER_VIRTUAL, &other_timer, nullptr);
   for (int i = 0; i < NUM_CAUGHT; i++) sigaction(CAUGHT[i], &others[i], nullptr);
@@ -378,7 +390,7 @@ extern "C" const char* emulator_launch(const char* name, const unsigned* grid, c
   if (kernel == nullptr) return "no such kernel";
   threads = block[0] * block[1] * block[2];
   if (threads == 0 || threads > MAX_THREADS) return "a block must have 1 to 1024 threads";
-  if (dynamic_bytes > 48 * 1024) return "a block must have 48 KiB of dynamic shared memory at most";
+  if (dynamic_bytes > MAX_DYNAMIC_BYTES) return "a block must have 48 KiB of dynamic shared memory at most";
   if (stacks == nullptr)
     stacks = (char*)mmap(nullptr, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   gridDim = {grid[0], grid[1], grid[2]};
@@ -387,7 +399,8 @@ extern "C" const char* emulator_launch(const char* name, const unsigned* grid, c
   schedule = schedule_seed == 0 ? FORWARD : schedule_seed == 1 ? REVERSE : RANDOM;
   random_state = schedule_seed * 0x9e3779b97f4a7c15ull | 1;
   message[0] = 0;
-  dynamic_shared = (uint4*)std::aligned_alloc(16, (dynamic_bytes + 15) / 16 * 16);
+  size_t rounded = (dynamic_bytes + 15) / 16 * 16;
+  dynamic_shared = (uint4*)(limit_seconds == 0 ? std::aligned_alloc(16, rounded) : shared_end_before_guard() - rounded);
   observe_launch(name);
   ready.reserve(2 * MAX_THREADS);  // a launch that is left in its midst must hold no lock of malloc
   in_launch = true;
@@ -402,6 +415,6 @@ extern "C" const char* emulator_launch(const char* name, const unsigned* grid, c
   }
   observe_end();
   in_launch = false;
-  std::free((void*)dynamic_shared);
+  if (limit_seconds == 0) std::free((void*)dynamic_shared);  // the sanitizer's
   return message[0] != 0 ? message : nullptr;
 }
