@@ -92,6 +92,10 @@ def images_smaller_than_their_prototypes_have_the_references_masks(build: Build)
         raws = expect_reference(pipeline, inputs, image_hw=image_hw)
         for crop in (True, False):
             expect_masks(pipeline, raws, image_hw, crop=crop)
+    inputs = heads(14, SMALL, priors=3, proto_hw=(100, 9), spread=1.2)  # more rows of cells than a warp has lanes
+    pipeline = Pipeline(build(SMALL), SMALL)
+    raws = expect_reference(pipeline, inputs, image_hw=(40, 200))
+    expect_masks(pipeline, raws, (40, 200), crop=False)
 
 
 def boxes_that_are_nan_infinite_or_outside_have_the_references_masks(build: Build) -> None:
@@ -135,6 +139,9 @@ def non_finite_prototypes_give_background(build: Build) -> None:
     pipeline = Pipeline(build(WIDE), WIDE)
     with np.errstate(invalid="ignore"):
         expect_masks(pipeline, expect_reference(pipeline, inputs), (45, 61))
+        inputs["proto"][...], inputs["mask_coeff"][...] = 1, 1  # all above one half
+        inputs["proto"][0, 4, 3, 0] = np.nan
+        expect_masks(pipeline, expect_reference(pipeline, inputs), (45, 61), crop=False)
 
 
 def dense_masks_and_run_lengths_are_those_of_the_bits(build: Build) -> None:

@@ -7,85 +7,100 @@ from tests.emulator.planted import Mutant
 MUTANTS: dict[str, Mutant] = {
     # masks
     "mask_at_one_half": Mutant(
-        "(stretch(upper, lower, own) > 0.5f) == is_first_above",
-        "(stretch(upper, lower, own) >= 0.5f) == is_first_above",
+        "row_weight[min(row, end - 1)]) > 0.5f",
+        "row_weight[min(row, end - 1)]) >= 0.5f",
         "interpolation_is_fused_and_horizontal_first",
     ),
-    "equal_rows_at_one_half": Mutant(
-        "(unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) > 0.5f) << row",
-        "(unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) >= 0.5f) << row",
+    "cells_at_one_half_are_above": Mutant(
+        "(a > 0.5f + margin) & (b > 0.5f + margin)",
+        "(a >= 0.5f) & (b >= 0.5f)",
         "a_soft_mask_of_exactly_one_half_is_background",
     ),
-    "settled_too_near_one_half": Mutant(
-        "const float margin = 1e-6f;",
-        "const float margin = -1e-6f;",
+    "above_from_below_one_half": Mutant(
+        "const float margin = 1e-6f;", "const float margin = -1e-6f;", "a_soft_mask_of_exactly_one_half_is_background"
+    ),
+    "above_in_one_row_of_cells": Mutant(
+        "(a > 0.5f + margin) & (b > 0.5f + margin)", "(a > 0.5f + margin)", "masks_are_the_references_at_any_size"
+    ),
+    "below_in_one_row_of_cells": Mutant(
+        "(a < 0.5f - margin) & (b < 0.5f - margin)", "(b < 0.5f - margin)", "masks_are_the_references_at_any_size"
+    ),
+    "nan_is_above": Mutant(
+        "(a > 0.5f + margin) & (b > 0.5f + margin)",
+        "!(a <= 0.5f + margin) & !(b <= 0.5f + margin)",
+        "non_finite_prototypes_give_background",
+    ),
+    "last_cell_of_a_word_left_out": Mutant(
+        "last = __shfl_sync(ALL_LANES, far, 31)",
+        "last = __shfl_sync(ALL_LANES, near, 31)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "first_cell_of_a_word_left_out": Mutant(
+        "first = __shfl_sync(ALL_LANES, near, 0)",
+        "first = __shfl_sync(ALL_LANES, far, 0)",
+        "masks_are_the_references_at_any_size",
+    ),
+    "side_of_the_upper_row_of_cells_alone": Mutant(
+        "int side = side_of_one_half(upper, lower, first, last);",
+        "int side = side_of_one_half(upper, upper, first, last);",
+        "masks_are_the_references_at_any_size",
+    ),
+    "words_above_one_half_are_not_written": Mutant(
+        "unsigned bits = side > 0 ? every_bit : 0u;", "unsigned bits = 0u;", "masks_are_the_references_at_any_size"
+    ),
+    "bits_beyond_the_image_in_words_of_one_side": Mutant(
+        "unsigned bits = side > 0 ? every_bit : 0u;",
+        "unsigned bits = side > 0 ? ALL_LANES : 0u;",
+        "masks_are_the_references_at_any_size",
+    ),
+    "padding_bits_set": Mutant(
+        "bool is_inside = left + lane < right;", "bool is_inside = true;", "masks_are_the_references_at_any_size"
+    ),
+    "intervals_of_the_first_round_alone": Mutant(
+        "start += 32 * step", "start += 1 << 20", "images_smaller_than_their_prototypes_have_the_references_masks"
+    ),
+    "mixed_interval_of_the_lane_not_the_warp": Mutant(
+        "int r = start + (__ffs((int)mixed) - 1) * step,",
+        "int r = start + __ffs((int)mixed) - 1,",
+        "masks_are_the_references_at_any_size",
+    ),
+    "warps_of_one_word_make_the_same_rows": Mutant(
+        "for (int start = warp / tile.pitch; start",
+        "for (int start = 0; start",
+        "no_two_threads_meet_without_a_barrier",
+    ),
+    "rows_beyond_the_interval": Mutant(
+        "if (lane < 4 && row + lane < end) words", "if (lane < 4) words", "no_two_threads_meet_without_a_barrier"
+    ),
+    "rows_of_four_in_the_wrong_order": Mutant(
+        "(lane == 0 ? four[0] : four[2])", "(lane == 0 ? four[2] : four[0])", "masks_are_the_references_at_any_size"
+    ),
+    "row_of_zeros_for_the_last": Mutant(
+        "soft + min(r + 1, tile.cells_h - 1)", "soft + (r + 1)", "masks_are_the_references_at_any_size"
+    ),
+    "rows_of_cells_without_rows_of_pixels": Mutant(
+        "for (int r = above + 1; r <= first; r++) row_begin[r] = row;",
+        "row_begin[first] = row;",
+        "images_smaller_than_their_prototypes_have_the_references_masks",
+    ),
+    "rows_stretched_as_columns": Mutant(
+        "stretch_source(tile.top + row, proto_hw.x, canvas.x)",
+        "stretch_source(tile.top + row, proto_hw.x, canvas.y)",
         "interpolation_is_fused_and_horizontal_first",
     ),
-    "rows_that_are_not_monotone_are_bisected": Mutant(
-        "if (!__all_sync(ALL_LANES, is_settled | (fabsf(lower - upper) * scale > margin))) {",
-        "if (false) {",
-        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    "columns_stretched_as_rows": Mutant(
+        "stretch_source(min(left + lane, right - 1), proto_hw.y, canvas.y)",
+        "stretch_source(min(left + lane, right - 1), proto_hw.y, canvas.x)",
+        "interpolation_is_fused_and_horizontal_first",
     ),
-    "rows_that_hardly_differ_are_bisected": Mutant(
-        "fabsf(lower - upper) * scale > margin",
-        "fabsf(lower - upper) * 1e9f > margin",
-        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
-    ),
-    "no_margin_of_rounding": Mutant(
-        "const float margin = 1e-6f;",
-        "const float margin = 0.0f;",
-        "rows_within_rounding_of_one_half_are_looked_at_one_by_one",
+    "words_without_barrier": Mutant(
+        "canvas, words);\n    __syncthreads();", "canvas, words);", "no_two_threads_meet_without_a_barrier"
     ),
     "spare_warps_make_rows": Mutant(
         "tiling.rows = tile_warps / tiling.words",
         "tiling.rows = MASK_WARPS / tiling.words",
         "images_smaller_than_their_prototypes_have_the_references_masks",
         sanitized=True,
-    ),
-    "settled_by_one_row": Mutant(
-        "(upper > 0.5f + margin) & (lower > 0.5f + margin)",
-        "(upper > 0.5f + margin)",
-        "masks_are_the_references_at_any_size",
-    ),
-    "settled_for_one_lane": Mutant(
-        "if (__all_sync(ALL_LANES, is_settled)) return",
-        "if (__any_sync(ALL_LANES, is_settled)) return",
-        "masks_are_the_references_at_any_size",
-    ),
-    "nan_is_settled": Mutant(
-        "(upper < 0.5f - margin) & (lower < 0.5f - margin)",
-        "(upper < 0.5f - margin) | (lower < 0.5f - margin)",
-        "masks_are_the_references_at_any_size",
-    ),
-    "change_one_row_early": Mutant(
-        "bit_range(begin, change + 1);", "bit_range(begin, change);", "masks_are_the_references_at_any_size"
-    ),
-    "change_beyond_the_interval": Mutant(
-        "(row < end) & ((stretch", "(row < 32) & ((stretch", "masks_are_the_references_at_any_size"
-    ),
-    "search_of_half_the_rows": Mutant(
-        "power_of_two_from(end - begin) / 2; step",
-        "power_of_two_from(end - begin) / 4; step",
-        "masks_are_the_references_at_any_size",
-    ),
-    "change_to_above_only": Mutant(
-        "is_first_above ? like_first :", "true ? like_first :", "masks_are_the_references_at_any_size"
-    ),
-    "bits_not_transposed": Mutant(
-        "transpose_bits(is_inside ? above : 0u)", "(is_inside ? above : 0u)", "masks_are_the_references_at_any_size"
-    ),
-    "row_of_cells_before_the_last": Mutant(
-        "first == second ? lower :", "second >= 0 ? lower :", "masks_are_the_references_at_any_size"
-    ),
-    "change_of_cells_missed": Mutant(
-        "lane < chunk && (lane == 0 || row.first != row_above)",
-        "lane == 0",
-        "masks_are_the_references_at_any_size",
-    ),
-    "bands_of_one_warp": Mutant(
-        "warp / tile.pitch * tile_rows;",
-        "0;",
-        "masks_are_the_references_at_any_size",
     ),
     "last_tile_missing": Mutant(
         "tiling.down = (window.rows + tiling.rows - 1) / tiling.rows;",
@@ -144,11 +159,6 @@ MUTANTS: dict[str, Mutant] = {
         "tile.inside, x, y);\n    }",
         "no_two_threads_meet_without_a_barrier",
     ),
-    "words_without_barrier": Mutant(
-        "band, tile_rows, words);\n    __syncthreads();",
-        "band, tile_rows, words);",
-        "no_two_threads_meet_without_a_barrier",
-    ),
     "coefficients_without_barrier": Mutant(
         "coeff[(size_t)tile.detection * NUM_COEFF + k];\n    }\n    __syncthreads();",
         "coeff[(size_t)tile.detection * NUM_COEFF + k];\n    }",
@@ -173,22 +183,6 @@ MUTANTS: dict[str, Mutant] = {
         "words[i] = (unsigned)window.rows * window.words;\n  }\n  __syncthreads();",
         "words[i] = (unsigned)window.rows * window.words;\n  }",
         "no_two_threads_meet_without_a_barrier",
-    ),
-    "padding_bits_set": Mutant(
-        "bool is_inside = x < tile.right;", "bool is_inside = true;", "masks_are_the_references_at_any_size"
-    ),
-    "row_of_zeros_for_the_last": Mutant(
-        "second = min(first + 1, last_row);", "second = first + 1;", "masks_are_the_references_at_any_size"
-    ),
-    "rows_stretched_as_columns": Mutant(
-        "min(lane, chunk - 1), proto_hw.x, canvas.x)",
-        "min(lane, chunk - 1), proto_hw.x, canvas.y)",
-        "interpolation_is_fused_and_horizontal_first",
-    ),
-    "columns_stretched_as_rows": Mutant(
-        "stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.y)",
-        "stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.x)",
-        "interpolation_is_fused_and_horizontal_first",
     ),
     "first_cell_of_the_image_not_the_square": Mutant(
         "stretch_source(tile.left, proto_hw.y, canvas.y)",

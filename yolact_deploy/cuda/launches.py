@@ -82,6 +82,7 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ArgumentKind], ...]] = {
         *_IMAGE_SIZE,
         ("tile_rows", "int32"),
         ("tile_warps", "int32"),
+        ("tile_cell_rows", "int32"),
         ("first_image", "int32"),
         ("crop", "int32"),
     ),
@@ -160,14 +161,16 @@ def prototype_masks_launch(specialization: Specialization, proto_hw: tuple[int, 
 
 
 def mask_tile(specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int]) -> dict[str, int]:
-    """Arguments `tile_rows` and `tile_warps` of assemble_masks: rows of pixels that a warp makes, and warps of a tile, as many as
-    leave the cells of a tile room in shared memory. In small images a tile of few pixels reaches many cells."""
+    """Arguments `tile_rows`, `tile_warps` and `tile_cell_rows` of assemble_masks: rows of pixels of a word for each warp, and
+    warps of a tile, as many as leave the cells of a tile room in shared memory, and the rows of cells that a tile reaches at
+    most. In small images a tile of few pixels reaches many cells."""
     rows, warps = _MASK_TILE_ROWS, specialization.geometry.mask_threads // _WARP
     while rows > 1 and rows >= 2 * image_hw[0]:
         rows //= 2
     while rows * warps > 1 and _mask_shared_bytes(specialization, proto_hw, image_hw, rows, warps) > _SHARED_BYTES:
         rows, warps = (rows // 2, warps) if rows > 1 else (rows, warps // 2)
-    return {"tile_rows": rows, "tile_warps": warps}
+    cell_rows = _cell_rows(specialization, proto_hw, image_hw, rows * warps)
+    return {"tile_rows": rows, "tile_warps": warps, "tile_cell_rows": cell_rows}
 
 
 def mask_launch(
@@ -264,14 +267,22 @@ def mask_buffers(
 def _mask_shared_bytes(
     specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], tile_rows: int, warps: int
 ) -> int:
-    """Words of a tile's rows, coefficients, and the cells that a tile of any shape can reach."""
-    canvas_h, canvas_w = specialization.canvas_hw(image_hw)
+    """Words of a tile's rows, their weights, coefficients, where rows of cells begin, and the cells that any tile reaches."""
+    canvas_w = specialization.canvas_hw(image_hw)[1]
     cells = max(
-        _cells_reached(min(tile_rows * warps // words, image_hw[0]), proto_hw[0], canvas_h)
+        _cell_rows(specialization, proto_hw, image_hw, tile_rows * warps // words)
         * _cells_reached(min(_WARP * words, image_hw[1]), proto_hw[1], canvas_w)
         for words in (1 << power for power in range(warps.bit_length()))
     )
-    return 4 * (warps * tile_rows + specialization.num_coeff + cells)
+    row_begins = _cell_rows(specialization, proto_hw, image_hw, tile_rows * warps) + 1
+    return 4 * (2 * warps * tile_rows + specialization.num_coeff + row_begins + cells)
+
+
+def _cell_rows(
+    specialization: Specialization, proto_hw: tuple[int, int], image_hw: tuple[int, int], tile_rows: int
+) -> int:
+    """That so many rows of an image reach at most."""
+    return _cells_reached(min(tile_rows, image_hw[0]), proto_hw[0], specialization.canvas_hw(image_hw)[0])
 
 
 def _cells_reached(pixels: int, size_in: int, size_out: int) -> int:

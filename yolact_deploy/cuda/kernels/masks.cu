@@ -6,8 +6,8 @@ static_assert(UNPACK_BYTES == sizeof(uint4), "bytes are written a uint4 at a tim
 
 extern __shared__ uint4 dynamic_shared[];
 
-// How a window is divided: a warp makes one word of `tile_rows` rows; `tile_warps` of a block, a power of two, stand side by side
-// as far as the window is wide, and below each other where it is not.
+// How a window is divided: a tile has a word of `tile_rows` rows for each of `tile_warps` warps of a block, a power of two, side by
+// side as far as the window is wide, and below each other where it is not.
 struct Tiling {
   int words, rows;  // of a tile
   int across, down;
@@ -100,52 +100,6 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) prototype_masks(
   soft_masks[detection * plane + cell] = value;
 }
 
-// Bit i of lane j becomes bit j of lane i. Of a warp.
-__device__ __forceinline__ unsigned transpose_bits(unsigned bits) {
-  int lane = threadIdx.x % 32;
-  unsigned low = 0x0000ffffu;  // bits whose number lacks `step`
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    unsigned other = __shfl_xor_sync(ALL_LANES, bits, step);
-    bits = lane & step ? (bits & ~low) | (other & ~low) >> step : (bits & low) | (other & low) << step;
-    low ^= low << step / 2;
-  }
-  return bits;
-}
-
-// Bits begin .. end - 1 of 32.
-__device__ __forceinline__ unsigned bit_range(int begin, int end) {
-  return (unsigned)((1ull << end) - (1ull << begin));
-}
-
-// Which of the rows begin .. end - 1 between two rows of cells are above one half at the lane's column: bit `row`. Their
-// weights are in the lanes of those numbers. `scale` is about the step from one weight to the next, but from a weight that was
-// clamped to 0, which is exact.
-__device__ __forceinline__ unsigned rows_above(float upper, float lower, float weight, int begin, int end, float scale) {
-  // Of an interpolation, all roundings together are less than 3 * 2^-24. Rows that differ by more than twice that rise or fall
-  // as they should, and are on one side of one half up to some row, and on the other side from there on.
-  const float margin = 1e-6f;
-  bool are_above = (upper > 0.5f + margin) & (lower > 0.5f + margin);
-  bool is_settled = are_above | ((upper < 0.5f - margin) & (lower < 0.5f - margin));
-  if (__all_sync(ALL_LANES, is_settled)) return are_above ? bit_range(begin, end) : 0u;
-  if (!__all_sync(ALL_LANES, is_settled | (fabsf(lower - upper) * scale > margin))) {  // with a NaN too
-    unsigned above = 0;
-    for (int row = begin; row < end; row++)
-      above |= (unsigned)(stretch(upper, lower, __shfl_sync(ALL_LANES, weight, row)) > 0.5f) << row;
-    return above;
-  }
-  bool is_first_above = stretch(upper, lower, __shfl_sync(ALL_LANES, weight, begin)) > 0.5f;
-  int change = begin;  // the last row that is like the first
-  for (int step = power_of_two_from(end - begin) / 2; step > 0; step /= 2) {
-    int row = change + step;
-    float own = __shfl_sync(ALL_LANES, weight, min(row, end - 1));
-    bool is_like_first = (row < end) & ((stretch(upper, lower, own) > 0.5f) == is_first_above);
-    change += is_like_first ? step : 0;
-  }
-  unsigned like_first = bit_range(begin, change + 1);
-  return is_first_above ? like_first : bit_range(begin, end) ^ like_first;
-}
-
 // A tile of one detection's window, and the cells it reads. In shared memory, as registers are few.
 struct Tile {
   int detection;                              // of the batch
@@ -187,45 +141,79 @@ __device__ __forceinline__ Tile tile_of(
   return tile;
 }
 
-// Word `word` of rows band .. of a tile, at most `tile_rows` of them, from the tile's cells in `soft` to words[row * pitch]. Of
-// a warp, a column each.
+// How the rows of pixels of a tile lie over its rows of cells. Row `row` is at row_weight[row] from the upper of its two; those
+// whose upper is the r-th of the tile begin with row_begin[r], for r = 0 .. cells_h.
+__device__ __forceinline__ void place_rows(
+    const Tile& tile, int2 proto_hw, int2 canvas, float* row_weight, int* row_begin) {
+  for (int row = threadIdx.x; row < tile.rows; row += MASK_THREADS) {
+    Source source = stretch_source(tile.top + row, proto_hw.x, canvas.x);
+    int first = source.first - tile.cell_top;
+    int above = row == 0 ? -1 : stretch_source(tile.top + row - 1, proto_hw.x, canvas.x).first - tile.cell_top;
+    row_weight[row] = source.weight;
+    for (int r = above + 1; r <= first; r++) row_begin[r] = row;
+    if (row == tile.rows - 1)
+      for (int r = first + 1; r <= tile.cells_h; r++) row_begin[r] = tile.rows;
+  }
+}
+
+// Cells first .. last of two rows: 1 where all are above one half, 0 where all are below, -1 elsewhere. What is interpolated
+// between such cells is on their side: all its roundings together are less than 3 * 2^-23.
+__device__ __forceinline__ int side_of_one_half(const float* upper, const float* lower, int first, int last) {
+  const float margin = 1e-6f;
+  bool are_above = true, are_below = true;
+  for (int x = first; x <= last; x++) {
+    float a = upper[x], b = lower[x];
+    are_above &= (a > 0.5f + margin) & (b > 0.5f + margin);  // not for NaN
+    are_below &= (a < 0.5f - margin) & (b < 0.5f - margin);
+  }
+  return are_above ? 1 : are_below ? 0 : -1;
+}
+
+// The words of a tile, from its cells in `soft`; a warp makes one word of some rows. Between two rows of cells it is the same
+// where its cells are on one side of one half, which one lane sees; where they are not, each lane looks at its column.
 __device__ __forceinline__ void write_words(
-    const Tile& tile, const float* soft, int2 proto_hw, int2 canvas, int word, int band, int tile_rows, unsigned* words) {
-  int lane = threadIdx.x % 32, x = tile.left + 32 * word + lane, cells_w = tile.cells_w, last_row = tile.cells_h - 1;
-  bool is_inside = x < tile.right;
-  Source column = stretch_source(min(x, tile.right - 1), proto_hw.y, canvas.y);
-  const float* near = soft + column.first - tile.cell_left;
-  const float* far = soft + min(column.first + 1, proto_hw.y - 1) - tile.cell_left;
-  int rows = min(band + tile_rows, tile.rows);
-  float scale = (float)proto_hw.x / (float)canvas.x;
-  for (int start = band; start < rows; start += 32) {
-    int chunk = min(rows - start, 32);
-    Source row = stretch_source(tile.top + start + min(lane, chunk - 1), proto_hw.x, canvas.x);  // of this lane
-    row.first -= tile.cell_top;
-    int row_above = __shfl_up_sync(ALL_LANES, row.first, 1);
-    unsigned changes = __ballot_sync(ALL_LANES, lane < chunk && (lane == 0 || row.first != row_above));
-    unsigned above = 0;  // bit `row` of the lane's column
-    int second = -1;
-    float lower = 0.0f;
-    while (changes != 0) {  // rows begin .. end - 1 lie between the same two rows of cells
-      int begin = __ffs((int)changes) - 1;
-      changes &= changes - 1;
-      int end = changes != 0 ? __ffs((int)changes) - 1 : chunk;
-      int first = __shfl_sync(ALL_LANES, row.first, begin);
-      float upper = first == second ? lower : stretch(near[first * cells_w], far[first * cells_w], column.weight);
-      second = min(first + 1, last_row);
-      lower = stretch(near[second * cells_w], far[second * cells_w], column.weight);
-      above |= rows_above(upper, lower, row.weight, begin, end, scale);
+    const Tile& tile, const float* soft, const float* row_weight, const int* row_begin, int2 proto_hw, int2 canvas,
+    unsigned* words) {
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, word = warp % tile.pitch;
+  int intervals = tile.cells_h, step = MASK_WARPS / tile.pitch;  // warps that make the same word
+  if (word >= tile.words) return;
+  int left = tile.left + 32 * word, right = min(left + 32, tile.right);
+  Source column = stretch_source(min(left + lane, right - 1), proto_hw.y, canvas.y);
+  int near = column.first - tile.cell_left, far = min(column.first + 1, proto_hw.y - 1) - tile.cell_left;
+  int first = __shfl_sync(ALL_LANES, near, 0), last = __shfl_sync(ALL_LANES, far, 31);
+  bool is_inside = left + lane < right;
+  unsigned every_bit = __ballot_sync(ALL_LANES, is_inside);
+  for (int start = warp / tile.pitch; start < intervals; start += 32 * step) {
+    int own = start + lane * step;  // rows between cells own and own + 1
+    bool is_mixed = false;
+    if (own < intervals && row_begin[own] < row_begin[own + 1]) {
+      const float *upper = soft + own * tile.cells_w, *lower = soft + min(own + 1, tile.cells_h - 1) * tile.cells_w;
+      int side = side_of_one_half(upper, lower, first, last);
+      is_mixed = side < 0;
+      unsigned bits = side > 0 ? every_bit : 0u;
+      if (!is_mixed)
+        for (int row = row_begin[own]; row < row_begin[own + 1]; row++) words[row * tile.pitch + word] = bits;
     }
-    unsigned bits = transpose_bits(is_inside ? above : 0u);
-    if (lane < chunk) words[(start + lane) * tile.pitch + word] = bits;
+    for (unsigned mixed = __ballot_sync(ALL_LANES, is_mixed); mixed != 0; mixed &= mixed - 1) {
+      int r = start + (__ffs((int)mixed) - 1) * step, end = row_begin[r + 1];
+      const float *upper = soft + r * tile.cells_w, *lower = soft + min(r + 1, tile.cells_h - 1) * tile.cells_w;
+      float top = stretch(upper[near], upper[far], column.weight), bottom = stretch(lower[near], lower[far], column.weight);
+      auto bits_of = [&](int row) {
+        return __ballot_sync(ALL_LANES, is_inside & (stretch(top, bottom, row_weight[min(row, end - 1)]) > 0.5f));
+      };
+      for (int row = row_begin[r]; row < end; row += 4) {
+        unsigned four[4] = {bits_of(row), bits_of(row + 1), bits_of(row + 2), bits_of(row + 3)};
+        unsigned bits = lane % 2 == 0 ? (lane == 0 ? four[0] : four[2]) : (lane == 1 ? four[1] : four[3]);
+        if (lane < 4 && row + lane < end) words[(row + lane) * tile.pitch + word] = bits;
+      }
+    }
   }
 }
 
 // sigmoid(proto · coefficients), cropped, stretched to the image (with PAD: to its square, cut there), > 0.5, in the window of
 // each detection. Images first_image .. of one size in a launch; their masks are counted from 0. The blocks of an image take
 // its tiles in turn. grid (any, images), block MASK_THREADS, dynamic shared memory: tile_warps words for each of tile_rows
-// rows, K floats, and the cells of a tile
+// rows and a weight for each of them all, K floats, tile_cell_rows + 1 integers, and the cells of a tile
 extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
     const int* __restrict__ count,              // [B], n
     const int4* __restrict__ cells,             // [B, M], left right top bottom
@@ -235,8 +223,9 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
     const proto_t* __restrict__ proto,          // [B, Hp, Wp, K]
     unsigned* __restrict__ mask_words,          // out [images, M * H * ceil(W / 32)]
     int proto_h, int proto_w, int image_h, int image_w,
-    int tile_rows,                              // rows of pixels that a warp makes
+    int tile_rows,                              // rows of pixels of a word for each warp
     int tile_warps,                             // warps that make a tile, at most MASK_WARPS
+    int tile_cell_rows,                         // rows of cells that a tile reaches, at most
     int first_image,
     int crop) {                                 // 0: the whole prototypes count, not only the cells inside the box
   static __shared__ unsigned first_tile[MAX_OUT + 1];
@@ -246,8 +235,10 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   unsigned* words = reinterpret_cast<unsigned*>(dynamic_shared);                   // [rows of a tile, words of a tile]
-  float* coefficients = reinterpret_cast<float*>(words + tile_rows * tile_warps);  // [K]
-  float* soft = coefficients + NUM_COEFF;                                          // [cells_h, cells_w]
+  float* row_weight = reinterpret_cast<float*>(words + tile_rows * tile_warps);    // [rows of a tile]
+  float* coefficients = row_weight + tile_rows * tile_warps;                       // [K]
+  int* row_begin = reinterpret_cast<int*>(coefficients + NUM_COEFF);               // [tile_cell_rows + 1]
+  float* soft = reinterpret_cast<float*>(row_begin + tile_cell_rows + 1);          // [cells_h, cells_w]
 
   if (warp == 0) {
     int detections = count[image];
@@ -268,14 +259,14 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) assemble_masks(
       for (int k = lane; k < NUM_COEFF; k += 32) coefficients[k] = coeff[(size_t)tile.detection * NUM_COEFF + k];
     }
     __syncthreads();
+    place_rows(tile, proto_hw, canvas, row_weight, row_begin);
     const proto_t* image_proto = proto + (size_t)image * proto_h * proto_w * NUM_COEFF;
     for (int i = threadIdx.x; i < tile.cells_w * tile.cells_h; i += MASK_THREADS) {
       int x = tile.cell_left + i % tile.cells_w, y = tile.cell_top + i / tile.cells_w;
       soft[i] = soft_cell(image_proto, proto_w, coefficients, tile.inside, x, y);
     }
     __syncthreads();
-    int word = warp % tile.pitch, band = warp / tile.pitch * tile_rows;
-    if (word < tile.words) write_words(tile, soft, proto_hw, canvas, word, band, tile_rows, words);
+    write_words(tile, soft, row_weight, row_begin, proto_hw, canvas, words);
     __syncthreads();
     unsigned* out = mask_words + (size_t)local_image * MAX_OUT * image_h * ((image_w + 31) / 32) + tile.first_out;
     for (int i = threadIdx.x; i < tile.rows * tile.pitch; i += MASK_THREADS) {
