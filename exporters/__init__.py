@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporters.commands import compare as compare
     from exporters.commands import export as export
     from exporters.commands import quantize as quantize
+    from exporters.comparison.command import compare as compare
     from exporters.inspection import inspect as inspect
 
 _LAZY = {
-    "compare": "exporters.commands",
+    "compare": "exporters.comparison.command",
     "export": "exporters.commands",
     "inspect": "exporters.inspection",
     "quantize": "exporters.commands",

@@ -1,4 +1,4 @@
-"""What `yolact-deploy export`, `quantize` and `compare` do, as Python functions with the same options.
+"""What `yolact-deploy export` and `quantize` do, as Python functions with the same options.
 
 PyTorch and ONNX are imported when a function is called, and their absence is told in words.
 """
@@ -28,16 +28,14 @@ from yolact_deploy.artifacts.names import (
     OnnxRuntimeChoice,
     Precision,
     Progress,
-    StepProgress,
 )
 from yolact_deploy.errors import ExportError
 from yolact_deploy.files import atomic_path, check_writable, refuse_overwriting, sha256_file
 from yolact_deploy.optional import require_export
-from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, list_images, read_image
+from yolact_deploy.reference.images import list_images, read_image
 from yolact_deploy.spec import ConfActivation, NmsMode
 
 if TYPE_CHECKING:
-    from exporters.comparison.report import CompareReport
     from exporters.end_to_end.export import EndToEndResult
     from exporters.parity import ParityReport
     from exporters.precision.result import PrecisionResult
@@ -268,68 +266,6 @@ def quantize(
         cpu_precision=cpu_precision,
         progress=progress,
     )
-
-
-def compare(
-    a: PathLike,
-    b: PathLike,
-    images: PathLike | Sequence[PathLike],
-    *,
-    annotations: PathLike | None = None,
-    config: str | None = None,
-    spec: PathLike | None = None,
-    score_threshold: float = 0.15,
-    html: PathLike | None = None,
-    device: str = "auto",
-    runtime: OnnxRuntimeChoice = "auto",
-    cpu_precision: CpuPrecision = "f32",
-    max_pixels: int = MAX_PIXELS,
-    progress: StepProgress | None = None,
-) -> CompareReport:
-    """Two artifacts on the same images (files and folders): their tensors, their detections, their masks, their AP.
-
-    Each is a checkpoint, an exported ONNX of any precision, or a plan where plans can be run; `a` is the reference. `spec`
-    and `config` say what a checkpoint is. Detections above `score_threshold` are matched; with COCO `annotations` there is
-    the AP of both on the images that they name. `html` is a page to write, with the worst images side by side. `device`,
-    `runtime` and `cpu_precision` are Detector's. Images that can't be read, or have more than `max_pixels`, are skipped and
-    named. `progress(done, total)` counts images.
-
-    Raises OptionError for arguments that make no sense, SpecError naming the first contradiction between the two,
-    ImageError when no image can be read, AnnotationError, OutputError, MissingDependencyError, and what opening an artifact
-    raises.
-
-        report = exporters.compare("model.onnx", "model.int8.onnx", "photos", html="difference.html")
-    """
-    require_export("comparing artifacts")
-    arguments.check_paths(a=a, b=b, **given(annotations=annotations, spec=spec, html=html))
-    arguments.check_sources(images=images)
-    arguments.check_texts(device=device, **given(config=config))
-    arguments.check_shares(score_threshold=score_threshold)
-    check_max_pixels(max_pixels)
-    arguments.check_callables(progress=progress)
-    from exporters.comparison import compare as comparison
-    from exporters.comparison.page import write_html
-
-    if html is not None:
-        check_writable(html)
-    report = comparison.compare(
-        a,
-        b,
-        _listed(images),
-        annotations=annotations,
-        spec_file=None if spec is None else Path(spec),
-        config=config,
-        score_threshold=score_threshold,
-        examples=0 if html is None else comparison.DEFAULT_EXAMPLES,
-        device=device,
-        runtime=runtime,
-        cpu_precision=cpu_precision,
-        max_pixels=max_pixels,
-        progress=progress,
-    )
-    if html is not None:
-        write_html(report, html)
-    return report
 
 
 def _export_float32(

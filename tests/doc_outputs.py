@@ -27,6 +27,7 @@ PAGES = tuple(
         "docs/artifacts.md",
         "docs/exactness.md",
         "docs/precision.md",
+        "docs/compare.md",
         "docs/benchmarking.md",
         "docs/runtime.md",
         "docs/end-to-end.md",

@@ -32,6 +32,7 @@ from yolact_deploy.spec import ModelSpec, NmsMode
 _PACKAGES = (
     "numpy", "opencv-python-headless", "pycocotools", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
     "openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "supervision",
+    "polygraphy",
 )  # fmt: skip
 
 
@@ -125,6 +126,7 @@ def examine(builders: Sequence[Builder], gpus: Sequence[GpuDevice]) -> dict[str,
             "reason": cuda["problem"] or f"with {cuda['package']} and NVRTC {cuda['nvrtc'][0]['version']}",
         },
         _ability("Detections.to_supervision", packages, ("supervision",), "draw"),
+        _ability("compare --layers", packages, ("polygraphy",), "compare"),
     ]
     return {
         "version": __version__,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters.comparison.layers import compare_layers
 from exporters.comparison.report import (
     Agreement,
     ApComparison,
@@ -56,8 +57,12 @@ def compare(
     examples: int = DEFAULT_EXAMPLES,
     device: str = "auto",
     runtime: OnnxRuntimeChoice = "auto",
+    runtime_b: OnnxRuntimeChoice | None = None,
     cpu_precision: CpuPrecision = "f32",
     max_pixels: int = MAX_PIXELS,
+    layers: bool = False,
+    save_inputs: Path | None = None,
+    save_outputs: Path | None = None,
     progress: StepProgress | None = None,
 ) -> CompareReport:
     """Run `a` (taken as the reference) and `b` on the same images and measure how they differ.
@@ -66,16 +71,26 @@ def compare(
     say what a checkpoint is. `images` are files and folders; those that can't be read are skipped and named. With COCO
     `annotations` the AP of both is computed on the images that they name. Detections above `score_threshold` are
     matched: same class, box IoU of at least 0.5, greedily by A's score; a YOLACT++'s scores are those of its masks. The
-    `examples` worst images are kept for the HTML page. `progress(done, images)`.
+    `examples` worst images are kept for the HTML page. `runtime_b` is that of B, where it is not `runtime`. With `layers` the
+    outputs of their modules are compared as well, see `compare_layers`. `progress(done, images)`.
 
     Raises SpecError naming the first contradiction between the two, ImageError when no image can be read,
     AnnotationError, and what opening an artifact raises (see `open_side`).
     """
     paths = list_images(images)
     coco = None if annotations is None else load_annotations(annotations)
-    options: dict[str, Any] = {"device": device, "runtime": runtime, "cpu_precision": cpu_precision}
-    side_a, side_b = (open_side(side, spec_file=spec_file, config=config, **options) for side in (a, b))
+    options: dict[str, Any] = {"device": device, "cpu_precision": cpu_precision}
+    runtimes = (runtime, runtime if runtime_b is None else runtime_b)
+    side_a, side_b = (
+        open_side(side, spec_file=spec_file, config=config, runtime=of_side, **options)
+        for side, of_side in zip((a, b), runtimes, strict=True)
+    )
     check_comparable(side_a, side_b)
+    compared_layers = None
+    if layers:
+        compared_layers = compare_layers(
+            side_a, side_b, paths, max_pixels=max_pixels, save_inputs=save_inputs, save_outputs=save_outputs
+        )
     sides = (side_a, side_b)
     scoring = None if coco is None else _Scoring(coco, paths, sides, str(annotations))
 
@@ -123,6 +138,7 @@ def compare(
         ap=None if scoring is None else scoring.result(),
         skipped=tuple(skipped),
         notes=(*_notes(side_a, side_b), *differing_rules(side_a, side_b)),
+        layers=compared_layers,
         examples=tuple(example for _, _, example in sorted(worst, key=lambda entry: entry[:2], reverse=True)),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters.comparison.layers_page import LAYERS_STYLE, layers_section
 from exporters.comparison.report import Agreement, ApComparison, ArtifactInfo, CompareReport, Example, OutputDifference
 from yolact_deploy.arrays import Image, IntArray
 from yolact_deploy.errors import OutputError
@@ -54,12 +55,13 @@ def render_html(report: CompareReport) -> str:
         _header(report),
         _figures(report),
         _outputs(report.outputs),
+        "" if report.layers is None else layers_section(report.layers),
         _average_precision(report.ap),
         _distribution(report),
         _examples(report),
         _remarks(report),
     ]
-    return page.document(f"{names} compared", STYLE, body, images=True)
+    return page.document(f"{names} compared", STYLE + LAYERS_STYLE, body, images=True)
 
 
 def _header(report: CompareReport) -> str:

@@ -8,22 +8,28 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exporters.matching import Matches, agreement_quality
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import CpuPrecision
 from yolact_deploy.artifacts.onnx_file import OnnxFile
-from yolact_deploy.artifacts.open import Checkpoint, open_artifact
+from yolact_deploy.artifacts.open import Checkpoint, Runnable, open_artifact
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, SpecError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.detections import Detections, RawDetections
 from yolact_deploy.runtime.detector import Detector
 from yolact_deploy.runtime.host import HostPipeline
+from yolact_deploy.runtime.openvino.library import CPU
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec, ResizeMode
 
+if TYPE_CHECKING:
+    from exporters.comparison.layers import LayerComparison
+
 Kind = Literal["checkpoint", "onnx", "plan"]
+_OPENVINO = "OpenVINO"  # begins a description
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,14 @@ class Side:
     # Detections at an image's height and width whose box scores are above a threshold; scored masks of a YOLACT++.
     assemble: Callable[[RawDetections, tuple[int, int], float], Detections]
     notes: tuple[str, ...] = ()
+    file: Runnable | None = None  # None: a checkpoint
+    device: str = "cpu"  # of onnxruntime, or as OpenVINO names it
+    cpu_precision: CpuPrecision = "f32"
+
+    @property
+    def runs_in_openvino(self) -> bool:
+        """Whether it is an ONNX that OpenVINO runs."""
+        return self.info.backend.startswith(_OPENVINO)
 
 
 def open_side(
@@ -111,7 +125,13 @@ def _of_detector(detector: Detector) -> Side:
     spec = dataclasses.replace(detector.spec, conf_activation="softmax")
     info = ArtifactInfo(**detector.file.describe(), model=spec.name, backend=detector.description)
     notes = detector.file.weights_notes if isinstance(detector.file, OnnxFile) else ()
-    return Side(info, spec, detector.run_network, detector.assemble, notes)
+    asked = detector.arguments
+    device = "cpu" if detector.gpu_index is None else f"cuda:{detector.gpu_index}"
+    if detector.description.startswith(_OPENVINO):
+        device = asked["device"].partition(":")[2] if asked["device"].startswith("openvino:") else CPU
+    return Side(
+        info, spec, detector.run_network, detector.assemble, notes, detector.file, device, asked["cpu_precision"]
+    )
 
 
 def _open_checkpoint(checkpoint: Checkpoint, spec_file: Path | None, config: str | None) -> Side:
@@ -275,6 +295,7 @@ class CompareReport:
     notes: tuple[str, ...]
     examples: tuple[Example, ...]  # the worst images, worst first; not part of `to_dict`
     resize: tuple[ResizeMode, ResizeMode] = ("stretch", "stretch")  # of A and B, for drawing their examples
+    layers: LayerComparison | None = None  # None: not asked for
 
     @property
     def passed(self) -> bool:
@@ -321,6 +342,7 @@ class CompareReport:
             ],
             "agreement": self.agreement.to_dict(),
             "ap": None if self.ap is None else self.ap.to_dict(),
+            "layers": None if self.layers is None else self.layers.to_dict(),
             "images": [image.to_dict() for image in self.images],
             "skipped": [{"image": image, "reason": reason} for image, reason in self.skipped],
             "notes": list(self.notes),

@@ -93,12 +93,13 @@ QUANTIZE: Bad = {
     "progress": CALLABLE,
 }
 COMPARE: Bad = {
-    **dict.fromkeys(("a", "b", "annotations", "spec", "html"), PATH),
+    **dict.fromkeys(("a", "b", "annotations", "spec", "html", "save_inputs", "save_outputs"), PATH),
+    "layers": FLAG,
     "images": SOURCES,
     "config": TEXT,
     "score_threshold": SHARE,
     "device": DEVICE,
-    **dict.fromkeys(("runtime", "cpu_precision"), WORD),
+    **dict.fromkeys(("runtime", "runtime_b", "cpu_precision"), WORD),
     "max_pixels": COUNT,
     "progress": CALLABLE,
 }

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from yolact_deploy.artifacts.names import OnnxRuntimeChoice
 from yolact_deploy.cli.console import (
     AnnotationsOption,
     ConfigOption,
@@ -40,8 +41,18 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Write a page with the worst images side by side.")] = None,
     device: DeviceOption = "auto",
     runtime: OnnxRuntimeOption = "auto",
+    runtime_b: Annotated[OnnxRuntimeChoice | None, typer.Option(help="What runs B, if not what runs A.")] = None,
     cpu_precision: CpuPrecisionOption = "f32",
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Compare what every module gives: where do the two part?")
+    ] = False,
+    save_inputs: Annotated[
+        Path | None, typer.Option(help="With --layers: write the first image's input for Polygraphy.")
+    ] = None,
+    save_outputs: Annotated[
+        Path | None, typer.Option(help="With --layers: write what modules gave for it, for Polygraphy.")
+    ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -61,8 +72,12 @@ def compare(
             html=html,
             device=device,
             runtime=runtime,
+            runtime_b=runtime_b,
             cpu_precision=cpu_precision,
             max_pixels=max_pixels,
+            layers=layers,
+            save_inputs=save_inputs,
+            save_outputs=save_outputs,
             progress=lambda done, total: progress("compare", done, total),
         )
     report = result.to_dict()

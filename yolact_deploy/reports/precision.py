@@ -16,6 +16,7 @@ _SHOWN_IMAGES = 8
 _SHOWN_DIGITS = 16
 _STYLES = {"error": "red", "warning": "yellow"}
 _AP_KINDS = (("bbox", "box"), ("segm", "mask"))
+_SHOWN_OPERATORS = ("Conv", "DeformConv", "")  # "": an output of the network
 
 
 def lint_table(report: dict[str, Any]) -> Table:
@@ -76,6 +77,8 @@ def compare_tables(report: dict[str, Any]) -> Iterator[Table]:
     )
     yield _sides(report)
     yield _outputs(report)
+    if report["layers"] is not None:
+        yield _layers(report["layers"])
     yield _agreement(report)
     if report["ap"] is not None:
         yield _average_precision(report["ap"])
@@ -150,6 +153,42 @@ def _outputs(report: dict[str, Any]) -> Table:
         broken = Text(f"{output['non_finite_a']}, {output['non_finite_b']}", "" if output["comparable"] else "red")
         table.add_row(output["name"], *errors, broken)
     return table
+
+
+def _layers(layers: dict[str, Any]) -> Table:
+    """Convolutions, the outputs, and what parted first or most; the JSON has every module."""
+    limit, marked = layers["parts_at"], (layers["first_parted"], layers["most_grown"])
+    title = f"modules on {counted(len(layers['images']), 'image')}"
+    table = grid(title, "module", ">relative L2", ">of its inputs", ">max abs error", ">range in A", ">range in B")
+    for module in layers["modules"]:
+        if module["operator"] in _SHOWN_OPERATORS or module["node"] in marked:
+            name = Text(module["node"], "bold" if module["node"] in marked else "")
+            errors = (_small(module[key]) for key in ("relative_l2", "input_relative_l2", "max_abs_error"))
+            table.add_row(name, *errors, *(_range(module[key]) for key in ("range_a", "range_b")))
+    parted = layers["first_parted"]
+    if parted is None:
+        table.remarks.append(f"None parts: relative L2 stays below {limit:g}.")
+    else:
+        table.remarks.append(f"{parted} is the first to part (relative L2 of {limit:g} or more).{_convolution(layers)}")
+    table.remarks.append(f"{layers['most_grown']} adds most to the error of what goes in.")
+    table.remarks.extend(layers["notes"])
+    return table
+
+
+def _convolution(layers: dict[str, Any]) -> str:
+    found = [module for module in layers["modules"] if module["node"] == layers["first_convolution"]]
+    if not found:
+        return ""
+    weights = found[0]["max_abs_weight"]
+    return (
+        f" Its convolution{'' if found[0]['node'] == layers['first_parted'] else ', ' + found[0]['node'] + ','} gives "
+        f"{_range(found[0]['range_a'])} in A and {_range(found[0]['range_b'])} in B"
+        + ("." if weights is None else f"; its weights are up to {weights:.3g} in A.")
+    )
+
+
+def _range(limits: list[float | None]) -> str:
+    return " to ".join("-" if limit is None else f"{limit:.3g}" for limit in limits)
 
 
 def _agreement(report: dict[str, Any]) -> Table:
