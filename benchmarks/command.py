@@ -29,7 +29,15 @@ from benchmarks.subjects import bench_images
 from yolact_deploy import Detector
 from yolact_deploy.arguments import check_callables, check_flags, check_paths, check_sources, check_texts, given
 from yolact_deploy.arrays import Image
-from yolact_deploy.artifacts.names import CpuPrecision, OnnxRuntimeChoice, Progress, Scenario, StepProgress, is_plan
+from yolact_deploy.artifacts.names import (
+    CpuPrecision,
+    GpuPrecision,
+    OnnxRuntimeChoice,
+    Progress,
+    Scenario,
+    StepProgress,
+    is_plan,
+)
 from yolact_deploy.errors import BenchmarkError, EngineError
 from yolact_deploy.files import check_writable
 from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels
@@ -60,6 +68,7 @@ def bench(
     device: str = "auto",
     runtime: OnnxRuntimeChoice = "auto",
     cpu_precision: CpuPrecision = "f32",
+    gpu_precision: GpuPrecision = "fp32",
     threads: int | None = None,
     cuda_graph: bool = True,
     max_pixels: int = MAX_PIXELS,
@@ -67,8 +76,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the latency of exported ONNX files or plans, end to end and per stage; `yolact-deploy bench` is this function.
 
-    `artifacts` (one, or several that take turns) are opened on `device` with `runtime`, `cpu_precision`, `threads` and
-    `cuda_graph`, as a Detector is.
+    `artifacts` (one, or several that take turns) are opened on `device` with `runtime`, `cpu_precision`, `gpu_precision`,
+    `threads` and `cuda_graph`, as a Detector is.
     One iteration takes `batch` images, uint8 BGR in host memory, to detections above `score_threshold` with full-size masks
     in host memory. Images are read from the file or folder `images`, none of more than `max_pixels`, and rotate; None makes
     up one of 480x640. Untimed iterations come first (`warmup`; None: until times settle), then `iterations` (None: 50, or as
@@ -121,6 +130,7 @@ def bench(
         device=device,
         runtime=runtime,
         cpu_precision=cpu_precision,
+        gpu_precision=gpu_precision,
         threads=threads,
         cuda_graph=cuda_graph,
         max_pixels=max_pixels,
@@ -163,6 +173,7 @@ class _Options:
     device: str
     runtime: OnnxRuntimeChoice
     cpu_precision: CpuPrecision
+    gpu_precision: GpuPrecision
     threads: int | None
     cuda_graph: bool
     max_pixels: int
@@ -191,6 +202,7 @@ class _Options:
                 device=self.device,
                 runtime=self.runtime,
                 cpu_precision=self.cpu_precision,
+                gpu_precision=self.gpu_precision,
                 threads=self.threads,
                 batch_size=self.batch,
                 cuda_graph=self.cuda_graph,

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.rounds import Samples
 from yolact_deploy import Detections, Detector
 from yolact_deploy.arrays import AnyArray, Image
-from yolact_deploy.artifacts.names import INPUT, OUTPUTS
+from yolact_deploy.artifacts.names import INPUT, OUTPUTS, TF32
 from yolact_deploy.cuda.compile import Kernels
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.specialization import specialize
@@ -43,7 +43,10 @@ def open_driver(detector: Detector) -> Driver:
 
 def open_network(detector: Detector, driver: Driver) -> DeviceNetwork:
     """The network of a Detector's artifact on its GPU, for itself alone."""
-    return _backend(detector).open_network(detector.file, driver, detector.arguments["threads"])
+    arguments = detector.arguments
+    return _backend(detector).open_network(
+        detector.file, driver, arguments["threads"], arguments["gpu_precision"] == TF32
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import INPUT, is_plan, module_of
+from yolact_deploy.artifacts.names import INPUT, TF32, is_plan, module_of
 from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
@@ -115,9 +115,10 @@ def onnx_layer_times(detector: Detector, batch: FloatArray, threads: int | None,
     ort = require("onnxruntime", extra="cpu", purpose="times per layer")
     path = Path(detector.artifact)
     gpu = detector.gpu_index
+    tf32 = detector.arguments["gpu_precision"] == TF32
     options = session_options(ort, threads)
     options.enable_profiling = True
-    providers = [CPU_PROVIDER] if gpu is None else choose_providers(ort, f"cuda:{gpu}")
+    providers = [CPU_PROVIDER] if gpu is None else choose_providers(ort, f"cuda:{gpu}", tf32=tf32)
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, providers=providers)

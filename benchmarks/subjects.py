@@ -10,6 +10,7 @@ import numpy as np
 
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
+from yolact_deploy.artifacts.names import TF32
 from yolact_deploy.reference.images import MAX_PIXELS, list_images, read_image
 from yolact_deploy.runtime.protocols import HeadTensors
 
@@ -110,10 +111,12 @@ def _max_iou(
 def describe(detector: Detector) -> dict[str, Any]:
     """Path, backend, digest, size and precision of what it runs."""
     described = detector.file.describe()
+    in_tf32 = detector.gpu_index is not None and detector.arguments["gpu_precision"] == TF32
     return {
         "artifact": described["path"],
         "backend": detector.description,
-        **{key: described[key] for key in ("sha256", "size_bytes", "precision")},
+        **{key: described[key] for key in ("sha256", "size_bytes")},
+        "precision": TF32 if in_tf32 else described["precision"],
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from yolact_deploy.annotations import category_mismatches, check_categories, image_paths, load_annotations
 from yolact_deploy.arguments import check_callables, check_counts, check_paths, given
-from yolact_deploy.artifacts.names import CpuPrecision, OnnxRuntimeChoice, StepProgress
+from yolact_deploy.artifacts.names import CpuPrecision, GpuPrecision, OnnxRuntimeChoice, StepProgress
 from yolact_deploy.reference.images import MAX_PIXELS
 from yolact_deploy.runtime.detector import Detector, detector_for_many
 from yolact_deploy.spec import NmsMode
@@ -29,6 +29,7 @@ def evaluate(
     device: str = "auto",
     runtime: OnnxRuntimeChoice = "auto",
     cpu_precision: CpuPrecision = "f32",
+    gpu_precision: GpuPrecision = "fp32",
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: StepProgress | None = None,
@@ -60,6 +61,7 @@ def evaluate(
         device=device,
         runtime=runtime,
         cpu_precision=cpu_precision,
+        gpu_precision=gpu_precision,
         threads=threads,
         nms=nms,
         max_pixels=max_pixels,

@@ -25,7 +25,7 @@ from yolact_deploy.arguments import (
     given,
 )
 from yolact_deploy.arrays import Image
-from yolact_deploy.artifacts.names import CpuPrecision, OnnxRuntimeChoice, StepProgress
+from yolact_deploy.artifacts.names import CpuPrecision, GpuPrecision, OnnxRuntimeChoice, StepProgress
 from yolact_deploy.detection_run import DetectReport, FileSummary, Journal, Run, journal_path
 from yolact_deploy.errors import ImageError, OptionError
 from yolact_deploy.files import check_writable
@@ -87,6 +87,7 @@ def detect_files(
     device: str = "auto",
     runtime: OnnxRuntimeChoice = "auto",
     cpu_precision: CpuPrecision = "f32",
+    gpu_precision: GpuPrecision = "fp32",
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
@@ -155,6 +156,7 @@ def detect_files(
                 device=device,
                 runtime=runtime,
                 cpu_precision=cpu_precision,
+                gpu_precision=gpu_precision,
                 threads=threads,
                 nms=nms,
                 max_pixels=max_pixels,

@@ -298,7 +298,7 @@ class NullNetwork:
 def null_backend(driver: Any, network: NullNetwork) -> GpuBackend:
     """In the place of a GPU."""
 
-    def open_network(artifact: object, driver: Driver, threads: int | None) -> NullNetwork:
+    def open_network(artifact: object, driver: Driver, threads: int | None, tf32: bool) -> NullNetwork:
         return network
 
     def load(driver: Driver, specialization: Specialization, notice: Callable[[str], None]) -> Kernels:

@@ -24,6 +24,7 @@ class EmulatedGpu:
         self.driver = driver or EmulatedDriver()
         self.networks: list[CpuNetwork] = []
         self.network_options = network_options
+        self.allows_tf32: bool | None = None  # of the network that was opened last
 
     def open(self, artifact: str | os.PathLike[str] | Runnable, **options: Any) -> Detector:
         """A Detector on it."""
@@ -38,9 +39,10 @@ class EmulatedGpu:
             raise DeviceError(f"no GPU {index}")
         return self.driver
 
-    def _open_network(self, artifact: Runnable, driver: Driver, threads: int | None) -> CpuNetwork:
+    def _open_network(self, artifact: Runnable, driver: Driver, threads: int | None, tf32: bool) -> CpuNetwork:
         network = CpuNetwork(artifact.path, driver, threads=threads or 1, **self.network_options)
         self.networks.append(network)
+        self.allows_tf32 = tf32
         return network
 
     def _load_kernels(self, driver: Driver, specialization: Specialization, notice: Callable[[str], None]) -> Kernels:

@@ -81,7 +81,7 @@ def _opened(driver: Driver, network: DeviceNetwork, *, cuda_graph: bool = True) 
         REAL_GPU,
         check_network=lambda _: None,
         open_driver=lambda _: driver,
-        open_network=lambda artifact, device, threads: network,
+        open_network=lambda artifact, device, threads, tf32: network,
     )
     with tempfile.TemporaryDirectory() as folder:
         return Detector(null_artifact(Path(folder)), device="cuda:0", gpu=backend, cuda_graph=cuda_graph, batch_size=2)

@@ -41,6 +41,7 @@ DETECTOR: Bad = {
     "device": DEVICE,
     "runtime": WORD,
     "cpu_precision": WORD,
+    "gpu_precision": WORD,
     "threads": COUNT,
     "nms": WORD,
     "batch_size": COUNT,
@@ -52,7 +53,7 @@ STREAM: Bad = {**CALL, "prefetch": COUNT[1:], "batch_size": COUNT}
 DETECT_FILES: Bad = {
     **{
         name: DETECTOR[name]
-        for name in ("artifact", "device", "runtime", "cpu_precision", "threads", "nms", "max_pixels")
+        for name in ("artifact", "device", "runtime", "cpu_precision", "gpu_precision", "threads", "nms", "max_pixels")
     },
     "inputs": SOURCES,
     **dict.fromkeys(("overlays", "coco", "image_ids"), PATH),
@@ -65,7 +66,7 @@ DETECT_FILES: Bad = {
 EVALUATE: Bad = {
     **{
         name: DETECTOR[name]
-        for name in ("artifact", "device", "runtime", "cpu_precision", "threads", "nms", "max_pixels")
+        for name in ("artifact", "device", "runtime", "cpu_precision", "gpu_precision", "threads", "nms", "max_pixels")
     },
     **dict.fromkeys(("images", "annotations"), PATH),
     "limit": COUNT,
@@ -120,7 +121,7 @@ BENCH: Bad = {
     "warmup": COUNT[1:],
     "score_threshold": SHARE,
     **dict.fromkeys(("sweep", "layers", "peers", "allow_other_machine", "samples", "cuda_graph"), FLAG),
-    **dict.fromkeys(("scenario", "runtime", "cpu_precision"), WORD),
+    **dict.fromkeys(("scenario", "runtime", "cpu_precision", "gpu_precision"), WORD),
     "max_regression": (1, -1, "lots", math.nan, None, "1e9%"),
     "device": DEVICE,
     "progress": CALLABLE,

@@ -18,6 +18,7 @@ from tests.goldens import SHAPES, SHAPES_CHECKPOINT, SHAPES_SPEC
 from tests.unit.engines.tiny_network import TINY_SPEC, make_model
 from yolact_deploy import Detections, Detector
 from yolact_deploy.artifacts.names import SPEC_METADATA_KEY
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.artifacts.plan_file import BatchRange, Sidecar, sidecar_path, write_sidecar
 from yolact_deploy.errors import (
     ArtifactError,
@@ -26,6 +27,7 @@ from yolact_deploy.errors import (
     EngineError,
     ImageError,
     MissingDependencyError,
+    OptionError,
     PlanMismatchError,
     SpecError,
 )
@@ -111,6 +113,26 @@ def test_a_closed_detector_holds_no_session(shapes_onnx: Path, monkeypatch: pyte
     assert [session() is None for session in sessions] == [True]
     with pytest.raises(EngineError, match="closed"):
         detector(np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cpu"}, "it is of NVIDIA's GPUs, and device is 'cpu'"),
+        ({"runtime": "openvino"}, "it is of NVIDIA's GPUs, and runtime is 'openvino'"),
+        ({"device": "openvino:GPU"}, "and device is 'openvino:GPU'"),
+        ({"device": "cuda:0", "gpu_precision": "bf16"}, "gpu_precision must be one of fp32, tf32, found 'bf16'"),
+    ],
+)
+def test_tf32_is_refused_where_nothing_computes_in_it(options: dict[str, Any], message: str, shapes_onnx: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        Detector(shapes_onnx, **{"gpu_precision": "tf32", **options})
+
+
+def test_tf32_is_refused_for_a_file_that_is_not_float32(shapes_onnx: Path) -> None:
+    typed = dataclasses.replace(open_onnx(shapes_onnx), precision="int8")
+    with pytest.raises(OptionError, match="is int8, and tf32 is a way to compute float32"):
+        Detector(typed, device="cuda:0", gpu_precision="tf32")
 
 
 def test_score_threshold_keeps_a_prefix(detector: Detector) -> None:

@@ -58,6 +58,7 @@ TENSORRT_RTX: Final = "tensorrt-rtx"
 OnnxRuntimeName = Literal["onnxruntime", "openvino"]  # of what runs an ONNX; also the package's name on PyPI
 OnnxRuntimeChoice = Literal["auto", OnnxRuntimeName]
 CpuPrecision = Literal["f32", "bf16"]  # what a CPU computes the layers in that a file has in floating point
+GpuPrecision = Literal["fp32", "tf32"]  # what onnxruntime computes the float32 layers of a file in on an NVIDIA GPU
 
 Scenario = Literal["single-stream", "offline", "server"]  # of MLPerf, which `bench` runs
 

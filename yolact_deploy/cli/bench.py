@@ -13,6 +13,7 @@ from yolact_deploy.cli.console import (
     CpuPrecisionOption,
     DebugOption,
     DeviceOption,
+    GpuPrecisionOption,
     JsonOption,
     MaxPixelsOption,
     OnnxRuntimeOption,
@@ -69,6 +70,7 @@ def bench(
     device: DeviceOption = "auto",
     runtime: OnnxRuntimeOption = "auto",
     cpu_precision: CpuPrecisionOption = "f32",
+    gpu_precision: GpuPrecisionOption = "fp32",
     threads: ThreadsOption = None,
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Replay recorded CUDA graphs on a GPU.")
@@ -104,6 +106,7 @@ def bench(
             device=device,
             runtime=runtime,
             cpu_precision=cpu_precision,
+            gpu_precision=gpu_precision,
             threads=threads,
             cuda_graph=cuda_graph,
             max_pixels=max_pixels,

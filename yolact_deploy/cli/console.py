@@ -18,7 +18,14 @@ import typer
 import typer.core
 
 from yolact_deploy import __version__
-from yolact_deploy.artifacts.names import Calibrator, CpuPrecision, IoPrecision, OnnxRuntimeChoice, Progress
+from yolact_deploy.artifacts.names import (
+    Calibrator,
+    CpuPrecision,
+    GpuPrecision,
+    IoPrecision,
+    OnnxRuntimeChoice,
+    Progress,
+)
 from yolact_deploy.errors import InputWarning, OutputFailure, YolactDeployError, one_line
 from yolact_deploy.spec import NmsMode
 from yolact_deploy.text import printable
@@ -40,6 +47,9 @@ OnnxRuntimeOption = Annotated[
 ]
 CpuPrecisionOption = Annotated[
     CpuPrecision, typer.Option(help="What a CPU computes floating point in; bf16 is OpenVINO's, faster and less exact.")
+]
+GpuPrecisionOption = Annotated[
+    GpuPrecision, typer.Option(help="What an NVIDIA GPU computes an fp32 .onnx in; tf32 is faster and less exact.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network. Default: all cores.")]
 NmsOption = Annotated[NmsMode | None, typer.Option(help="Default: the model's own, FastNMS per class.")]

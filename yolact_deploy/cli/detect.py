@@ -14,6 +14,7 @@ from yolact_deploy.cli.console import (
     CpuPrecisionOption,
     DebugOption,
     DeviceOption,
+    GpuPrecisionOption,
     JsonObject,
     JsonOption,
     MaxPixelsOption,
@@ -56,6 +57,7 @@ def detect(
     device: DeviceOption = "auto",
     runtime: OnnxRuntimeOption = "auto",
     cpu_precision: CpuPrecisionOption = "f32",
+    gpu_precision: GpuPrecisionOption = "fp32",
     threads: ThreadsOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     overwrite: Annotated[
@@ -93,6 +95,7 @@ def detect(
                 device=device,
                 runtime=runtime,
                 cpu_precision=cpu_precision,
+                gpu_precision=gpu_precision,
                 threads=threads,
                 max_pixels=max_pixels,
                 overwrite=overwrite,

@@ -13,7 +13,7 @@ import numpy as np
 
 from yolact_deploy.arguments import check_choice, check_counts, check_flags, check_paths, check_shares, given
 from yolact_deploy.arrays import FloatArray, Image, is_device_array
-from yolact_deploy.artifacts.names import ChannelOrder, CpuPrecision, OnnxRuntimeChoice
+from yolact_deploy.artifacts.names import ChannelOrder, CpuPrecision, GpuPrecision, OnnxRuntimeChoice
 from yolact_deploy.artifacts.open import Runnable, open_runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import EngineError, ImageError
@@ -73,7 +73,8 @@ class Detector:
     read again. `device` is "cpu", "cuda:N", "openvino:NAME" for another device of OpenVINO's, or "auto": a GPU where all that
     the model needs there is installed, else the CPU, and `fallback` says why. `runtime` is what runs an .onnx on the CPU:
     "onnxruntime", "openvino", or "auto", the faster one that computes what the file says; `description` tells which, and why.
-    `cpu_precision` "bf16" lets OpenVINO compute in bfloat16 what the file has in floating point. `threads` bounds the CPU
+    `cpu_precision` "bf16" lets OpenVINO compute in bfloat16 what the file has in floating point, `gpu_precision` "tf32" an
+    NVIDIA GPU since Ampere in TF32 what an .onnx has in float32. `threads` bounds the CPU
     threads of the network; `nms` overrides the spec's; `batch_size` is the most images in one run of the network; `cuda_graph`
     allows whole batches to be replayed as CUDA graphs; image files of more than `max_pixels` are refused; `gpu` stands in for
     the machine's own, as in tests. Not safe to share between threads; pickles as its arguments, so that every process opens
@@ -100,6 +101,7 @@ class Detector:
         device: str = "auto",
         runtime: OnnxRuntimeChoice = "auto",
         cpu_precision: CpuPrecision = "f32",
+        gpu_precision: GpuPrecision = "fp32",
         threads: int | None = None,
         nms: NmsMode | None = None,
         batch_size: int = 1,
@@ -113,6 +115,7 @@ class Detector:
         check_flags(cuda_graph=cuda_graph)
         check_choice("runtime", runtime, get_args(OnnxRuntimeChoice))
         check_choice("cpu_precision", cpu_precision, get_args(CpuPrecision))
+        check_choice("gpu_precision", gpu_precision, get_args(GpuPrecision))
         if nms is not None:
             check_choice("nms", nms, get_args(NmsMode))
         check_max_pixels(max_pixels)
@@ -121,6 +124,7 @@ class Detector:
             "device": device,
             "runtime": runtime,
             "cpu_precision": cpu_precision,
+            "gpu_precision": gpu_precision,
             "threads": threads,
             "nms": nms,
             "cuda_graph": cuda_graph,

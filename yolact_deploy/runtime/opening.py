@@ -6,7 +6,14 @@ import platform
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from yolact_deploy.arguments import check_choice
-from yolact_deploy.artifacts.names import END_TO_END, CpuPrecision, OnnxRuntimeChoice, OnnxRuntimeName
+from yolact_deploy.artifacts.names import (
+    END_TO_END,
+    TF32,
+    CpuPrecision,
+    GpuPrecision,
+    OnnxRuntimeChoice,
+    OnnxRuntimeName,
+)
 from yolact_deploy.artifacts.onnx_file import OnnxFile
 from yolact_deploy.artifacts.open import Runnable
 from yolact_deploy.artifacts.plan_file import PlanFile
@@ -64,6 +71,7 @@ def open_pipeline(
     device: str,
     runtime: OnnxRuntimeChoice,
     cpu_precision: CpuPrecision,
+    gpu_precision: GpuPrecision,
     threads: int | None,
     nms: NmsMode | None,
     cuda_graph: bool,
@@ -77,11 +85,14 @@ def open_pipeline(
     and ArtifactError, SpecError, EngineError or MissingDependencyError when the artifact can't be used there.
     """
     kind, index = _parse_device(device)
-    options: dict[str, Any] = {"threads": threads, "nms": nms, "cuda_graph": cuda_graph, "backend": gpu}
+    tf32 = gpu_precision == TF32
+    options: dict[str, Any] = {"threads": threads, "nms": nms, "cuda_graph": cuda_graph, "tf32": tf32, "backend": gpu}
     if isinstance(artifact, PlanFile):
-        _check_plan(artifact, kind, runtime, cpu_precision)
+        _check_plan(artifact, kind, runtime, cpu_precision, gpu_precision)
         return _open_plan(artifact, kind, index, options)
     _check_options(device, kind, runtime, cpu_precision)
+    if tf32:
+        _check_tf32(artifact, device, runtime)
     request = _CpuRequest(runtime, cpu_precision, threads, nms)
     if kind == "openvino":
         return _open_on_cpu(artifact, request._replace(runtime="openvino", device=device.partition(":")[2] or "CPU"))
@@ -152,12 +163,31 @@ def _check_options(device: str, kind: str, runtime: OnnxRuntimeChoice, cpu_preci
         )
 
 
-def _check_plan(plan: PlanFile, kind: str, runtime: OnnxRuntimeChoice, cpu_precision: CpuPrecision) -> None:
+def _check_tf32(artifact: OnnxFile, device: str, runtime: OnnxRuntimeChoice) -> None:
+    """Raise OptionError where nothing could be computed in TF32."""
+    kind = device.partition(":")[0]
+    if kind in ("cpu", OPENVINO) or runtime == OPENVINO:
+        where = f"device is {device!r}" if runtime != OPENVINO else f"runtime is {runtime!r}"
+        raise OptionError(
+            f"gpu_precision can't be {TF32!r} here: it is of NVIDIA's GPUs, and {where}. "
+            'Give device="cuda:0", or leave it out.'
+        )
+    if artifact.precision != "fp32":
+        raise OptionError(
+            f"{artifact.path} is {artifact.precision}, and {TF32} is a way to compute float32: leave gpu_precision out, or give "
+            "the fp32 file."
+        )
+
+
+def _check_plan(
+    plan: PlanFile, kind: str, runtime: OnnxRuntimeChoice, cpu_precision: CpuPrecision, gpu_precision: GpuPrecision
+) -> None:
     """Raise OptionError for what is said of ONNX files alone."""
     given = {
         f"device={OPENVINO!r}": kind == OPENVINO,
         f"runtime={runtime!r}": runtime != "auto",
         f"cpu_precision={cpu_precision!r}": cpu_precision != "f32",
+        f"gpu_precision={gpu_precision!r}": gpu_precision != "fp32",
     }
     if wrong := [text for text, is_given in given.items() if is_given]:
         raise OptionError(
@@ -171,7 +201,9 @@ def _open_onnx_on_gpu(file: OnnxFile, device: str, index: int, options: dict[str
         from yolact_deploy.runtime.onnxruntime.end_to_end import EndToEndNetwork
 
         return EndToEndPipeline(
-            EndToEndNetwork(file, device=device, threads=options["threads"]), file, nms=options["nms"]
+            EndToEndNetwork(file, device=device, threads=options["threads"], tf32=options["tf32"]),
+            file,
+            nms=options["nms"],
         )
     from yolact_deploy.runtime.gpu.pipeline import open_gpu_pipeline
 

@@ -67,7 +67,7 @@ def test_what_is_no_artifact_is_named(tmp_path: Path) -> None:
 def plan_gpu(bench: Bench) -> GpuBackend:
     """A GPU that runs plans in the kernels' emulator."""
 
-    def open_network(plan: Any, driver: Driver, threads: int | None) -> PlanNetwork:
+    def open_network(plan: Any, driver: Driver, threads: int | None, tf32: bool) -> PlanNetwork:
         return PlanNetwork(plan, driver, threads=threads)
 
     return dataclasses.replace(EmulatedGpu(bench.driver).backend, open_network=open_network)

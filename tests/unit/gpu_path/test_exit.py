@@ -41,7 +41,7 @@ class Watched:
         self._inner.close()
 
 gpu = dataclasses.replace(REAL_GPU, check_network=lambda path: None,
-                          open_network=lambda path, driver, threads: Watched(CpuNetwork(path, driver), "network"))
+                          open_network=lambda path, driver, threads, tf32: Watched(CpuNetwork(path, driver), "network"))
 model, *photos = sys.argv[1:]
 kept = Detector(model, device="cuda:0", gpu=gpu)
 kept.itself = kept

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.subjects import describe
 from tests.emulator.backend import EmulatedGpu
 from tests.emulator.driver import EmulatedDriver
 from tests.goldens import SHAPES
 from tests.unit.gpu_path.gpu_expectations import PHOTOS, PIXELS, assert_identical
 from yolact_deploy import Detector
-from yolact_deploy.errors import EngineError
+from yolact_deploy.errors import EngineError, OptionError
 from yolact_deploy.evaluation import evaluate
 from yolact_deploy.file_detection import detect_files
 from yolact_deploy.reference.mask_sources import MaskForm
@@ -297,6 +298,17 @@ def test_stages_are_timed_on_the_device(emulated: Emulate, shapes_onnx: Path, on
     }
     with pytest.raises(EngineError, match="one by one"):
         on_cpu.timed([PHOTOS[0]])
+
+
+def test_tf32_is_allowed_by_name_and_on_gpus_that_have_it(emulated: Emulate, shapes_onnx: Path) -> None:
+    gpu = emulated()
+    for precision in ("tf32", "fp32"):
+        with gpu.open(shapes_onnx, gpu_precision=precision) as detector:
+            assert gpu.allows_tf32 is (precision == "tf32")
+            assert describe(detector)["precision"] == precision
+    gpu.driver.device = dataclasses.replace(gpu.driver.device, compute_capability=(7, 5))
+    with pytest.raises(OptionError, match=r"a GPU since Ampere \(compute capability 8\.0\).* has 7\.5"):
+        gpu.open(shapes_onnx, gpu_precision="tf32")
 
 
 def test_a_closed_detector_says_so(emulated: Emulate, shapes_onnx: Path, on_cpu: Detector) -> None:

@@ -30,7 +30,7 @@ from yolact_deploy import Detector
 from yolact_deploy.errors import DeviceError
 from yolact_deploy.runtime.gpu.pipeline import REAL_GPU
 
-def open_network(path, driver, threads):
+def open_network(path, driver, threads, tf32):
     return CpuNetwork(path, driver, threads=1)
 
 gpu = dataclasses.replace(REAL_GPU, check_network=lambda path: None, open_network=open_network)

@@ -200,6 +200,15 @@ def test_any_batch_goes_where_it_is_dynamic(cuda: PlayedCuda, tiny_onnx: Path, d
     assert OnnxCudaNetwork(tiny_onnx, driver).max_batch is None
 
 
+def test_float32_is_rounded_to_tf32_only_where_that_was_asked_for(cuda: PlayedCuda, tiny_onnx: Path) -> None:
+    for tf32 in (False, True):
+        network = OnnxCudaNetwork(tiny_onnx, EmulatedDriver(), tf32=tf32)
+        network.new_execution_context(5)
+        ((_, options), _) = cuda.sessions[-1].providers
+        assert options["use_tf32"] == str(int(tf32))
+        assert ("TF32" in network.description) is tf32
+
+
 def test_the_mask_iou_network_runs_on_the_same_gpu(cuda: PlayedCuda, tmp_path: Path) -> None:
     network = OnnxCudaNetwork(write_plus_onnx(tmp_path / "plus.onnx"), EmulatedDriver(index=1))
     assert network.spec == PLUS_SPEC

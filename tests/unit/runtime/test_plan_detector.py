@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def _detector(bench: Bench, **options: object) -> Detector:
-    def open_network(plan: Any, driver: Driver, threads: int | None) -> PlanNetwork:
+    def open_network(plan: Any, driver: Driver, threads: int | None, tf32: bool) -> PlanNetwork:
         return PlanNetwork(plan, driver, threads=threads, rtx_cache=bench.folder / "cache")
 
     gpu = dataclasses.replace(EmulatedGpu(bench.driver).backend, open_network=open_network)

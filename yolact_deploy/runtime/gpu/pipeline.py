@@ -21,7 +21,7 @@ from yolact_deploy.cuda.device_arrays import LoadedImage
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.cuda.program import ModelConstants, Request
 from yolact_deploy.cuda.specialization import Specialization, specialize
-from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, YolactDeployError
+from yolact_deploy.errors import DeviceError, DeviceMemoryError, EngineError, OptionError, YolactDeployError
 from yolact_deploy.reference.detections import Detections
 from yolact_deploy.reference.images import check_channel_order, check_image, read_image
 from yolact_deploy.reference.mask_sources import MaskForm
@@ -33,6 +33,7 @@ from yolact_deploy.spec import ModelSpec, NmsMode
 
 LoadKernels = Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
 _GRID_DEPTH = 65535  # blocks that CUDA takes in y and z; counted in masks, though the images of a batch alone would do
+_OLDEST_TF32_CAPABILITY = (8, 0)
 _LANES = 2  # one image is enqueued while the other is awaited
 
 
@@ -294,7 +295,7 @@ class GpuBackend:
 
     check_network: Callable[[Runnable], None]  # whether networks of its kind can run on a GPU at all; costs nothing
     open_driver: Callable[[int], Driver]
-    open_network: Callable[[Runnable, Driver, int | None], DeviceNetwork]
+    open_network: Callable[[Runnable, Driver, int | None, bool], DeviceNetwork]  # CPU threads; whether TF32 is allowed
     load_kernels: Callable[[Driver, Specialization, Callable[[str], None]], Kernels]
 
 
@@ -305,16 +306,23 @@ def open_gpu_pipeline(
     threads: int | None,
     nms: NmsMode | None,
     cuda_graph: bool,
+    tf32: bool = False,
     backend: GpuBackend | None = None,  # REAL_GPU
 ) -> GpuPipeline | HostPipeline:
     """The kernels around the network; for traditional NMS, which they do not do, NumPy around the network.
 
-    Raises DeviceError, EngineError, MissingDependencyError, and SpecError for a model that the kernels are not made for.
+    Raises DeviceError, EngineError, MissingDependencyError, SpecError for a model that the kernels are not made for, and
+    OptionError for `tf32` on a GPU that has none.
     """
     parts = backend or REAL_GPU
     parts.check_network(artifact)
     driver = parts.open_driver(index)
-    network = parts.open_network(artifact, driver, threads)
+    if tf32 and driver.device.compute_capability < _OLDEST_TF32_CAPABILITY:
+        raise OptionError(
+            f"gpu_precision can't be 'tf32' here: it takes a GPU since Ampere (compute capability 8.0), and cuda:{index} "
+            f"({driver.device.name}) has {'.'.join(map(str, driver.device.compute_capability))}. Leave it out."
+        )
+    network = parts.open_network(artifact, driver, threads, tf32)
     if (nms or network.spec.postprocess.nms) == "traditional":
         return HostPipeline(
             HeadsOnHost(driver, network),
@@ -340,11 +348,11 @@ def _open_driver(index: int) -> Driver:
     return open_driver(index)
 
 
-def _open_network(artifact: Runnable, driver: Driver, threads: int | None) -> DeviceNetwork:
+def _open_network(artifact: Runnable, driver: Driver, threads: int | None, tf32: bool) -> DeviceNetwork:
     if isinstance(artifact, OnnxFile):
         from yolact_deploy.runtime.onnxruntime.cuda import OnnxCudaNetwork
 
-        return OnnxCudaNetwork(artifact, driver, threads=threads)
+        return OnnxCudaNetwork(artifact, driver, threads=threads, tf32=tf32)
     from yolact_deploy.runtime.tensorrt.network import PlanNetwork
 
     return PlanNetwork(artifact, driver, threads=threads)

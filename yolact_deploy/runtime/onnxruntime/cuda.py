@@ -17,10 +17,10 @@ from yolact_deploy.reference.postprocess import MaskIouModel
 from yolact_deploy.runtime.onnxruntime.network import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
-    FLOAT32,
     check_device,
     choose_providers,
     first_line,
+    float32_options,
     mask_iou_model,
     open_session,
 )
@@ -31,16 +31,22 @@ class OnnxCudaNetwork:
     """A session per context: onnxruntime binds a session to its stream when it is made (option `user_compute_stream`), and
     each holds weights of its own, so a second lane takes the model's memory twice. A plan shares them.
 
-    `threads` bounds the CPU threads of what has no CUDA kernel. Raises ArtifactError, SpecError, DeviceError as OnnxNetwork.
+    `threads` bounds the CPU threads of what has no CUDA kernel; with `tf32` float32 layers may compute in TF32. Raises
+    ArtifactError, SpecError, DeviceError as OnnxNetwork.
     """
 
     def __init__(
-        self, source: str | os.PathLike[str] | OnnxFile, driver: Driver, *, threads: int | None = None
+        self,
+        source: str | os.PathLike[str] | OnnxFile,
+        driver: Driver,
+        *,
+        threads: int | None = None,
+        tf32: bool = False,
     ) -> None:
         ort = require("onnxruntime", extra="gpu", purpose="running an ONNX model on a GPU")
         file = open_onnx(source)
         file.check_io()
-        self._ort, self._file, self._driver, self._threads = ort, file, driver, threads
+        self._ort, self._file, self._driver, self._threads, self._tf32 = ort, file, driver, threads, tf32
         self._device = f"cuda:{driver.device.index}"
         providers = choose_providers(ort, self._device)
         self._dtypes = {name: np.dtype(dtype) for name, dtype in file.dtypes.items()}
@@ -57,7 +63,7 @@ class OnnxCudaNetwork:
 
     @property
     def engine(self) -> str:
-        return f"onnxruntime {self._ort.__version__} (CUDA)"
+        return f"onnxruntime {self._ort.__version__} (CUDA{', TF32' if self._tf32 else ''})"
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[np.generic]]:
@@ -75,7 +81,7 @@ class OnnxCudaNetwork:
         """A session on `stream`. Raises DeviceError when the provider does not start, EngineError for the default stream."""
         if not stream:
             raise EngineError(f"{self._file.path} can't run on the default stream. Give a stream of its own.")
-        options = cuda_options(self._driver.device.index, stream)
+        options = cuda_options(self._driver.device.index, stream, tf32=self._tf32)
         with self._driver.current():
             session = open_session(self._ort, self._file.path, [(CUDA_PROVIDER, options), CPU_PROVIDER], self._threads)
         check_device(session, self._device)
@@ -86,7 +92,7 @@ class OnnxCudaNetwork:
         self._mask_iou = None
 
 
-def cuda_options(device_index: int, stream: int) -> dict[str, str]:
+def cuda_options(device_index: int, stream: int, *, tf32: bool = False) -> dict[str, str]:
     """Options of the CUDA provider (onnxruntime.ai, "CUDA Execution Provider", Configuration Options), for a session that
     computes on a stream of ours.
 
@@ -101,7 +107,7 @@ def cuda_options(device_index: int, stream: int) -> dict[str, str]:
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
         "do_copy_in_default_stream": "1",
-        **FLOAT32,
+        **float32_options(allow_tf32=tf32),
     }
 
 

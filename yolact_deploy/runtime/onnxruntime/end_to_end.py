@@ -28,13 +28,18 @@ class EndToEndNetwork(EndToEndModel):
     """
 
     def __init__(
-        self, source: str | os.PathLike[str] | OnnxFile, *, device: str = "auto", threads: int | None = None
+        self,
+        source: str | os.PathLike[str] | OnnxFile,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        tf32: bool = False,
     ) -> None:
         ort = require("onnxruntime", extra="cpu", purpose="running an ONNX model")
         super().__init__(open_onnx(source))
-        self._session = open_session(ort, self._path, choose_providers(ort, device), threads)
+        self._session = open_session(ort, self._path, choose_providers(ort, device, tf32=tf32), threads)
         check_device(self._session, device)
-        self.description = describe(ort, self._session)
+        self.description = describe(ort, self._session, tf32=tf32)
         self.gpu_index = session_gpu(self._session)
 
     def run(self, images: Image) -> dict[str, AnyArray]:

@@ -24,7 +24,6 @@ from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
-FLOAT32 = {"use_tf32": "0"}  # else the CUDA provider rounds what float32 layers multiply to 10 bits
 
 _ERRORS_ONLY = 3
 _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate memory", re.IGNORECASE)  # as CUDA and its arena say it
@@ -124,7 +123,7 @@ def session_options(ort: Any, threads: int | None = None) -> Any:
     return options
 
 
-def choose_providers(ort: Any, device: str) -> list[Any]:
+def choose_providers(ort: Any, device: str, *, tf32: bool = False) -> list[Any]:
     """Execution providers for "auto", "cpu", "cuda" or "cuda:N". Raises DeviceError when there is none for it."""
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()) or (index and kind != "cuda"):
@@ -139,7 +138,12 @@ def choose_providers(ort: Any, device: str) -> list[Any]:
     if kind == "cpu" or not has_cuda:
         return [CPU_PROVIDER]
     _load_cuda_libraries(ort)
-    return [(CUDA_PROVIDER, {"device_id": int(index or 0), **FLOAT32}), CPU_PROVIDER]
+    return [(CUDA_PROVIDER, {"device_id": int(index or 0), **float32_options(allow_tf32=tf32)}), CPU_PROVIDER]
+
+
+def float32_options(*, allow_tf32: bool) -> dict[str, str]:
+    """Of the CUDA provider, which by default rounds what float32 layers multiply to the 10 bits of TF32."""
+    return {"use_tf32": str(int(allow_tf32))}
 
 
 @functools.cache
@@ -183,9 +187,10 @@ def mask_iou_model(
     return open_mask_iou(content, spec, source, open_content)
 
 
-def describe(ort: Any, session: Any) -> str:
+def describe(ort: Any, session: Any, *, tf32: bool = False) -> str:
     """onnxruntime's version and the provider that runs a session, for people."""
-    return f"onnxruntime {ort.__version__} ({session.get_providers()[0].removesuffix('ExecutionProvider')})"
+    provider = session.get_providers()[0].removesuffix("ExecutionProvider")
+    return f"onnxruntime {ort.__version__} ({provider}{', TF32' if tf32 else ''})"
 
 
 def first_line(exc: Exception) -> str:
