@@ -93,6 +93,12 @@ def _preprocessed(
     return output
 
 
+def preprocessing_has_no_races(build: Build) -> None:
+    images = np.random.default_rng(31).integers(0, 256, (2, 5, 9, 3), dtype=np.uint8)
+    colours = {f"{name}_{c}": value for name, value in (("mean", 100.0), ("std", 50.0), ("pad", 0.0)) for c in "rgb"}
+    _preprocessed(lambda spec: build(spec, "races"), SMALL, images, 40, colours, is_rgb=True)
+
+
 def blocks_of_other_sizes_give_the_same(build: Build) -> None:
     """The geometry is said once: where Python launches other blocks, the kernels are compiled for them."""
     images = np.random.default_rng(29).integers(0, 256, (2, 31, 45, 3), dtype=np.uint8)
@@ -182,6 +188,7 @@ CHECKS: dict[str, Callable[[Build], None]] = {
         checks_masks.images_of_a_batch_can_have_their_own_sizes,
         preprocessing_is_opencvs_resize_then_ieee_arithmetic,
         a_padded_image_is_preprocessed_as_its_square,
+        preprocessing_has_no_races,
         blocks_of_other_sizes_give_the_same,
         no_two_threads_meet_without_a_barrier,
         nothing_is_read_that_nobody_wrote,

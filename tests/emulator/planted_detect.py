@@ -39,8 +39,8 @@ MUTANTS: dict[str, Mutant] = {
         "a_padded_image_is_preprocessed_as_its_square",
     ),
     "rows_scaled_by_the_image": Mutant(
-        "double scale_y = (double)canvas.x / input_size;",
-        "double scale_y = (double)image_h / input_size;",
+        "(double)canvas.x / input_size",
+        "(double)image_h / input_size",
         "a_padded_image_is_preprocessed_as_its_square",
     ),
     "columns_scaled_by_the_image": Mutant(
@@ -49,8 +49,8 @@ MUTANTS: dict[str, Mutant] = {
         "a_padded_image_is_preprocessed_as_its_square",
     ),
     "tap_beside_the_padding_repeated": Mutant(
-        "resize_tap(y, canvas.x, scale_y)",
-        "resize_tap(y, image_h, scale_y)",
+        "resize_tap(top_y + row, canvas.x,",
+        "resize_tap(top_y + row, image_h,",
         "a_padded_image_is_preprocessed_as_its_square",
     ),
     "padding_read_beyond_the_image": Mutant(
@@ -58,6 +58,29 @@ MUTANTS: dict[str, Mutant] = {
         "has_left = true",
         "a_padded_image_is_preprocessed_as_its_square",
         sanitized=True,
+    ),
+    "taps_of_the_first_tile_of_columns": Mutant(
+        "resize_tap(left_x + i, canvas.y,",
+        "resize_tap(i, canvas.y,",
+        "preprocessing_is_opencvs_resize_then_ieee_arithmetic",
+    ),
+    "taps_of_the_first_tile_of_rows": Mutant(
+        "resize_tap(top_y + row,", "resize_tap(row,", "preprocessing_is_opencvs_resize_then_ieee_arithmetic"
+    ),
+    "one_tap_of_rows_for_a_thread": Mutant(
+        "Tap row = rows[tile_row];",
+        "Tap row = rows[threadIdx.y * PREPROCESS_ROWS];",
+        "preprocessing_is_opencvs_resize_then_ieee_arithmetic",
+    ),
+    "taps_of_one_round_of_threads": Mutant(
+        "i < PREPROCESS_COLUMNS + TILE_ROWS; i += PREPROCESS_THREADS",
+        "i < PREPROCESS_COLUMNS + 1; i += PREPROCESS_THREADS",
+        "preprocessing_is_opencvs_resize_then_ieee_arithmetic",
+    ),
+    "taps_without_barrier": Mutant(
+        "(double)canvas.x / input_size);\n  }\n  __syncthreads();",
+        "(double)canvas.x / input_size);\n  }",
+        "preprocessing_has_no_races",
     ),
     # decode
     "threshold_not_strict": Mutant(

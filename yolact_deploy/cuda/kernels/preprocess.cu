@@ -1,6 +1,7 @@
 // uint8 images to the network's input: padded to a square with PAD, stretched, normalised, planar RGB.
 
 #define PREPROCESS_THREADS (PREPROCESS_COLUMNS * PREPROCESS_LINES)
+#define TILE_ROWS (PREPROCESS_LINES * PREPROCESS_ROWS)
 
 struct Tap {
   int first, second;
@@ -39,8 +40,18 @@ extern "C" __global__ void __launch_bounds__(PREPROCESS_THREADS) preprocess(
     int is_rgb,             // 0: the images' channels are BGR, 1: RGB
     float mean_r, float mean_g, float mean_b, float std_r, float std_g, float std_b,
     float pad_r, float pad_g, float pad_b) {  // only with PAD
-  int x = blockIdx.x * PREPROCESS_COLUMNS + threadIdx.x;
-  int first_y = (blockIdx.y * PREPROCESS_LINES + threadIdx.y) * PREPROCESS_ROWS;
+  static __shared__ Tap columns[PREPROCESS_COLUMNS], rows[TILE_ROWS];  // once a block, as most GPUs are slow in double
+  int2 canvas = canvas_size(image_h, image_w);
+  int left_x = blockIdx.x * PREPROCESS_COLUMNS, top_y = blockIdx.y * TILE_ROWS;
+  for (int i = threadIdx.y * PREPROCESS_COLUMNS + threadIdx.x; i < PREPROCESS_COLUMNS + TILE_ROWS; i += PREPROCESS_THREADS) {
+    int row = i - PREPROCESS_COLUMNS;
+    if (row < 0)
+      columns[i] = resize_tap(left_x + i, canvas.y, (double)canvas.y / input_size);
+    else
+      rows[row] = resize_tap(top_y + row, canvas.x, (double)canvas.x / input_size);
+  }
+  __syncthreads();
+  int x = left_x + threadIdx.x;
   if (x >= input_size) return;
   const unsigned char* image = images + blockIdx.z * image_pitch;
   size_t plane = (size_t)input_size * input_size;
@@ -48,15 +59,13 @@ extern "C" __global__ void __launch_bounds__(PREPROCESS_THREADS) preprocess(
   float mean[3] = {mean_r, mean_g, mean_b};
   float std[3] = {std_r, std_g, std_b};
   float pad[3] = {pad_r, pad_g, pad_b};
-  int2 canvas = canvas_size(image_h, image_w);
-  Tap column = resize_tap(x, canvas.y, (double)canvas.y / input_size);
+  Tap column = columns[threadIdx.x];
   bool has_left = !PAD || column.first < image_w, has_right = !PAD || column.second < image_w;
-  double scale_y = (double)canvas.x / input_size;
 #pragma unroll
   for (int i = 0; i < PREPROCESS_ROWS; i++) {
-    int y = first_y + i;
+    int tile_row = threadIdx.y * PREPROCESS_ROWS + i, y = top_y + tile_row;
     if (y >= input_size) return;
-    Tap row = resize_tap(y, canvas.x, scale_y);
+    Tap row = rows[tile_row];
     bool has_top = !PAD || row.first < image_h, has_bottom = !PAD || row.second < image_h;
     const unsigned char* top = image + row.first * row_pitch;
     const unsigned char* bottom = image + row.second * row_pitch;
