@@ -89,7 +89,13 @@ def compare(
     compared_layers = None
     if layers:
         compared_layers = compare_layers(
-            side_a, side_b, paths, max_pixels=max_pixels, save_inputs=save_inputs, save_outputs=save_outputs
+            side_a,
+            side_b,
+            paths,
+            max_pixels=max_pixels,
+            save_inputs=save_inputs,
+            save_outputs=save_outputs,
+            progress=progress,
         )
     sides = (side_a, side_b)
     scoring = None if coco is None else _Scoring(coco, paths, sides, str(annotations))

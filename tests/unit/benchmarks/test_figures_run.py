@@ -8,9 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import benchmarks.figures
+from tests.unit.engines.tiny_network import TINY_SPEC
+from yolact_deploy.runtime.protocols import HeadTensors
 
 ROOT = Path(__file__).parents[3]
+_MASK_STAGES = ("masks", "rle", "masks of bits", "rle of bits")
 FIGURES = sorted(Path(next(iter(benchmarks.figures.__path__))).glob("[!_]*.py"))
 
 
@@ -21,6 +27,21 @@ def test_nothing_is_defined_after_a_module_has_run_itself() -> None:
         late += [path.name for name in names[:-1] if "__main__" in name]
     assert FIGURES
     assert late == []
+
+
+@pytest.mark.needs("torch")
+def test_the_stages_after_the_network_are_timed_scene_by_scene() -> None:
+    from benchmarks.figures.postprocess import scenes
+
+    rng = np.random.default_rng(0)
+    shapes = TINY_SPEC.output_shapes()
+    heads = HeadTensors(*(rng.random((1, *shapes[name]), np.float32) for name in HeadTensors._fields))
+    found = scenes(TINY_SPEC, heads, 1)
+    assert list(found) == ["recorded", "planted", "full"]
+    masks = {f"{what} {size}" for size in ("550x550", "1920x1080") for what in _MASK_STAGES}
+    assert set(found["full"]) == {"detections"} | masks
+    assert set(found["planted"]) == {"detections", "detect"} | masks
+    assert all(scene["detections"] > 0 for scene in found.values())
 
 
 def test_host_overhead_prints_a_row_per_size_and_number_of_detections() -> None:
