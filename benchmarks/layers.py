@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.subjects import in_openvino
 from yolact_deploy import Detector
 from yolact_deploy.arrays import FloatArray, Image
 from yolact_deploy.artifacts.names import INPUT, TF32, is_plan, module_of
@@ -142,7 +143,9 @@ def openvino_layer_times(detector: Detector, batch: FloatArray, threads: int | N
     node that was fused in them, copies between memory layouts by the node that they are made for."""
     file = open_onnx(detector.artifact)
     target = Target(precision=detector.arguments["cpu_precision"], threads=threads)
-    request = compile_network(file.path, target, str(file.path), is_profiled=True).create_infer_request()
+    request = compile_network(
+        file.path, target, str(file.path), batch=len(batch), is_profiled=True
+    ).create_infer_request()
     measured: dict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(WARMUP + runs):
         request.infer({INPUT: batch.astype(file.dtypes[INPUT], copy=False)})
@@ -153,11 +156,6 @@ def openvino_layer_times(detector: Detector, batch: FloatArray, threads: int | N
         LayerTime(name, operator, (module_of(_onnx_node(name)),), statistics.median(times[-runs:]))
         for (name, operator), times in measured.items()
     ]
-
-
-def in_openvino(detector: Detector) -> bool:
-    """By the description, which begins with what runs the network."""
-    return detector.description.startswith("OpenVINO")
 
 
 def _onnx_node(layer: str) -> str:

@@ -26,6 +26,7 @@ _ON_HOST: dict[str, Any] = {
     "graph_stages": [],
     "wait": "the network's threads spin while it runs, and rest after it",
 }
+_IN_OPENVINO = {**_ON_HOST, "wait": "as OpenVINO's threads do, which rest when there is nothing to do"}
 _ON_GPU: dict[str, Any] = {
     "clock": "host; stages: device (CUDA events)",
     "transfers": "counted: images to the device, detections and bit-packed masks to the host",
@@ -120,10 +121,16 @@ def describe(detector: Detector) -> dict[str, Any]:
     }
 
 
+def in_openvino(detector: Detector) -> bool:
+    """By the description, which begins with what runs the network."""
+    return detector.description.startswith("OpenVINO")
+
+
 def conditions(detector: Detector) -> dict[str, Any]:
     """ "clock", "transfers", "cuda_graph" (None on the CPU), "graph_stages" and "wait", after a Detector has run."""
     if not detector.on_gpu:
-        return dict(_ON_HOST if detector.gpu_index is None else _NETWORK_ON_GPU)
+        on_cpu = _IN_OPENVINO if in_openvino(detector) else _ON_HOST
+        return dict(on_cpu if detector.gpu_index is None else _NETWORK_ON_GPU)
     stages = list(detector.graph_stages)
     return {**_ON_GPU, "cuda_graph": bool(stages), "graph_stages": stages}
 

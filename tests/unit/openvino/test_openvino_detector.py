@@ -86,6 +86,13 @@ def test_a_stream_of_two_runs_at_once_gives_every_image_its_own_detections(shape
         np.testing.assert_array_equal(found.masks, expected.masks)
 
 
+def test_one_image_alone_and_among_others_gives_the_same_heads(shapes_onnx: Path) -> None:
+    ours = detector(shapes_onnx, "openvino")
+    batch = np.random.default_rng(0).normal(size=(3, 3, 256, 256)).astype(np.float32)
+    for alone, together in zip(ours.run_network(batch[1:2]), ours.run_network(batch), strict=True):
+        np.testing.assert_allclose(alone, together[1:2], rtol=0, atol=TOLERANCE)
+
+
 def test_a_stream_that_is_left_half_way_leaves_the_detector_usable(shapes_onnx: Path) -> None:
     ours = detector(shapes_onnx, "openvino")
     stream = ours.stream(PHOTOS * 2)

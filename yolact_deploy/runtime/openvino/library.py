@@ -76,6 +76,7 @@ def compile_network(
     target: Target,
     name: str,  # of the file, for errors
     *,
+    batch: int | None = None,  # that it is made for; None: any that the file takes
     is_profiled: bool = False,
 ) -> Any:
     """The file as an openvino.CompiledModel; one that `is_profiled` counts the time of its layers.
@@ -93,6 +94,8 @@ def compile_network(
     except Exception as exc:  # RuntimeError, and whatever its frontends raise
         raise ArtifactError(f"OpenVINO can't read {name}: {told(exc)}. {_ELSEWHERE}") from exc
     try:
+        if batch is not None:
+            model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
         return core.compile_model(
             model, target.device, _properties(target) | ({"PERF_COUNT": True} if is_profiled else {})
         )

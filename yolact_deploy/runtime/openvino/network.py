@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,9 +36,10 @@ class OpenvinoNetwork:
         self._path, self._spec, self._max_batch = file.path, file.spec, file.fixed_batch
         self._dtypes = {name: np.dtype(dtype) for name, dtype in file.dtypes.items()}
         content = file.mask_iou
-        self._compiled = compile_network(file.path, target, str(file.path))
         self._shapes = file.spec.output_shapes()
-        self._requests: list[InferRequest] = []
+        self._target = target
+        self._compiled: dict[int | None, _Compiled] = {}
+        self._compiled_for(1)
         self._mask_iou = mask_iou_model(content, self._spec, str(self._path), target)
         self.description = describe(target)
 
@@ -64,10 +65,7 @@ class OpenvinoNetwork:
         has to be called. Both raise EngineError for what fails in OpenVINO."""
         outputs = {name: np.empty((len(image), *self._shapes[name]), self._dtypes[name]) for name in OUTPUTS}
         what = f"{self._path} on a batch of {len(image)}"
-        request = next((each for each in self._requests if not each.is_busy), None)
-        if request is None:
-            request = InferRequest(self._compiled)
-            self._requests.append(request)
+        request = self._compiled_for(len(image)).free_request()
         request.start({INPUT: np.ascontiguousarray(image, self._dtypes[INPUT])}, outputs, what)
 
         def finish() -> HeadTensors:
@@ -78,10 +76,34 @@ class OpenvinoNetwork:
 
     def close(self) -> None:
         """Wait for what is on its way, and give memory back."""
-        for request in self._requests:
-            request.end()
-        self._requests.clear()
-        self._compiled = self._mask_iou = None
+        for compiled in self._compiled.values():
+            for request in compiled.requests:
+                request.end()
+        self._compiled.clear()
+        self._mask_iou = None
+
+    def _compiled_for(self, batch: int) -> _Compiled:
+        """One image at a time is the usual way on a CPU: the file is compiled for it, which is faster than for any batch by a
+        tenth where the network is small, and spares the first run its preparations. Another batch compiles it for any."""
+        key = 1 if batch == 1 and self._max_batch is None else None
+        if key not in self._compiled:
+            self._compiled[key] = _Compiled(compile_network(self._path, self._target, str(self._path), batch=key), [])
+        return self._compiled[key]
+
+
+class _Compiled(NamedTuple):
+    """A compiled model and its requests."""
+
+    model: Any
+    requests: list[InferRequest]
+
+    def free_request(self) -> InferRequest:
+        """One that nobody waits for, or a new one."""
+        for request in self.requests:
+            if not request.is_busy:
+                return request
+        self.requests.append(InferRequest(self.model))
+        return self.requests[-1]
 
 
 class InferRequest:
