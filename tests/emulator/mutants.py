@@ -18,7 +18,9 @@ from tests.emulator.planted import Mutant
 from tests.emulator.sanitized import SANITIZER_EXIT_CODE
 from yolact_deploy.cuda.specialization import Specialization, kernel_source
 
-_MUTANT_SECONDS = 200  # of processor time, beyond what the emulator allows a kernel
+# Of processor time: a kernel of a check takes a fifth of a second, and a planted bug that loops is found when it is stopped.
+_KERNEL_SECONDS = 5.0
+_MUTANT_SECONDS = 200  # for loops that the emulator can't stop
 
 
 MUTANTS: dict[str, Mutant] = {**planted_detect.MUTANTS, **planted_masks.MUTANTS}
@@ -35,7 +37,9 @@ def finds(name: str) -> str | None:
     @functools.cache
     def build(specialization: Specialization, build: Build = "plain") -> Emulator:
         kind: Build = "asan" if mutant.sanitized else "quick" if build == "plain" else build
-        return Emulator(compiled(mutated, specialization, kind), kind)
+        emulator = Emulator(compiled(mutated, specialization, kind), kind)
+        emulator.limit_seconds = _KERNEL_SECONDS
+        return emulator
 
     try:
         CHECKS[mutant.found_by](build)
@@ -51,7 +55,7 @@ def in_own_process(name: str) -> str:
     child = os.fork()
     if child == 0:
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (_MUTANT_SECONDS, _MUTANT_SECONDS))  # for loops under a sanitizer
+            resource.setrlimit(resource.RLIMIT_CPU, (_MUTANT_SECONDS, _MUTANT_SECONDS))
             os._exit(0 if finds(name) is not None else 1)
         except BaseException:
             traceback.print_exc()
