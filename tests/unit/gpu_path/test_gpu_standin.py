@@ -80,7 +80,8 @@ def test_the_whole_gpu_path_runs_over_the_stand_in(
     assert done.returncode == 0, done.stderr
     description, notes, stages, live, error = json.loads(done.stdout)
     assert package in description
-    assert notes == []
+    (note,) = notes
+    assert note.startswith("times of network hold the host's own")  # it copies through the host
     assert live == {}
     assert "CUDA_ERROR" in error
     assert stages == ["detect", "device_to_host", "host_to_device", "masks", "network", "preprocess"]
