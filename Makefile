@@ -15,7 +15,7 @@ MINUTES ?= 10
 INPUTS ?=
 SEED ?=
 
-.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons wheel kernel-costs gpu-kit gpu-rehearsal figures readme docs clean
+.PHONY: demo test test-all lint types tests tests-all hooks test-kernels fuzz pycuda test-install test-pythons wheel kernel-costs gpu-kit gpu-rehearsal figures runtimes readme docs clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -84,6 +84,10 @@ gpu-rehearsal: $(VENV)/installed
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed
 	$(BIN)/python -m benchmarks.figures.cpu
+
+# The tables of docs/runtimes.md: every exported form in every runtime that can be had here. Takes Node and npm, and the network.
+runtimes: $(VENV)/installed
+	$(BIN)/python -m benchmarks.figures.runtimes
 
 # The pages that show figures, again from the files in benchmarks/results.
 readme: $(VENV)/installed

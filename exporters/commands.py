@@ -216,7 +216,7 @@ def quantize(
     cpu_precision: CpuPrecision = "f32",
     progress: Progress | None = None,
 ) -> PrecisionResult:
-    """A float32 ONNX of `export` in FP16, or in INT8 with the rest in FP16, and what that costs.
+    """A float32 ONNX of `export` in FP16, or with its convolutions in INT8, and what that costs.
 
     `calib` (files and folders of images like those the model will see, 128 or more) gives INT8 its ranges, chosen by
     `calibrator`, and shows which layers leave half's range; fp16 without any is checked on built-in pictures. Ranges are

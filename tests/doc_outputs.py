@@ -30,6 +30,7 @@ PAGES = tuple(
         "docs/compare.md",
         "docs/benchmarking.md",
         "docs/runtime.md",
+        "docs/runtimes.md",
         "docs/end-to-end.md",
         "docs/yolact-plus.md",
         "docs/other-trainers.md",

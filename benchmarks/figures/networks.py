@@ -22,7 +22,7 @@ from benchmarks.figures.scenes import network_input
 from exporters.checkpoints.configs import published_spec
 from exporters.network.yolact import Yolact
 from yolact_deploy.arrays import FloatArray, Image
-from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, INPUT, OUTPUTS
+from yolact_deploy.artifacts.names import FLOAT32_OUTPUTS, INPUT, OUTPUTS, DcnChoice
 from yolact_deploy.cuda.drivers.interface import Driver
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.reference.postprocess import MaskIouModel
@@ -30,32 +30,39 @@ from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 CONFIG = "yolact_resnet50"
+PLUS_CONFIG = "yolact_plus_resnet50"
 _GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
 _WARMUP = 3
 
 
-def golden_model() -> tuple[Yolact, Image]:
+def golden_model(config: str = CONFIG) -> tuple[Yolact, Image]:
     """The network in eval mode and its image, uint8 [480, 640, 3] BGR. Raises YolactDeployError outside of a checkout."""
-    model, image = _golden()
+    model, image = _golden(config)
     return copy.deepcopy(model), image
 
 
 @functools.cache
-def _golden() -> tuple[Yolact, Image]:
+def _golden(config: str) -> tuple[Yolact, Image]:
     generator = _generator()
-    entries = json.loads((_GOLDEN / "manifest" / f"{CONFIG}.json").read_text(encoding="utf-8"))["state_dict"]
-    weights = generator.fill_({entry["name"]: tuple(entry["shape"]) for entry in entries}, CONFIG)
-    model = Yolact(published_spec(CONFIG))
+    entries = json.loads((_GOLDEN / "manifest" / f"{config}.json").read_text(encoding="utf-8"))["state_dict"]
+    weights = generator.fill_({entry["name"]: tuple(entry["shape"]) for entry in entries}, config)
+    model = Yolact(published_spec(config))
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     image: Image = generator.image(0)
     return model.eval(), image
 
 
-def export_golden(model: Yolact, target: Path) -> None:
-    """Write the ONNX of the measured configuration."""
+def golden_images() -> list[Image]:
+    """The two images that the goldens were recorded with, uint8 [H, W, 3] BGR."""
+    generator = _generator()
+    return [generator.image(number) for number in range(2)]
+
+
+def export_golden(target: Path, config: str = CONFIG, dcn: DcnChoice = "auto") -> None:
+    """Write the ONNX of a configuration."""
     from exporters.onnx_export import export_onnx  # which wants more than a GPU machine has
 
-    export_onnx(model, published_spec(CONFIG), target)
+    export_onnx(golden_model(config)[0], published_spec(config), target, dcn=dcn)
 
 
 def recorded_heads() -> tuple[ModelSpec, HeadTensors]:
@@ -254,4 +261,4 @@ class HostExecutionContext:
 
 
 if __name__ == "__main__":
-    export_golden(golden_model()[0], Path(sys.argv[1]))
+    export_golden(Path(sys.argv[1]), *sys.argv[2:])  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ from yolact_deploy.cli.console import (
 def quantize(
     model: Annotated[Path, typer.Argument(help="A float32 ONNX exported by `yolact-deploy export`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The typed ONNX to write.")],
-    precision: Annotated[LowPrecision, typer.Option(help="fp16, or int8 with the rest in fp16.")] = "int8",
+    precision: Annotated[LowPrecision, typer.Option(help="fp16, or int8 for the convolutions.")] = "int8",
     calib: CalibOption = None,
     calibrator: CalibratorOption = "entropy",
     calib_cache: CalibCacheOption = None,
