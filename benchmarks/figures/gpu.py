@@ -49,9 +49,9 @@ class Part:
 
 
 _FIGURES, _PROOFS = "benchmarks.figures.gpu_parts", "tests.gpu.proofs"
-PARTS = (
-    Part("probe", 40, _FIGURES),
-    Part("smoke", 60, _PROOFS),
+PARTS = (  # the first two import PyTorch from a cold disk
+    Part("probe", 60, _FIGURES),
+    Part("smoke", 90, _PROOFS),
     Part("kernels", 150, _FIGURES),
     Part("peers", 150, _FIGURES),
     Part("checks", 150, _PROOFS, restarts=True),

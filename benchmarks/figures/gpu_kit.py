@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,12 +68,12 @@ def pack(target: Path, parts: Sequence[str], architectures: Sequence[str] = ARCH
     if target.exists() and not (target / "benchmarks").is_dir() and any(target.iterdir()):
         raise OutputError(f"{target} is not a kit, so it is not made anew. Name a folder that is empty or not there.")
     shutil.rmtree(target, ignore_errors=True)
-    checkpoint = [_CHECKPOINT] if _CHECKPOINT_PARTS & set(parts) else []
-    for name in (*_tracked(), *checkpoint):
+    for name in _tracked():
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy)
-    if checkpoint:
+    if _CHECKPOINT_PARTS & set(parts):
+        _pack_checkpoint(target)
         _pack_images(target)
     _pack_kernels(target, architectures)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
@@ -86,6 +87,16 @@ def _tracked() -> Iterator[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *_SOURCES, *_FOLDERS, *_FILES]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return (name for name in listed if (ROOT / name).is_file())
+
+
+def _pack_checkpoint(target: Path) -> None:
+    """The same records, compressed: PyTorch reads them as well."""
+    with (
+        zipfile.ZipFile(ROOT / _CHECKPOINT) as source,
+        zipfile.ZipFile(target / _CHECKPOINT, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for record in source.namelist():
+            packed.writestr(record, source.read(record))
 
 
 def _pack_images(target: Path) -> None:
