@@ -191,7 +191,7 @@ def ncu(visit: Visit) -> None:
         visit.report.keep("ncu", {"why_not": "ncu is not installed"})
         return
     kept_heads(visit)  # made where nobody watches
-    for size in ("550", "1080p"):
+    for size in _REHEARSED_HW if visit.rehearsal else ("550", "1080p"):
         command = [tool, "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(_NCU_METRICS)]
         command += [sys.executable, "-m", _THIS, "ncu-target", *visit.arguments(visit.seconds_left)]
         environment = {**os.environ, "FIGURES_SIZE": size}
@@ -207,7 +207,7 @@ def ncu_target(visit: Visit) -> None:
     """Frames for ncu to look at: no other kernel runs in this process."""
     driver = open_driver(visit.device)
     spec, heads = kept_heads(visit)
-    size = SIZES_HW[os.environ["FIGURES_SIZE"]]
+    size = {**SIZES_HW, **_REHEARSED_HW}[os.environ["FIGURES_SIZE"]]
     with batches_of(driver, spec, heads, size, _NCU_FRAMES):
         pass  # each has run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -10,13 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.figures import gpu_timing
 from benchmarks.figures.gpu import Part, run_parts
 from benchmarks.figures.gpu_report import Report, Visit
+from benchmarks.figures.gpu_timing import SmClock
 from benchmarks.figures.scenes import candidates, network_input, scenes
 from tests.goldens import SHAPES_SPEC, golden_image
 from yolact_deploy.reference.images import preprocess
@@ -104,6 +108,39 @@ def _lives(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"  # one that nobody has waited for
+
+
+def test_the_clock_is_nvmls_of_the_gpu_at_that_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def handle(bus_id: bytes, found: Any) -> int:
+        asked.append(bus_id)
+        found._obj.value = 7
+        return 0
+
+    def clock(device: Any, kind: Any, mhz: Any) -> int:
+        asked.extend((device.value, kind.value))
+        mhz._obj.value = 1980
+        return 0
+
+    nvml = SimpleNamespace(nvmlInit_v2=lambda: 0, nvmlDeviceGetHandleByPciBusId_v2=handle, nvmlDeviceGetClockInfo=clock)
+    monkeypatch.setattr(gpu_timing, "_bus_id", lambda index: f"0000:0{index}:00.0")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    assert SmClock(3)() == 1980
+    assert asked == [b"0000:03:00.0", 7, 1]  # NVML_CLOCK_SM
+
+
+def test_the_clock_is_nvidia_smis_where_there_is_no_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\n[ "$2 $3" = "0000:01:00.0 --query-gpu=clocks.sm" ] && echo 345\n')
+    smi.chmod(0o755)
+    monkeypatch.setattr(gpu_timing, "_bus_id", lambda index: f"0000:0{index}:00.0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert SmClock(1)() == 345
+    unknown = SmClock(2)
+    assert unknown() is None
+    smi.write_text("#!/bin/sh\necho 1\n")
+    assert unknown() is None  # asked once
 
 
 def test_the_networks_input_without_opencv_is_that_of_the_reference() -> None:
