@@ -310,6 +310,22 @@ MUTANTS: dict[str, Mutant] = {
     "histogram_without_barrier": Mutant(
         "s.histogram[i] = 0;\n    __syncthreads();", "s.histogram[i] = 0;", "selection_by_radix_has_no_races"
     ),
+    "keys_of_warps_without_barrier": Mutant(
+        "keys[t] = key;\n  }\n  __syncthreads();", "keys[t] = key;\n  }", "no_two_threads_meet_without_a_barrier"
+    ),
+    "equal_directions_in_a_warp": Mutant(
+        "((t & stride) == 0) == ((t & length) == 0);", "(t & stride) == 0;", "the_best_of_many_lists"
+    ),
+    "steps_of_a_warp_only_once": Mutant(
+        "sort_in_warps<THREADS>(keys, size, length, length);", "", "the_best_of_many_lists"
+    ),
+    "longest_stride_of_a_warp_left_out": Mutant("min(length / 2, 16)", "min(length / 2, 8)", "the_best_of_many_lists"),
+    "strides_between_warps_left_out": Mutant(
+        "stride >= 32; stride /= 2", "stride >= 64; stride /= 2", "the_best_of_many_lists"
+    ),
+    "fewer_keys_than_a_warp_has_lanes": Mutant(
+        "max(power_of_two_from(taken), 32)", "power_of_two_from(taken)", "candidates_are_all_confident_priors_in_order"
+    ),
     "sort_without_barrier": Mutant(
         "keys[j] = a;\n        }\n      }\n      __syncthreads();",
         "keys[j] = a;\n        }\n      }",

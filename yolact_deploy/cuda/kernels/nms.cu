@@ -74,11 +74,28 @@ __device__ __forceinline__ void take_keys(const Keys& all, sort_key last, sort_k
   });
 }
 
-// keys[0 .. size - 1] ascending; `size` a power of two.
+// The steps of bitonic_sort between keys of one warp, for lengths first_length .. last_length: in registers, without barriers.
+template <int THREADS>
+__device__ __forceinline__ void sort_in_warps(sort_key* keys, int size, int first_length, int last_length) {
+  for (int t = threadIdx.x; t < size; t += THREADS) {
+    sort_key key = keys[t];
+    for (int length = first_length; length <= last_length; length *= 2)
+      for (int stride = min(length / 2, 16); stride > 0; stride /= 2) {
+        sort_key other = __shfl_xor_sync(ALL_LANES, key, stride);
+        bool wants_lower = ((t & stride) == 0) == ((t & length) == 0);
+        key = (other < key) == wants_lower ? other : key;
+      }
+    keys[t] = key;
+  }
+  __syncthreads();
+}
+
+// keys[0 .. size - 1] ascending; `size` a power of two, at least 32.
 template <int THREADS>
 __device__ void bitonic_sort(sort_key* keys, int size) {
-  for (int length = 2; length <= size; length *= 2)
-    for (int stride = length / 2; stride > 0; stride /= 2) {
+  sort_in_warps<THREADS>(keys, size, 2, 32);
+  for (int length = 64; length <= size; length *= 2) {
+    for (int stride = length / 2; stride >= 32; stride /= 2) {
       for (int t = threadIdx.x; t < size / 2; t += THREADS) {
         int i = 2 * t - (t & (stride - 1)), j = i + stride;
         sort_key a = keys[i], b = keys[j];
@@ -89,6 +106,8 @@ __device__ void bitonic_sort(sort_key* keys, int size) {
       }
       __syncthreads();
     }
+    sort_in_warps<THREADS>(keys, size, length, length);
+  }
 }
 
 // The best `WANTED` keys (fewer when there are fewer), sorted, in keys[0 ..] (shared, SORT_SIZE entries). Returns how many.
@@ -99,6 +118,7 @@ __device__ int select_top(const Keys& all, sort_key* keys, SelectScratch& s) {
   take_keys(all, NO_KEY - 1, keys, SORT_SIZE, s);
   __syncthreads();
   int taken = (int)s.taken;
+  if (taken == 0) return 0;
   if (taken > SORT_SIZE) {
     sort_key last = last_wanted<THREADS>(all, WANTED, s);
     if (threadIdx.x == 0) s.taken = 0;
@@ -106,7 +126,7 @@ __device__ int select_top(const Keys& all, sort_key* keys, SelectScratch& s) {
     take_keys(all, last, keys, SORT_SIZE, s);
     taken = WANTED;
   }
-  int size = power_of_two_from(taken);
+  int size = max(power_of_two_from(taken), 32);
   for (int i = taken + threadIdx.x; i < size; i += THREADS) keys[i] = NO_KEY;
   __syncthreads();
   bitonic_sort<THREADS>(keys, size);
