@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from yolact_deploy.arguments import check_choice
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 OPENVINO = "openvino"
 _DEVICES = 'device must be "auto", "cpu" or "cuda:N", or "openvino:NAME" for another device of OpenVINO'
 _NO_DRIVER = "this machine has no NVIDIA driver."
-_X86 = ("x86_64", "amd64")
 _SATURATES = (
     "this CPU has no VNNI, without which OpenVINO adds INT8 products in 16 bits, and saturates. onnxruntime computes what the "
     "file says."
@@ -264,10 +262,8 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
     by some percent in speed, and by rounding in what they compute.
     """
     if request.runtime != "auto":
-        inexact = (
-            request.runtime == "openvino" and file.precision == "int8" and request.device == "CPU" and not _is_exact()
-        )
-        return _Choice(request.runtime, note=_SATURATES if inexact else None)
+        is_int8 = request.runtime == "openvino" and file.precision == "int8" and request.device == "CPU"
+        return _Choice(request.runtime, note=_SATURATES if is_int8 and is_int8_exact() is False else None)
     if request.precision != "f32" or request.device != "CPU":
         return _Choice("openvino")
     has_onnxruntime = any(map(installed_version, ("onnxruntime", "onnxruntime-gpu")))
@@ -284,14 +280,14 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
         return _Choice("onnxruntime", note=note)
     if not has_onnxruntime:
         return _Choice("openvino", "onnxruntime is not installed")
-    if not _is_exact():
-        return _Choice("onnxruntime", "OpenVINO's INT8 saturates on this CPU")
+    if not (exact := is_int8_exact()):
+        why = (
+            "OpenVINO's INT8 saturates on this CPU"
+            if exact is False
+            else "OpenVINO does not tell whether its INT8 is exact here"
+        )
+        return _Choice("onnxruntime", why)
     return _Choice("openvino", "the faster one in INT8")
-
-
-def _is_exact() -> bool:
-    """Elsewhere than on x86 nobody has measured it."""
-    return platform.machine().lower() in _X86 and is_int8_exact()
 
 
 def _open_in(runtime: OnnxRuntimeName, file: OnnxFile, request: _CpuRequest) -> Network | EndToEndModel:

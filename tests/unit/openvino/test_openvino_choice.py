@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ WITHOUT = "Intel AVX2"
 
 @pytest.fixture(autouse=True)
 def _an_x86(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(library, "_instructions", lambda: WITH_VNNI)
     yield
     library.load_openvino.cache_clear()
@@ -63,6 +61,14 @@ def test_without_vnni_int8_stays_in_onnxruntime(int8: OnnxFile, monkeypatch: pyt
     assert "no VNNI" in note
 
 
+def test_where_openvino_does_not_tell_int8_stays_in_onnxruntime(
+    int8: OnnxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_instructions", lambda: "")  # 2026.0, or a CPU of another kind
+    assert "does not tell whether its INT8 is exact" in opened(int8).description
+    assert opened(int8, runtime="openvino").notes == ()
+
+
 def test_where_openvino_is_missing_int8_tells_what_it_would_bring(
     int8: OnnxFile, shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +93,7 @@ def test_an_openvino_that_is_too_old_is_refused_with_its_version(
 ) -> None:
     library.load_openvino.cache_clear()
     monkeypatch.setattr(library, "_version", lambda _: "2023.3.0")
-    with pytest.raises(MissingDependencyError, match=r"OpenVINO 2025.0 or newer, found 2023.3.0(.|\n)*--upgrade"):
+    with pytest.raises(MissingDependencyError, match=r"OpenVINO 2025.3 or newer, found 2023.3.0(.|\n)*--upgrade"):
         opened(shapes_onnx, runtime="openvino")
 
 

@@ -14,7 +14,7 @@ from yolact_deploy.optional import installed_version, require
 
 CPU = "CPU"
 
-_LEAST_VERSION = (2025, 0)
+_LEAST_VERSION = (2025, 3)  # older ones can't read our INT8 files
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")  # which choose among, or split over, real ones
 _NOISE = re.compile(r"^(Exception from |Check '.*' failed at |FrontEnd API failed with |Summary:|To facilitate )")
 _SHOWN = 300  # characters of what it says
@@ -64,8 +64,7 @@ def describe_openvino() -> str:
     for device in _core().available_devices:
         kinds = _capabilities(device)
         if device == CPU:
-            saturates = _instructions().startswith("Intel")  # which is said of any x86
-            int8 = "INT8 without loss" if is_int8_exact() else "INT8 that saturates" if saturates else "INT8"
+            int8 = {True: "INT8 without loss", False: "INT8 that saturates", None: "INT8"}[is_int8_exact()]
             kinds = ["f32", *(["bf16"] if _has_bf16() else []), int8]
         devices.append(f"{device} ({', '.join(kinds)})")
     return f"{openvino_name()} on {', '.join(devices)}"
@@ -123,10 +122,12 @@ def check_target(target: Target) -> None:
         )
 
 
-def is_int8_exact() -> bool:
-    """Whether INT8 products are added without loss on this CPU: by VNNI (Intel's name is DL Boost). Without, OpenVINO adds pairs
-    of them in 16 bits, which saturate."""
-    return "DL Boost" in _instructions()
+def is_int8_exact() -> bool | None:
+    """Whether INT8 products are added without loss on this CPU: on x86 by VNNI (Intel's name is DL Boost); without it OpenVINO
+    adds pairs of them in 16 bits, which saturate. None: not known, as of other CPUs, and where OpenVINO does not tell (2026.0).
+    """
+    found = _instructions()
+    return "DL Boost" in found if found.startswith("Intel") else None  # which is said of any x86
 
 
 def told(exc: Exception) -> str:
