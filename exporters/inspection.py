@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.arguments import check_paths
 from yolact_deploy.artifacts.names import is_onnx, is_plan
+from yolact_deploy.artifacts.onnx_file import open_onnx
 from yolact_deploy.artifacts.open import inspect_onnx, inspect_plan
 from yolact_deploy.errors import ArtifactError, CheckpointError, SpecError
 from yolact_deploy.files import is_file, sha256_file, what_is_there
 from yolact_deploy.optional import require_export
+from yolact_deploy.runtime.opening import cpu_runtime
 from yolact_deploy.spec import ModelSpec
 from yolact_deploy.spec_json import JsonError, encode, read_json
 
@@ -71,7 +73,7 @@ def inspect(artifact: str | os.PathLike[str]) -> dict[str, Any]:
     """All that an artifact tells of itself, as a JSON object; "kind" says of what: "checkpoint", "onnx", "plan" or "spec".
 
     Each has its "path", and its "spec" where there is one. ONNX files and plans are told without PyTorch, ONNX or TensorRT;
-    of a checkpoint, "inferred" says which tensor shows what.
+    of a checkpoint, "inferred" says which tensor shows what, of an ONNX, "cpu_runtime" what "auto" would run it in here.
 
     Raises OptionError for what is no path, ArtifactError for what is not there, no ONNX, or JSON of another kind,
     PlanMismatchError for a plan that is not its sidecar's, SpecError for a malformed spec file, CheckpointError for a file
@@ -88,7 +90,8 @@ def inspect(artifact: str | os.PathLike[str]) -> dict[str, Any]:
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty (0 bytes). Copy or download it again.")
     if is_onnx(path):
-        return inspect_onnx(path)
+        file = open_onnx(path)
+        return {**inspect_onnx(file), "cpu_runtime": cpu_runtime(file)}
     if is_plan(path):
         return inspect_plan(path)
     if path.suffix.lower() == ".json":

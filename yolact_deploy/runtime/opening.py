@@ -120,6 +120,11 @@ def open_pipeline(
         )
 
 
+def cpu_runtime(file: OnnxFile) -> OnnxRuntimeName:
+    """What runtime "auto" would run a file in on this CPU."""
+    return _choose_runtime(file, _CpuRequest()).runtime
+
+
 def check_on_cpu(runtime: OnnxRuntimeChoice, cpu_precision: CpuPrecision) -> None:
     """Raise what a Detector on the CPU would, whatever its file: OptionError for what contradicts itself, MissingDependencyError
     where OpenVINO is wanted and missing or too old, DeviceError for an arithmetic that this CPU has not."""
