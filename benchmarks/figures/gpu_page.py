@@ -45,7 +45,11 @@ def gpu_section(title: str, report: Mapping[str, Any]) -> str:
 def _part_lines(report: Mapping[str, Any]) -> list[str]:
     parts = report.get("parts", {})
     bad = [f"{name} ({part['state']})" for name, part in parts.items() if part["state"] != "done"]
-    return [f"Parts of the visit that did not end well: {'; '.join(bad)}.", ""] if bad else []
+    lines = [f"Parts of the visit that did not end well: {'; '.join(bad)}.", ""] if bad else []
+    for row in report.get("not_measured", []):
+        told = ", ".join(str(value) for name, value in row.items() if name != "why_not")
+        lines += [f"- not measured: {told}: {row['why_not']}"]
+    return [*lines, ""] if lines else []
 
 
 def _proof_lines(report: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,9 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -40,6 +42,7 @@ SIZES_HW: Mapping[str, tuple[int, int]] = {
 }
 TOLD_SCENES = ("recorded", "100 full")  # the first to be measured, at every size
 _REHEARSED_HW = {"small": (48, 64)}
+_WHY_CHARACTERS = 500
 _TOOLS = ("nvidia-smi", "nvcc", "ncu", "compute-sanitizer", "g++", "cuobjdump")
 _CUDA_BIN = "/usr/local/cuda/bin"
 _TOOL_SECONDS = 10
@@ -125,6 +128,34 @@ def describe_torch() -> dict[str, Any]:
     return {"version": torch.__version__, "cuda": torch.version.cuda, "sees_a_gpu": seen}
 
 
+class Rows:
+    """Tables of a report, empty at first. A row that can't be measured is told in "not_measured", and costs no other."""
+
+    def __init__(self, visit: Visit, *tables: str) -> None:
+        self._report = visit.report
+        self._failed = 0
+        missing = [row for row in self._report.read().get("not_measured", []) if row["table"] not in tables]
+        for name, rows in {**{table: [] for table in tables}, "not_measured": missing}.items():
+            self._report.keep(name, rows)
+
+    def add(self, table: str, told: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure a row."""
+        try:
+            row = measure()
+        except Exception as exc:  # PyTorch's errors and ours share no base
+            traceback.print_exc()
+            self._failed += 1
+            why = " ".join(f"{type(exc).__name__}: {exc}".split())[:_WHY_CHARACTERS]
+            self._report.add("not_measured", {"table": table, **told, "why_not": why})
+        else:
+            self._report.add(table, {**told, **row})
+
+    def end(self) -> None:
+        """Raises SystemExit where a row is missing."""
+        if self._failed:
+            raise SystemExit(f"{self._failed} rows were not measured")
+
+
 def kernels(visit: Visit) -> None:
     """Preprocessing, then decode to masks at every size in every scene."""
     driver = open_driver(visit.device)
@@ -133,18 +164,18 @@ def kernels(visit: Visit) -> None:
     sizes: Mapping[str, tuple[int, int]] = SIZES_HW
     if visit.rehearsal:
         settings, short, sizes = _REHEARSAL, _REHEARSAL, _REHEARSED_HW
-    for table in ("preprocess", "kernels"):
-        visit.report.keep(table, [])
+    tables = Rows(visit, "preprocess", "kernels")
     made = scenes(spec, heads)
     others = [] if visit.rehearsal else [name for name in made if name not in TOLD_SCENES]
     for number, (size, image_hw) in enumerate(sizes.items()):
-        row = measure_preprocess(driver, spec, image_hw, short if number else settings)
-        visit.report.add("preprocess", {"size": size, **row})
+        chosen = short if number else settings
+        tables.add("preprocess", {"size": size}, partial(measure_preprocess, driver, spec, image_hw, chosen))
     for names in (TOLD_SCENES[:1] if visit.rehearsal else TOLD_SCENES, others):
         for size, image_hw in sizes.items():
             for scene in names:
-                row = measure_kernels(driver, spec, made[scene](), image_hw, short)
-                visit.report.add("kernels", {"scene": scene, "size": size, **row})
+                measure = partial(measure_kernels, driver, spec, made[scene](), image_hw, short)
+                tables.add("kernels", {"scene": scene, "size": size}, measure)
+    tables.end()
 
 
 def peers(visit: Visit) -> None:
@@ -164,7 +195,7 @@ def frames(visit: Visit) -> None:
 
     driver = open_driver(visit.device)
     model, photo = golden_model()
-    visit.report.keep("frames", [])
+    tables = Rows(visit, "frames")
     sizes = _REHEARSED_HW if visit.rehearsal else SIZES_HW
     for name in ("float32", "float16", "float32 with TF32"):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name.endswith("TF32")
@@ -178,10 +209,12 @@ def frames(visit: Visit) -> None:
 
             repeats = 1 if visit.rehearsal else 100
             image = enlarged(photo, image_hw)
-            row = measure_frames(driver, open_network, image, repeats=repeats, spin_s=0.0 if visit.rehearsal else 0.5)
-            visit.report.add("frames", {"precision": name, "size": size, **row})
+            spin_s = 0.0 if visit.rehearsal else 0.5
+            measure = partial(measure_frames, driver, open_network, image, repeats=repeats, spin_s=spin_s)
+            tables.add("frames", {"precision": name, "size": size}, measure)
         if visit.rehearsal:
-            return
+            break
+    tables.end()
 
 
 def ncu(visit: Visit) -> None:

@@ -19,10 +19,13 @@ import pytest
 
 from benchmarks.figures import gpu_timing
 from benchmarks.figures.gpu import Part, run_parts
+from benchmarks.figures.gpu_page import gpu_section
+from benchmarks.figures.gpu_parts import Rows
 from benchmarks.figures.gpu_report import Report, Visit
 from benchmarks.figures.gpu_timing import SmClock
 from benchmarks.figures.scenes import candidates, network_input, scenes
 from tests.goldens import SHAPES_SPEC, golden_image
+from yolact_deploy.errors import DeviceMemoryError
 from yolact_deploy.reference.images import preprocess
 from yolact_deploy.reference.postprocess import detect, make_priors
 from yolact_deploy.runtime.protocols import HeadTensors
@@ -32,6 +35,8 @@ ROOT = Path(__file__).parents[3]
 VISITED = """
 import os, signal, sys, time
 from benchmarks.figures.gpu import AGAIN
+from benchmarks.figures.gpu_page import gpu_section
+from benchmarks.figures.gpu_parts import Rows
 from benchmarks.figures.gpu_report import run_part
 
 def row(visit):
@@ -108,6 +113,24 @@ def _lives(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"  # one that nobody has waited for
+
+
+def test_a_row_that_fails_costs_no_other_and_is_told(visit: Visit) -> None:
+    def no_memory() -> dict[str, Any]:
+        raise DeviceMemoryError("not enough memory")
+
+    for _ in range(2):  # measured again, the tables begin anew
+        tables = Rows(visit, "kernels")
+        tables.add("kernels", {"size": "550"}, lambda: {"us": 1.0})
+        tables.add("kernels", {"size": "4K"}, no_memory)
+        tables.add("kernels", {"size": "720p"}, lambda: {"us": 2.0})
+        with pytest.raises(SystemExit, match="1 rows were not measured"):
+            tables.end()
+    report = visit.report.read()
+    assert report["kernels"] == [{"size": "550", "us": 1.0}, {"size": "720p", "us": 2.0}]
+    assert "- not measured: kernels, 4K: DeviceMemoryError: not enough memory" in gpu_section(
+        "gpu", {**report, "kernels": []}
+    )
 
 
 def test_the_clock_is_nvmls_of_the_gpu_at_that_bus(monkeypatch: pytest.MonkeyPatch) -> None:
