@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from yolact_deploy.runtime.gpu.pipeline import GpuBackend
 
 OPENVINO = "openvino"
-_DEVICES = 'device must be "auto", "cpu" or "cuda:N", or "openvino:NAME" for another device of OpenVINO'
+_DEVICES = 'device must be "auto", "cpu" or "cuda:N"'
+_MORE_DEVICES = '"openvino:NAME" is another device of OpenVINO\'s.'
 _NO_DRIVER = "this machine has no NVIDIA driver."
 _SATURATES = (
     "this CPU has no VNNI, without which OpenVINO adds INT8 products in 16 bits, and saturates. onnxruntime computes what the "
@@ -138,12 +139,12 @@ def check_on_cpu(runtime: OnnxRuntimeChoice, cpu_precision: CpuPrecision) -> Non
 def _parse_device(device: Any) -> tuple[str, int]:
     """The kind of a device, and the index of a GPU of NVIDIA's."""
     if not isinstance(device, str):
-        raise DeviceError(f"{_DEVICES}, found {device!r} ({type(device).__name__}).")
+        raise DeviceError(f"{_DEVICES}, found {device!r} ({type(device).__name__}). {_MORE_DEVICES}")
     kind, colon, index = device.partition(":")
     if kind == OPENVINO and (index or not colon):
         return kind, 0
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdigit())):
-        raise DeviceError(f"{_DEVICES}, found {device!r}.")
+        raise DeviceError(f"{_DEVICES}, found {device!r}. {_MORE_DEVICES}")
     return kind, int(index or 0)
 
 

@@ -118,7 +118,7 @@ def test_it_opens_again_in_another_process_in_the_same_runtime(shapes_onnx: Path
         ({"runtime": "onnxruntime", "cpu_precision": "bf16"}, OptionError, "onnxruntime has no bfloat16"),
         ({"cpu_precision": "f16"}, OptionError, "cpu_precision must be one of f32, bf16, found 'f16'"),
         ({"device": "openvino:TPU"}, DeviceError, r"OpenVINO has no device TPU here; it has .*CPU"),
-        ({"device": "openvino:"}, DeviceError, 'or "openvino:NAME" for another device of OpenVINO'),
+        ({"device": "openvino:"}, DeviceError, 'found .openvino:.. "openvino:NAME" is another device'),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_words(
