@@ -28,7 +28,10 @@ _RTX = "tensorrt-rtx"
 
 @contextmanager
 def running(runner: Any, name: str) -> Iterator[Any]:
-    """An active runner without Polygraphy's talk, as a function of a feed. Raises EngineError for what fails in its runtime."""
+    """An active runner without Polygraphy's talk, as a function of a feed.
+
+    Raises ArtifactError for what its runtime does not open, EngineError for what fails in it.
+    """
 
     def infer(feed: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         try:
