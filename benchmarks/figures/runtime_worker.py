@@ -26,6 +26,9 @@ Array = npt.NDArray[Any]
 Run = Callable[[Array], Mapping[str, Array]]  # an image batch to the outputs by name
 _IMAGE = "image"
 _COLOURS = 3
+# OpenVINO begins with where in its source it failed, and says last which operators it lacks.
+_PLACES = ("Exception from ", "Check '", "FrontEnd API failed")
+_LACKING = "-- No conversion rule found"
 
 
 def open_onnxruntime(model: str, outputs: Sequence[str], shape: Sequence[int], threads: int) -> tuple[str, Run]:
@@ -155,6 +158,7 @@ def main(runtime: str, model: str, outputs: str, shape: str, threads: str) -> No
 def first_line(exc: Exception) -> str:
     """What an exception says, as far as it is worth quoting."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    lines.sort(key=lambda line: (not line.startswith(_LACKING), line.startswith(_PLACES)))  # otherwise in their order
     return lines[0] if lines else type(exc).__name__
 
 

@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "runtimes.md"
 MEASURED = RESULTS / "runtimes.json"
 # Between these lines, the page is generated.
 BEGIN, END = "<!-- tables: made from benchmarks/results/runtimes.json -->\n", "<!-- end of the tables -->\n"
-_MARKS = {"ok": "yes", "wrong": "wrong", "fails": "no"}
+_MARKS = {"ok": "yes", "wrong": "differs", "fails": "no"}
 
 
 def write_page(measured: Path = MEASURED) -> None:
@@ -92,7 +92,7 @@ def _why_not(forms: Any, runtimes: dict[str, Any]) -> list[str]:
             if found["status"] == "fails":
                 reasons.setdefault(found["reason"].rstrip("."), []).append(form["title"])
             elif found["status"] == "wrong":
-                what = f"it runs, but finds {found['found']} of {found['objects']} objects"
+                what = f"it runs, but finds {found['found']} of {found['objects']} objects again"
                 reasons.setdefault(what, []).append(form["title"])
         lines += [f"- {runtime['title']}; {'; '.join(titles)}: `{reason}`" for reason, titles in reasons.items()]
     return ["", "**Why not**", "", *lines] if lines else []

@@ -73,9 +73,9 @@ def test_a_cross_has_its_reason_and_what_gives_other_detections_is_wrong() -> No
             d={"status": "ok", "version": "2", "plan_bytes": 9},
         )
     )
-    assert "| form F | yes | no | wrong | yes | not tried |" in text
+    assert "| form F | yes | no | differs | yes | not tried |" in text
     assert "| A | 1 | 2e-06 | 10 of 10 | 3 of 500 | 1.25 |" in text
     assert "| C | 1 | no number | 4 of 10 | 3 of 500 |  |" in text
     assert "B; form F: `no such operator`" in text
-    assert "C; form F: `it runs, but finds 4 of 10 objects`" in text
+    assert "C; form F: `it runs, but finds 4 of 10 objects again`" in text
     assert "E: no node on this machine." in text
