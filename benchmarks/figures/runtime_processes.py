@@ -83,7 +83,7 @@ def build_plan(path: Path) -> dict[str, Any]:
         command = [*(TENSORRT_RTX.command or ()), str(path), *where]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RefusalError(_first_line(done.stderr).removeprefix("error: "))
+            raise RefusalError(_first_line(done.stderr).removeprefix("error: ").replace(str(path), path.name))
         return {
             "status": "ok",
             "version": json.loads(done.stdout)["sidecar"]["runtime_version"],
@@ -158,4 +158,6 @@ def open_worker(
 
 
 def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    """With the next one, where it ends in a colon."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
