@@ -114,7 +114,8 @@ def _costs_section(report: dict[str, Any]) -> str:
         "## The kernels on the emulator",
         "",
         f"Counts, no times (`make kernel-costs`), for a GPU of {report['multiprocessors']} multiprocessors: YOLACT-550 ResNet50 "
-        "with the recorded weights, from heads to masks as bits. A step is a basic block that a thread enters.",
+        "with the recorded weights, from heads to masks as bits, and from those to run lengths (rle). A step is a basic block "
+        "that a thread enters.",
         "",
         "| scene | detections | kernel | blocks | without work | bytes read | bytes written | barriers | longest | steps |",
         "|---|---|---|---|---|---|---|---|---|---|",

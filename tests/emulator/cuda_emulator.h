@@ -107,6 +107,7 @@ EMULATED inline unsigned atomicAdd(unsigned* at, unsigned value) { return emulat
 EMULATED inline void __nanosleep(unsigned) {}
 
 EMULATED inline int __popc(unsigned x) { return __builtin_popcount(x); }
+EMULATED inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 EMULATED inline int __ffs(int x) { return __builtin_ffs(x); }
 EMULATED inline unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
 EMULATED inline int __float_as_int(float x) { int bits; std::memcpy(&bits, &x, 4); return bits; }

@@ -216,8 +216,39 @@ MUTANTS: dict[str, Mutant] = {
     "mask_written_beyond_its_row": Mutant("if (w < tile.words) out[", "out[", "masks_are_the_references_at_any_size"),
     # run lengths
     "columns_start_with_background": Mutant(
-        "bottom == image_h && x > window.left && mask.at(image_h - 1, x - 1)",
-        "false",
+        "if (bottom == image_h) {\n    above",
+        "if (false) {\n    above",
+        "dense_masks_and_run_lengths_are_those_of_the_bits",
+    ),
+    "columns_start_with_the_word_before_left_out": Mutant(
+        "if (w > 0) above |= mask.word(image_h - 1, w - 1) >> 31;",
+        "",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "columns_start_with_the_row_beside": Mutant(
+        "mask.word(image_h - 1, w) << 1;",
+        "mask.word(image_h - 1, w);",
+        "dense_masks_and_run_lengths_are_those_of_the_bits",
+    ),
+    "rows_for_columns": Mutant(
+        "transpose_bits(differs)", "differs", "dense_masks_and_run_lengths_are_those_of_the_bits"
+    ),
+    "transposed_without_the_last_step": Mutant(
+        "step > 0; step /= 2) {\n    unsigned other",
+        "step > 1; step /= 2) {\n    unsigned other",
+        "dense_masks_and_run_lengths_are_those_of_the_bits",
+    ),
+    "row_above_of_the_first_32": Mutant(
+        "    above = __shfl_sync(ALL_LANES, row, 31);\n", "", "run_lengths_are_of_every_row_and_column_a_mask_reaches"
+    ),
+    "rows_below_the_window": Mutant(
+        "y < bottom ? row ^ (lane == 0 ? above : higher) : 0;",
+        "row ^ (lane == 0 ? above : higher);",
+        "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "first_change_for_the_last": Mutant(
+        "last = position + 31 - __clz((int)found);",
+        "last = position + __ffs((int)found) - 1;",
         "dense_masks_and_run_lengths_are_those_of_the_bits",
     ),
     "last_position_of_the_warp_only": Mutant(
@@ -270,14 +301,22 @@ MUTANTS: dict[str, Mutant] = {
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
     "change_from_the_column_before_left_out": Mutant(
-        "if (before && window.top > 0) {\n    at_change(position);",
-        "if (before && window.top > 0) {",
+        "at_changes(column, above >> lane & 1);",
+        "",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
     ),
     "column_before_ends_at_the_first_row": Mutant(
-        "at_change(position);\n    before = false;",
-        "at_change(position);",
+        "above >> lane & 1);\n    above = 0;",
+        "above >> lane & 1);",
         "run_lengths_are_of_every_row_and_column_a_mask_reaches",
+    ),
+    "runs_of_columns_beyond_the_image": Mutant(
+        "found = is_inside ? found : 0; found", "; found", "run_lengths_are_of_every_row_and_column_a_mask_reaches"
+    ),
+    "lanes_beyond_the_image_leave_the_warp": Mutant(
+        "unsigned changes = 0, last = 0;",
+        "if (x >= image_w) return;\n  unsigned changes = 0, last = 0;",
+        "dense_masks_and_run_lengths_are_those_of_the_bits",
     ),
     "last_run_only_where_the_mask_is": Mutant(
         "if (!mask.can_change(x) && !ends) return;",

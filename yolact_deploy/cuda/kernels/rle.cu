@@ -1,13 +1,15 @@
 // COCO run lengths of bit-packed masks: pixels column by column, runs of 0 and 1 in turn, the first of 0 (perhaps of none).
 // Four launches: changes of each column, where each column's runs start, where each mask's runs start, the runs.
 
+static_assert(RLE_THREADS % 32 == 0, "a warp has the columns of one word");
+
 // The bits of one mask.
 struct MaskBits {
   Window window;
   const unsigned* words;
 
-  __device__ __forceinline__ bool at(int y, int x) const {  // of a pixel inside the window
-    return words[(size_t)(y - window.top) * window.words + (x - window.left) / 32] >> x % 32 & 1;
+  __device__ __forceinline__ unsigned word(int y, int w) const {  // of a row of the window
+    return words[(size_t)(y - window.top) * window.words + w];
   }
   // Below and beside a window there is nothing to change: its last row and column are 0, or the image's.
   __device__ __forceinline__ bool can_change(int x) const { return x >= window.left && x < window.left + 32 * window.words; }
@@ -24,23 +26,41 @@ __device__ __forceinline__ MaskBits mask_bits(
   return mask;
 }
 
-// Walks down a column; calls at_change(position) where a pixel differs from the one before, which for the first one is the
-// last of the column to the left.
-template <class AtChange>
-__device__ __forceinline__ void walk_column(const MaskBits& mask, int x, int image_h, AtChange at_change) {
-  Window window = mask.window;
-  unsigned position = (unsigned)x * image_h;
-  int bottom = window.top + window.rows;
-  bool before = bottom == image_h && x > window.left && mask.at(image_h - 1, x - 1);
-  if (before && window.top > 0) {
-    at_change(position);
-    before = false;
+// Bit i of lane j becomes bit j of lane i. Of one warp, all lanes.
+__device__ __forceinline__ unsigned transpose_bits(unsigned bits) {
+  int lane = threadIdx.x % 32;
+  unsigned low = 0x0000ffffu;  // bits whose number lacks `step`
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    unsigned other = __shfl_xor_sync(ALL_LANES, bits, step);
+    bits = lane & step ? (bits & ~low) | (other & ~low) >> step : (bits & low) | (other & low) << step;
+    low ^= low << step / 2;
   }
-#pragma unroll 4
-  for (int y = window.top; y < bottom; y++) {
-    bool bit = mask.at(y, x);
-    if (bit != before) at_change(position + y);
-    before = bit;
+  return bits;
+}
+
+// Walks down the columns of a word, one a lane, 32 rows at a time; calls at_changes(position, changes) where a pixel differs
+// from the one before: bit i of `changes` is of position + i. Before the first of a column is the last of the column to its
+// left. Of one warp, all lanes.
+template <class AtChanges>
+__device__ __forceinline__ void walk_columns(const MaskBits& mask, int x, int image_h, AtChanges at_changes) {
+  int lane = threadIdx.x % 32, w = (x - mask.window.left) / 32, bottom = mask.window.top + mask.window.rows;
+  unsigned column = (unsigned)x * image_h, above = 0;  // the row above, a column a bit
+  if (bottom == image_h) {
+    above = mask.word(image_h - 1, w) << 1;
+    if (w > 0) above |= mask.word(image_h - 1, w - 1) >> 31;
+  }
+  if (mask.window.top > 0) {
+    at_changes(column, above >> lane & 1);
+    above = 0;
+  }
+  for (int top = mask.window.top; top < bottom; top += 32) {
+    int y = top + lane;
+    unsigned row = y < bottom ? mask.word(y, w) : 0;
+    unsigned higher = __shfl_up_sync(ALL_LANES, row, 1);
+    unsigned differs = y < bottom ? row ^ (lane == 0 ? above : higher) : 0;
+    above = __shfl_sync(ALL_LANES, row, 31);
+    if (__any_sync(ALL_LANES, differs != 0)) at_changes(column + top, transpose_bits(differs));
   }
 }
 
@@ -55,16 +75,17 @@ extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_columns(
     int image_h, int image_w, int first_image) {
   if (blockIdx.y >= count[first_image + blockIdx.z]) return;
   int x = blockIdx.x * RLE_THREADS + threadIdx.x;
-  if (x >= image_w) return;
+  if (x - (int)threadIdx.x % 32 >= image_w) return;  // lanes beyond an image's last column hold rows of the others
   size_t mask_index = (size_t)blockIdx.z * MAX_OUT + blockIdx.y;
   MaskBits mask = mask_bits(windows, window_start, mask_words, first_image, image_h, image_w);
   unsigned changes = 0, last = 0;
   if (mask.can_change(x)) {
-    walk_column(mask, x, image_h, [&](unsigned position) {
-      changes++;
-      last = position;
+    walk_columns(mask, x, image_h, [&](unsigned position, unsigned found) {
+      changes += __popc(found);
+      if (found != 0) last = position + 31 - __clz((int)found);
     });
   }
+  if (x >= image_w) return;
   column_runs[mask_index * image_w + x] = changes;
   column_last[mask_index * image_w + x] = last;
 }
@@ -145,19 +166,26 @@ extern "C" __global__ void __launch_bounds__(RLE_THREADS) rle_runs(
     unsigned capacity) {
   if (blockIdx.y >= count[first_image + blockIdx.z]) return;
   int x = blockIdx.x * RLE_THREADS + threadIdx.x;
-  if (x >= image_w) return;
+  if (x - (int)threadIdx.x % 32 >= image_w) return;  // lanes beyond an image's last column hold rows of the others
   size_t mask_index = (size_t)blockIdx.z * MAX_OUT + blockIdx.y;
   MaskBits mask = mask_bits(windows, window_start, mask_words, first_image, image_h, image_w);
   bool ends = x == image_w - 1;  // the last run ends with the mask
   if (!mask.can_change(x) && !ends) return;
-  unsigned at = run_start[(size_t)blockIdx.z * (MAX_OUT + 1) + blockIdx.y] + column_runs[mask_index * image_w + x];
-  unsigned last = column_last[mask_index * image_w + x];
+  bool is_inside = x < image_w;
+  unsigned at = run_start[(size_t)blockIdx.z * (MAX_OUT + 1) + blockIdx.y], last = 0;
+  if (is_inside) {
+    at += column_runs[mask_index * image_w + x];
+    last = column_last[mask_index * image_w + x];
+  }
   unsigned* image_runs = runs + (size_t)blockIdx.z * capacity;
   if (mask.can_change(x)) {
-    walk_column(mask, x, image_h, [&](unsigned position) {
-      if (at < capacity) image_runs[at] = position - last;
-      at++;
-      last = position;
+    walk_columns(mask, x, image_h, [&](unsigned first, unsigned found) {
+      for (found = is_inside ? found : 0; found != 0; found &= found - 1) {
+        unsigned position = first + __ffs((int)found) - 1;
+        if (at < capacity) image_runs[at] = position - last;
+        at++;
+        last = position;
+      }
     });
   }
   if (ends && at < capacity) image_runs[at] = (unsigned)image_w * image_h - last;
