@@ -25,6 +25,9 @@ def pytest_configure() -> None:
     """A shell starts jobs in the background with Ctrl-C ignored, which the commands under test would inherit."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault(
+        "NUMBA_DISABLE_JIT", "1"
+    )  # compiling takes seconds; one test does it, in a process of its own
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -32,7 +32,7 @@ from yolact_deploy.spec import ModelSpec, NmsMode
 _PACKAGES = (
     "numpy", "opencv-python-headless", "pycocotools", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
     "openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings", "pycuda", "supervision",
-    "polygraphy",
+    "polygraphy", "numba",
 )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ def examine(builders: Sequence[Builder], gpus: Sequence[GpuDevice]) -> dict[str,
             "reason": cuda["problem"] or f"with {cuda['package']} and NVRTC {cuda['nvrtc'][0]['version']}",
         },
         _ability("Detections.to_supervision", packages, ("supervision",), "draw"),
+        _ability("compiled masks on CPU", packages, ("numba",), "fast"),
         _ability("compare --layers", packages, ("polygraphy",), "compare"),
     ]
     return {

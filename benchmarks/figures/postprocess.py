@@ -3,7 +3,8 @@
 Scenes are one image of YOLACT-550 on ResNet50 with the recorded weights: its own 100 detections ("recorded"); 100 objects
 planted in its heads, of every size and nowhere on each other ("planted"); the recorded detections with boxes as large as the
 image ("full"). Times are of the process on all cores, so that others on the machine disturb them less; stages of one scene
-take turns. To compare two versions, run it in both checkouts, in turns.
+take turns. "windows" are masks as bits, "compiled" is what numba does (extra `fast`), all else NumPy. To compare two versions,
+run it in both checkouts, in turns.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import gc
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 from typing import Any
@@ -25,8 +27,11 @@ from benchmarks.statistics import percentiles
 from benchmarks.subjects import synthetic_heads
 from yolact_deploy.arrays import FloatArray
 from yolact_deploy.files import write_json
+from yolact_deploy.reference.compiled_masks import CompiledMasks, load_kernel
 from yolact_deploy.reference.detections import RawDetections
-from yolact_deploy.reference.postprocess import assemble_masks, detect, make_priors
+from yolact_deploy.reference.mask_sources import WindowMasks
+from yolact_deploy.reference.masks import PrototypeMasks
+from yolact_deploy.reference.postprocess import detect, make_priors
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
@@ -91,13 +96,21 @@ def timed(stages: dict[str, Callable[[], object]], iterations: int) -> dict[str,
 
 
 def _mask_stages(raw: RawDetections) -> dict[str, Callable[[], object]]:
+    kernel = load_kernel()
     stages: dict[str, Callable[[], object]] = {}
     for image_hw in SIZES_HW:
         size = f"{image_hw[1]}x{image_hw[0]}"
-        kept = assemble_masks(raw, image_hw).assembled()  # as they come from a GPU
-        stages[f"masks {size}"] = lambda image_hw=image_hw: assemble_masks(raw, image_hw).masks  # type: ignore[misc]
-        stages[f"rle {size}"] = lambda image_hw=image_hw: assemble_masks(raw, image_hw).rle()  # type: ignore[misc]
-        stages[f"masks of bits {size}"] = kept.mask_source.dense  # type: ignore[union-attr]
+        masks = PrototypeMasks(raw.proto, raw.mask_coeff, raw.boxes_xyxy, image_hw, crop=True)
+        kept = WindowMasks.of(masks.regions(), image_hw)  # as they come from a GPU
+        stages[f"masks {size}"] = masks.dense
+        stages[f"rle {size}"] = masks.rle
+        stages[f"windows {size}"] = lambda masks=masks: WindowMasks.of(masks.regions(), masks.image_hw)  # type: ignore[misc]
+        if kernel is not None:
+            compiled = partial(CompiledMasks, masks, kernel)  # anew each time, as it keeps where its masks are
+            stages[f"compiled masks {size}"] = lambda compiled=compiled: compiled().dense()  # type: ignore[misc]
+            stages[f"compiled rle {size}"] = lambda compiled=compiled: compiled().rle()  # type: ignore[misc]
+            stages[f"compiled windows {size}"] = lambda compiled=compiled: compiled().windows()  # type: ignore[misc]
+        stages[f"masks of bits {size}"] = kept.dense
         stages[f"rle of bits {size}"] = kept.rle
     return stages
 

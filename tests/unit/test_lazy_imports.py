@@ -13,7 +13,7 @@ import pytest
 
 HEAVY = (
     "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "polygraphy", "pycuda", "cuda",
-    "cv2", "supervision", "pycocotools", "exporters", "engines", "benchmarks",
+    "cv2", "supervision", "pycocotools", "numba", "exporters", "engines", "benchmarks",
 )  # fmt: skip
 COMMANDS = ("export", "quantize", "build-engine", "detect", "eval", "bench", "compare", "inspect", "doctor")
 

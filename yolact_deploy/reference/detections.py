@@ -17,6 +17,7 @@ import numpy as np
 from yolact_deploy.arrays import BoolArray, FloatArray, Image, IntArray
 from yolact_deploy.errors import ImageError, OptionError
 from yolact_deploy.optional import require
+from yolact_deploy.reference.compiled_masks import CompiledMasks, choose_masks
 from yolact_deploy.reference.images import check_image, read_image
 from yolact_deploy.reference.mask_sources import MaskSource, RunMasks, WindowMasks
 from yolact_deploy.reference.masks import MaskRegion, PrototypeMasks
@@ -97,7 +98,7 @@ class Detections:
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         state["raw"] = dataclasses.replace(self.raw, proto=self.raw.proto[:0, :0])
         if not isinstance(self.mask_source, (WindowMasks, RunMasks)):
-            state["mask_source"] = WindowMasks.of(self.iter_regions(), self.image_hw)
+            state["mask_source"] = self._windows()
         return state
 
     def __repr__(self) -> str:
@@ -172,7 +173,7 @@ class Detections:
         """
         if self.mask_source is not None:
             return self
-        return dataclasses.replace(self, mask_source=WindowMasks.of(self.iter_regions(), self.image_hw))
+        return dataclasses.replace(self, mask_source=self._windows())
 
     def listed(self) -> Detections:
         """Those that `to_coco` lists: as the original's dump, it leaves out those whose integer box has no area."""
@@ -263,7 +264,13 @@ class Detections:
         )
 
     def _masks_from(self) -> MaskSource:
-        return self._assembled() if self.mask_source is None else self.mask_source
+        return choose_masks(self._assembled()) if self.mask_source is None else self.mask_source
+
+    def _windows(self) -> WindowMasks:
+        source = self._masks_from()
+        return (
+            source.windows() if isinstance(source, CompiledMasks) else WindowMasks.of(source.regions(), self.image_hw)
+        )
 
     def _assembled(self) -> PrototypeMasks:
         raw = self.raw

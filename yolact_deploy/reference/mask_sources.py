@@ -16,7 +16,7 @@ from yolact_deploy.reference.run_lengths import BitWindow, bit_window, encode_ru
 
 MaskForm: TypeAlias = Literal["bits", "rle", "dense"]  # in which masks of a GPU come to the host
 
-_WORD_BITS = 32
+WORD_BITS = 32
 
 
 class MaskSource(Protocol):
@@ -73,15 +73,15 @@ class WindowMasks:
         windows, parts = [], []
         for region in regions:
             height, width = region.window.shape
-            left = region.column - region.column % _WORD_BITS
-            pitch = -(-(region.column - left + width) // _WORD_BITS) if width else 0
-            padded = np.zeros((height, pitch * _WORD_BITS), bool)
+            left = region.column - region.column % WORD_BITS
+            pitch = -(-(region.column - left + width) // WORD_BITS) if width else 0
+            padded = np.zeros((height, pitch * WORD_BITS), bool)
             padded[:, region.column - left : region.column - left + width] = region.window
             parts.append(np.packbits(padded, axis=1, bitorder="little").reshape(-1).view("<u4"))
             windows.append((region.row, left, height, pitch))
         table = np.array(windows, np.int64).reshape(-1, 4)
         words = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
-        return cls(words, table, _starts(table), image_hw)
+        return cls(words, table, window_starts(table), image_hw)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -102,7 +102,7 @@ class WindowMasks:
             self.windows.tolist(), self.starts.tolist(), self._stops().tolist(), strict=True
         ):
             words = self.words[start:stop].reshape(height, pitch)
-            width = min(pitch * _WORD_BITS, self.image_hw[1] - column) if pitch else 0
+            width = min(pitch * WORD_BITS, self.image_hw[1] - column) if pitch else 0
             yield MaskRegion(row, column, unpack_mask_words(words, width))
 
     def rle(self) -> list[dict[str, Any]]:
@@ -126,14 +126,15 @@ class WindowMasks:
         """With no words but those of these masks."""
         words = [self.words[start:stop] for start, stop in zip(self.starts, self._stops(), strict=True)]
         packed = np.concatenate(words) if words else np.zeros(0, np.uint32)
-        return WindowMasks(packed, self.windows, _starts(self.windows), self.image_hw)
+        return WindowMasks(packed, self.windows, window_starts(self.windows), self.image_hw)
 
     def _stops(self) -> IntArray:
         stops: IntArray = self.starts + self.windows[:, 2] * self.windows[:, 3]
         return stops
 
 
-def _starts(windows: IntArray) -> IntArray:
+def window_starts(windows: IntArray) -> IntArray:
+    """[n]: where the words of each window [n, 4] begin, if they stand one after the other."""
     sizes = windows[:, 2] * windows[:, 3]
     starts: IntArray = np.cumsum(sizes) - sizes
     return starts

@@ -15,7 +15,7 @@ import numpy as np
 
 from yolact_deploy.arrays import BoolArray, FloatArray, IntArray, sigmoid
 from yolact_deploy.reference.run_lengths import bit_window, encode_windows
-from yolact_deploy.reference.stretching import Axis, above_threshold, axis
+from yolact_deploy.reference.stretching import above_threshold, axis
 
 CROP_PADDING = 1  # cells of the prototypes
 _BAND_PIXELS = 1 << 20  # of a mask at a time
@@ -85,13 +85,11 @@ class PrototypeMasks:
     def _bands(self) -> Iterator[Iterator[MaskRegion]]:
         """Of each mask, its region as one or more bands side by side, each made when it is asked for: a mask may cover more
         pixels than there is memory for the arithmetic."""
-        proto_h, proto_w = self.proto.shape[:2]
         height, width = self.canvas_hw or self.image_hw
-        rows, columns = axis(proto_h, height), axis(proto_w, width)
-        cells = _cells(self.boxes_relative, (proto_h, proto_w), crop=self.crop)
-        windows = _windows(cells, rows, columns, self.image_hw)
+        rows, columns = axis(self.proto.shape[0], height), axis(self.proto.shape[1], width)
+        cells, pixels = mask_extents(self)
         for coefficients, (left, right, top, bottom), (x, x_end, y, y_end) in zip(
-            self.mask_coeff, cells.tolist(), windows.tolist(), strict=True
+            self.mask_coeff, cells.tolist(), pixels.tolist(), strict=True
         ):
             if left >= right or top >= bottom or x >= x_end or y >= y_end:
                 yield iter([MaskRegion(0, 0, np.zeros((0, 0), bool))])
@@ -155,17 +153,19 @@ def ordered_limits(
     return low, high
 
 
-def _windows(
-    cells: IntArray,  # [n, 4], left, right, top, bottom, ends excluded
-    rows: Axis,
-    columns: Axis,
-    image_hw: tuple[int, int],
-) -> IntArray:
-    """[n, 4], likewise: the pixels that read any of the cells."""
-    height, width = image_hw
+def mask_extents(masks: PrototypeMasks) -> tuple[IntArray, IntArray]:
+    """The cells that each mask may cover, and the pixels that read any of them.
+
+    [n, 4] both: left, right, top, bottom, ends excluded.
+    """
+    proto_h, proto_w = masks.proto.shape[:2]
+    height, width = masks.image_hw
+    canvas_h, canvas_w = masks.canvas_hw or masks.image_hw
+    rows, columns = axis(proto_h, canvas_h), axis(proto_w, canvas_w)
+    cells = _cells(masks.boxes_relative, (proto_h, proto_w), crop=masks.crop)
     left, right = np.searchsorted(columns.index1, cells[:, 0]), np.searchsorted(columns.index0, cells[:, 1])
     top, bottom = np.searchsorted(rows.index1, cells[:, 2]), np.searchsorted(rows.index0, cells[:, 3])
-    return np.stack([left, np.minimum(right, width), top, np.minimum(bottom, height)], axis=1)
+    return cells, np.stack([left, np.minimum(right, width), top, np.minimum(bottom, height)], axis=1)
 
 
 def _cells(boxes_xyxy: FloatArray, proto_hw: tuple[int, int], *, crop: bool) -> IntArray:

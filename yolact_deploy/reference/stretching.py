@@ -16,7 +16,7 @@ from yolact_deploy.arrays import AnyArray, BoolArray, FloatArray, IntArray, fma
 
 MASK_THRESHOLD = np.float32(0.5)
 _DOUBT = np.float32(1e-6)  # plain and fused lerps of lerps of values in 0..1 differ by less than 6 * 2**-24 = 3.6e-7
-_SURE, _POSSIBLE = MASK_THRESHOLD + _DOUBT, MASK_THRESHOLD - _DOUBT
+SURE, POSSIBLE = MASK_THRESHOLD + _DOUBT, MASK_THRESHOLD - _DOUBT
 _NIBBLE, _BYTE = 4, 8
 
 
@@ -82,7 +82,7 @@ def above_threshold(
     runs = slice(int(rows.run[row.start]), int(rows.run[row.stop - 1]) + 1)
     begin = rows.members[runs, 0]
     upper, lower = rows.index0[begin] - corner[0], rows.index1[begin] - corner[0]
-    sure, impossible = wide > _SURE, wide <= _POSSIBLE
+    sure, impossible = wide > SURE, wide <= POSSIBLE
     full = sure.take(upper, axis=0)
     full &= sure.take(lower, axis=0)
     empty = impossible.take(upper, axis=0)
@@ -127,7 +127,7 @@ def _down(
     other = rows.member_weight1.take(run, axis=0)
     other *= far[:, None]
     plain += other
-    above, possible = plain > _SURE, plain > _POSSIBLE
+    above, possible = plain > SURE, plain > POSSIBLE
     if np.count_nonzero(above) == np.count_nonzero(possible):
         return above, None
     k, member = np.nonzero(above != possible)

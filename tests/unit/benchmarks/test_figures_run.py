@@ -37,7 +37,7 @@ def test_the_stages_after_the_network_are_timed_scene_by_scene(monkeypatch: pyte
     shapes = TINY_SPEC.output_shapes()
     heads = HeadTensors(*(rng.random((1, *shapes[name]), np.float32) for name in HeadTensors._fields))
     found = postprocess.scenes(TINY_SPEC, heads, 1)
-    masks = {f"{what} 40x30" for what in ("masks", "rle", "masks of bits", "rle of bits")}
+    masks = {f"{what} 40x30" for what in ("masks", "rle", "windows", "masks of bits", "rle of bits")}
     assert set(found["full"]) == {"detections"} | masks
     assert set(found["recorded"]) == set(found["planted"]) == {"detections", "detect"} | masks
     assert all(scene["detections"] > 0 for scene in found.values())
