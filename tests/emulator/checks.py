@@ -159,6 +159,7 @@ CHECKS: dict[str, Callable[[Build], None]] = {
         checks_detect.softmax_of_many_classes_adds_in_numpys_order,
         checks_detect.half_precision_heads_are_widened_exactly,
         checks_detect.iou_exactly_at_the_threshold_is_kept_and_nan_falls,
+        checks_detect.iou_within_rounding_of_the_threshold_is_divided,
         checks_detect.boxes_apart_on_both_axes_do_not_overlap,
         checks_detect.a_suppressed_box_still_suppresses,
         checks_detect.ties_go_to_the_lower_class_then_the_lower_prior,

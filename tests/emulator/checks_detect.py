@@ -23,7 +23,7 @@ from tests.emulator.expectations import (
 )
 from tests.emulator.pipeline import Pipeline
 from yolact_deploy.cuda.specialization import Specialization
-from yolact_deploy.reference.postprocess import decode
+from yolact_deploy.reference.postprocess import decode, detect
 
 
 def confidence_exactly_at_the_threshold_is_dropped(build: Build) -> None:
@@ -118,6 +118,22 @@ def iou_exactly_at_the_threshold_is_kept_and_nan_falls(build: Build) -> None:
     scores = [0.9, 0.8, 0.3, 0.7, 0.6]
     found = detect_literal(build, SMALL, boxes, scores)
     assert found.prior_idx.tolist() == [0, 1, 3]  # 2 overlaps 1 by 0.8; 3 and 4 are 0/0
+
+
+def iou_within_rounding_of_the_threshold_is_divided(build: Build) -> None:
+    """Pairs of boxes whose IoU is about the ratio of their widths, some units of rounding from the threshold, and one pair whose
+    united area is less than zero."""
+    spec = Specialization(num_classes=1, num_coeff=1, top_k=1024, max_detections=1024)
+    places = [(0.0, 1600.0, -2.0, 1.0), (0.0, 1600.0, 1.0, 1.0)]
+    for n, width in enumerate(np.random.default_rng(31).uniform(1, 2, 400)):
+        places += [(0.0, 4.0 * n, width, 1.0), (0.0, 4.0 * n, 0.3 * width + (n % 9 - 4) * 2.0**-26, 1.0)]
+    inputs = heads(0, spec, priors=len(places))
+    inputs["loc"][...], inputs["priors"][:] = 0, places
+    inputs["conf"][0] = np.linspace(0.9, 0.1, len(places))[:, None]
+    found = Pipeline(build(spec), spec).detect(**inputs, image_hws=[(50, 50)], iou_threshold=0.3)[0]
+    raw = detect(**inputs, top_k=1024, max_detections=1024, iou_threshold=0.3)[0]
+    np.testing.assert_array_equal(found.prior_idx, raw.prior_idx)
+    assert 0 < len(places) - len(raw) < 400
 
 
 def boxes_apart_on_both_axes_do_not_overlap(build: Build) -> None:

@@ -217,22 +217,32 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # FastNMS
     "iou_at_the_threshold_falls": Mutant(
-        "areas[j], areas[i]) <= iou_threshold",
-        "areas[j], areas[i]) < iou_threshold",
+        "intersection / united <= threshold",
+        "intersection / united < threshold",
         "iou_exactly_at_the_threshold_is_kept_and_nan_falls",
     ),
     "nan_iou_stays": Mutant(
-        "!(box_iou(boxes[j], boxes[i], areas[j], areas[i]) <= iou_threshold)",
-        "box_iou(boxes[j], boxes[i], areas[j], areas[i]) > iou_threshold",
+        "!(intersection / united <= threshold)",
+        "intersection / united > threshold",
         "iou_exactly_at_the_threshold_is_kept_and_nan_falls",
     ),
+    "never_divided_for_want_of_a_margin": Mutant(
+        "fabsf(beyond) > margin * united", "fabsf(beyond) >= 0.0f", "iou_within_rounding_of_the_threshold_is_divided"
+    ),
+    "clear_of_the_threshold_is_above_it": Mutant(
+        "beyond > 0.0f : ", "true : ", "iou_exactly_at_the_threshold_is_kept_and_nan_falls"
+    ),
+    "clear_of_the_threshold_is_below_it": Mutant(
+        "beyond > 0.0f : ", "false : ", "iou_exactly_at_the_threshold_is_kept_and_nan_falls"
+    ),
+    "united_area_below_zero": Mutant("(united > 0.0f)", "true", "iou_within_rounding_of_the_threshold_is_divided"),
     "only_the_first_32_suppress": Mutant(
         "start < j && !any; start += 32",
         "start < min(j, 32) && !any; start += 32",
         "every_higher_box_of_the_list_suppresses",
     ),
     "itself_included": Mutant(
-        "i < j && !(box_iou", "i <= j && !(box_iou", "iou_exactly_at_the_threshold_is_kept_and_nan_falls"
+        "i < j && overlap_too_much", "i <= j && overlap_too_much", "iou_exactly_at_the_threshold_is_kept_and_nan_falls"
     ),
     "negative_overlap": Mutant(
         "fmaxf(fminf(a.z, b.z) - fmaxf(a.x, b.x), 0.0f);\n  float height = fmaxf(fminf(a.w, b.w) - fmaxf(a.y, b.y), 0.0f);",

@@ -135,12 +135,18 @@ __device__ int select_top(const Keys& all, sort_key* keys, SelectScratch& s) {
 
 __device__ __forceinline__ float box_area(float4 box) { return (box.z - box.x) * (box.w - box.y); }
 
-// 0/0 of two empty boxes is NaN, as in the original; a NaN corner makes the areas NaN.
-__device__ __forceinline__ float box_iou(float4 a, float4 b, float area_a, float area_b) {
+// Whether the IoU, rounded, is above the threshold (0 .. 1) or NaN: 0/0 of two empty boxes is NaN, as in the original; a NaN corner
+// makes the areas NaN. Divided only where the quotient is within 1e-6 of the threshold, several times what all is rounded by,
+// or where the united area is not above 0. Subnormal numbers need no more: there a difference is whole units, and the product is
+// rounded by half a unit.
+__device__ __forceinline__ bool overlap_too_much(float4 a, float4 b, float area_a, float area_b, float threshold) {
+  const float margin = 1e-6f;
   float width = fmaxf(fminf(a.z, b.z) - fmaxf(a.x, b.x), 0.0f);
   float height = fmaxf(fminf(a.w, b.w) - fmaxf(a.y, b.y), 0.0f);
-  float intersection = width * height;
-  return intersection / (area_a + area_b - intersection);
+  float intersection = width * height, united = area_a + area_b - intersection;
+  float beyond = intersection - threshold * united;
+  bool is_clear = (fabsf(beyond) > margin * united) & (united > 0.0f);
+  return is_clear ? beyond > 0.0f : !(intersection / united <= threshold);
 }
 
 struct Candidates {  // of a list
@@ -193,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(NMS_THREADS) fast_nms(
     bool any = false;
     for (int start = 0; start < j && !any; start += 32) {
       int i = start + lane;
-      bool overlaps = i < j && !(box_iou(boxes[j], boxes[i], areas[j], areas[i]) <= iou_threshold);
+      bool overlaps = i < j && overlap_too_much(boxes[j], boxes[i], areas[j], areas[i], iou_threshold);
       any = __any_sync(ALL_LANES, overlaps);
     }
     if (lane == 0) falls[j] = any;
