@@ -2,8 +2,8 @@
 PrototypeMasks, which stays the reference and does the work without it.
 
 Importing numba and loading the kernel takes half a second, and compiling it, once per machine, two: as long as NumPy takes for
-a thousand masks and more. So the first masks of a process are NumPy's; then a thread of its own makes the kernel ready, and
-nobody waits.
+a thousand masks and more. So the first masks of a process are NumPy's; then a thread of its own makes the kernel ready, while
+NumPy goes on, more slowly where the two contend for the interpreter. A process that ends meanwhile ends when the thread does.
 """
 
 from __future__ import annotations
