@@ -227,7 +227,7 @@ MUTANTS: dict[str, Mutant] = {
         "iou_exactly_at_the_threshold_is_kept_and_nan_falls",
     ),
     "never_divided_for_want_of_a_margin": Mutant(
-        "fabsf(beyond) > margin * united", "fabsf(beyond) >= 0.0f", "iou_within_rounding_of_the_threshold_is_divided"
+        "fabsf(beyond) > reach * united", "fabsf(beyond) >= 0.0f", "iou_within_rounding_of_the_threshold_is_divided"
     ),
     "clear_of_the_threshold_is_above_it": Mutant(
         "beyond > 0.0f : ", "true : ", "iou_exactly_at_the_threshold_is_kept_and_nan_falls"

@@ -140,12 +140,12 @@ __device__ __forceinline__ float box_area(float4 box) { return (box.z - box.x) *
 // or where the united area is not above 0. Subnormal numbers need no more: there a difference is whole units, and the product is
 // rounded by half a unit.
 __device__ __forceinline__ bool overlap_too_much(float4 a, float4 b, float area_a, float area_b, float threshold) {
-  const float margin = 1e-6f;
+  const float reach = 1e-6f;
   float width = fmaxf(fminf(a.z, b.z) - fmaxf(a.x, b.x), 0.0f);
   float height = fmaxf(fminf(a.w, b.w) - fmaxf(a.y, b.y), 0.0f);
   float intersection = width * height, united = area_a + area_b - intersection;
   float beyond = intersection - threshold * united;
-  bool is_clear = (fabsf(beyond) > margin * united) & (united > 0.0f);
+  bool is_clear = (fabsf(beyond) > reach * united) & (united > 0.0f);
   return is_clear ? beyond > 0.0f : !(intersection / united <= threshold);
 }
 
