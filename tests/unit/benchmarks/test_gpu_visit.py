@@ -32,6 +32,7 @@ from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
 ROOT = Path(__file__).parents[3]
+LONG = 120.0  # seconds: more than a part that does nothing takes on any machine
 VISITED = """
 import os, signal, sys, time
 from benchmarks.figures.gpu import AGAIN
@@ -48,7 +49,7 @@ def crash(visit):
 
 def hang(visit):
     row(visit)
-    time.sleep(60)
+    time.sleep(600)
 
 def twice(visit):
     row(visit)
@@ -66,10 +67,13 @@ def visit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Visit:
 
 
 def test_a_part_that_crashes_or_hangs_costs_no_other_and_none_of_its_rows(visit: Visit) -> None:
-    parts = [Part("crash", 9, "visited"), Part("hang", 1.5, "visited"), Part("row", 9, "visited")]
-    assert run_parts(visit, parts, 60) == ["crash", "hang"]
+    begun = time.monotonic()
+    assert run_parts(visit, [Part("row", LONG, "visited")], LONG) == []
+    starting = time.monotonic() - begun  # an interpreter, which on a busy machine takes seconds
+    parts = [Part("crash", LONG, "visited"), Part("hang", 2 * starting + 3, "visited"), Part("row", LONG, "visited")]
+    assert run_parts(visit, parts, 4 * LONG) == ["crash", "hang"]
     report = visit.report.read()
-    assert len(report["rows"]) == 3
+    assert len(report["rows"]) == 4
     states = {name: part["state"] for name, part in report["parts"].items()}
     assert states == {"crash": "failed with exit code -11", "hang": "its time was up", "row": "done"}
     assert "Segmentation fault" in report["parts"]["crash"]["tail"]
@@ -77,8 +81,8 @@ def test_a_part_that_crashes_or_hangs_costs_no_other_and_none_of_its_rows(visit:
 
 
 def test_a_part_that_can_go_on_in_another_process_does_and_what_there_is_no_time_for_is_told(visit: Visit) -> None:
-    assert run_parts(visit, [Part("twice", 9, "visited", restarts=True)], 60) == []
-    assert run_parts(visit, [Part("row", 9, "visited")], 1) == ["row"]
+    assert run_parts(visit, [Part("twice", LONG, "visited", restarts=True)], 3 * LONG) == []
+    assert run_parts(visit, [Part("row", LONG, "visited")], 1) == ["row"]
     report = visit.report.read()
     assert (len(report["rows"]), report["parts"]["twice"]["starts"]) == (2, 2)
     assert report["parts"]["row"] == {"state": "no time was left"}
@@ -89,7 +93,7 @@ def test_a_visit_that_is_killed_leaves_a_whole_report_and_no_process(visit: Visi
     code = (
         "import sys; from pathlib import Path; from benchmarks.figures.gpu import Part, run_parts;"
         "from benchmarks.figures.gpu_report import Report, Visit;"
-        "run_parts(Visit(Report(Path(sys.argv[1]))), [Part('row', 9, 'visited'), Part('hang', 60, 'visited')], 99)"
+        "run_parts(Visit(Report(Path(sys.argv[1]))), [Part('row', 120, 'visited'), Part('hang', 240, 'visited')], 999)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(visit.report.path)], cwd=ROOT) as process:
         rows = _wait_for(lambda: visit.report.read().get("rows", []), 2)
