@@ -84,6 +84,7 @@ gpu-rehearsal: $(VENV)/installed
 # The figures of README.md, measured on this machine.
 figures: $(VENV)/installed
 	$(BIN)/python -m benchmarks.figures.cpu
+	$(BIN)/python -m benchmarks.figures.side_by_side
 
 # The tables of docs/runtimes.md: every exported form in every runtime that can be had here. Takes Node and npm, and the network.
 runtimes: $(VENV)/installed

@@ -31,8 +31,8 @@ _COUNTED = (
 _MIB = 2**20
 _HEADER = """# Measured
 
-Made from the files in `results/`; do not edit. CPU: `python -m benchmarks.figures.cpu`; GPU: `python -m
-benchmarks.figures.gpu`. Times are p50 (p90) in milliseconds.
+Made from the files in `results/`; do not edit. CPU: `python -m benchmarks.figures.cpu` and `python -m
+benchmarks.figures.side_by_side`; GPU: `python -m benchmarks.figures.gpu`. Times are p50 (p90) in milliseconds.
 """
 _GPU_NOTE = """
 ## GPU
@@ -53,7 +53,8 @@ def render_page(results: Path) -> str:
     sections = [_cpu_section(path, report) for path, report in reports if report["kind"] == "cpu"]
     gpus = [gpu_section(path.name, report) for path, report in reports if report["kind"] == "gpu"]
     costs = [_costs_section(report) for _, report in reports if report["kind"] == "kernel-costs"]
-    return "\n".join([_HEADER, *sections, *costs, *(gpus or [_GPU_NOTE])])
+    sides = [_side_section(path, report) for path, report in reports if report["kind"] == "side-by-side"]
+    return "\n".join([_HEADER, *sections, *sides, *costs, *(gpus or [_GPU_NOTE])])
 
 
 def with_figures(readme: str, results: Path) -> str:
@@ -62,15 +63,16 @@ def with_figures(readme: str, results: Path) -> str:
     cpu = next(report for report in reports if report["kind"] == "cpu")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
+    side = next((report for report in reports if report["kind"] == "side-by-side"), None)
     measured_on_gpu = any(report["kind"] == "gpu" for report in reports)
-    return f"{before}{BEGIN}\n{_readme_figures(cpu, measured_on_gpu)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{_readme_figures(cpu, side, measured_on_gpu)}\n{END}{after}"
 
 
 def _read(results: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("*.json"))]
 
 
-def _readme_figures(cpu: dict[str, Any], measured_on_gpu: bool) -> str:
+def _readme_figures(cpu: dict[str, Any], side: dict[str, Any] | None, measured_on_gpu: bool) -> str:
     environment, ap = cpu["environment"], cpu["shapes_ap"]
     rows = (
         (
@@ -97,6 +99,7 @@ def _readme_figures(cpu: dict[str, Any], measured_on_gpu: bool) -> str:
             for name, key, digits, ratio_digits in rows
         ),
         "",
+        *([] if side is None else [*_side_table(side), ""]),
         f"| shapes val, {ap['images']} images, AP | box | mask |",
         "|---|---|---|",
         *(f"| {name} | {100 * ap['bbox'][key]:.2f} | {100 * ap['segm'][key]:.2f} |" for name, key in precisions),
@@ -107,6 +110,48 @@ def _readme_figures(cpu: dict[str, Any], measured_on_gpu: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _side_section(path: Path, report: dict[str, Any]) -> str:
+    environment = report["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    lines = [
+        f"## Side by side: {environment['cpu']}, {report['threads']} threads ({path.name}, {environment['date'][:10]})",
+        "",
+        f"{environment['os']}; Python {environment['python']}; {packages}.",
+        "",
+        "YOLACT-550 ResNet50, one 480x640 image to full-size masks, all in turns in one run. AP is of the same runtime and "
+        "precision on the bundled model, shapes val. *NumPy*: the runtime with its own defaults, and the original's Detect "
+        "and postprocess ported to NumPy and OpenCV. OpenVINO's own default computes float32 in bfloat16 where the CPU can.",
+        "",
+        *_side_table(report),
+        "",
+        "| images per second | loop of calls | `stream()` | |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {fps['loop_fps']:.2f} | {fps['stream_fps']:.2f} | {fps['stream_fps'] / fps['loop_fps']:.2f}x |"
+            for name, fps in report["stream"].items()
+        ),
+        "",
+        *(f"- {note}" for note in report["notes"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _side_table(report: dict[str, Any]) -> list[str]:
+    def points(ap: float | None) -> str:
+        return "" if ap is None else f"{100 * ap:.2f}"
+
+    return [
+        "| image to masks, in turns | p50 | over eager | box AP | mask AP |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['name']} | {row['ms']['p50']:.0f} ms | {row['over_eager']:.2f}x | {points(row['box_ap'])} | "
+            f"{points(row['mask_ap'])} |"
+            for row in report["rows"]
+        ),
+    ]
 
 
 def _costs_section(report: dict[str, Any]) -> str:
