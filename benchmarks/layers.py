@@ -21,7 +21,7 @@ from yolact_deploy.errors import BenchmarkError
 from yolact_deploy.optional import require
 from yolact_deploy.reference.images import preprocess
 from yolact_deploy.runtime.onnxruntime.network import CPU_PROVIDER, choose_providers, session_options
-from yolact_deploy.runtime.openvino.library import Target, compile_network
+from yolact_deploy.runtime.openvino.library import Target, compile_network, read_network
 
 _RUNS = 20
 _UNNAMED = "(added by the engine)"
@@ -143,8 +143,9 @@ def openvino_layer_times(detector: Detector, batch: FloatArray, threads: int | N
     node that was fused in them, copies between memory layouts by the node that they are made for."""
     file = open_onnx(detector.artifact)
     target = Target(precision=detector.arguments["cpu_precision"], threads=threads)
+    name = str(file.path)
     request = compile_network(
-        file.path, target, str(file.path), batch=len(batch), is_profiled=True
+        read_network(file.path, name), target, name, batch=len(batch), is_profiled=True
     ).create_infer_request()
     measured: dict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(WARMUP + runs):

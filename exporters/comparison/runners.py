@@ -21,7 +21,7 @@ from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import ArtifactError, DeviceError, EngineError
 from yolact_deploy.optional import require
 from yolact_deploy.runtime.onnxruntime.network import choose_providers, first_line, session_options
-from yolact_deploy.runtime.openvino.library import CPU, Target, compile_network
+from yolact_deploy.runtime.openvino.library import CPU, Target, compile_network, read_network
 
 _RTX = "tensorrt-rtx"
 
@@ -86,7 +86,7 @@ class _OpenvinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no ty
         self._content, self._file, self._target = content, file, target
 
     def activate_impl(self) -> None:
-        self._compiled = compile_network(self._content, self._target, self._file)
+        self._compiled = compile_network(read_network(self._content, self._file), self._target, self._file)
 
     def get_input_metadata_impl(self) -> Any:
         metadata = TensorMetadata()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def test_a_stream_that_is_left_half_way_leaves_the_detector_usable(shapes_onnx: 
     np.testing.assert_array_equal(ours(PHOTOS[0]).scores, first.scores)
 
 
+def test_a_batch_is_run_in_the_file_that_was_opened_whatever_became_of_it(
+    shapes_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(shapes_onnx, tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    ours = Detector("m.onnx", device="cpu", runtime="openvino", threads=1)
+    batch = np.random.default_rng(0).normal(size=(2, 3, 256, 256)).astype(np.float32)
+    expected = ours.run_network(batch[:1])
+    Path("m.onnx").write_bytes(b"another")
+    np.testing.assert_allclose(ours.run_network(batch)[0][:1], expected[0], rtol=0, atol=TOLERANCE)
+
+
 def test_it_opens_again_in_another_process_in_the_same_runtime(shapes_onnx: Path) -> None:
     again = pickle.loads(pickle.dumps(detector(shapes_onnx, "openvino")))
     assert again.description == detector(shapes_onnx, "openvino").description
@@ -118,6 +131,7 @@ def test_it_opens_again_in_another_process_in_the_same_runtime(shapes_onnx: Path
         ({"runtime": "onnxruntime", "cpu_precision": "bf16"}, OptionError, "onnxruntime has no bfloat16"),
         ({"cpu_precision": "f16"}, OptionError, "cpu_precision must be one of f32, bf16, found 'f16'"),
         ({"device": "openvino:TPU"}, DeviceError, r"OpenVINO has no device TPU here; it has .*CPU"),
+        ({"device": "openvino:CPU:1"}, DeviceError, "on its device CPU:1: .*--device cpu"),
         ({"device": "openvino:"}, DeviceError, 'found .openvino:.. "openvino:NAME" is another device'),
     ],
 )

@@ -8,7 +8,7 @@ from yolact_deploy.arrays import AnyArray, Image
 from yolact_deploy.artifacts import contract
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.runtime.end_to_end import EndToEndModel
-from yolact_deploy.runtime.openvino.library import Target, compile_network
+from yolact_deploy.runtime.openvino.library import Target, compile_network, read_network
 from yolact_deploy.runtime.openvino.network import InferRequest, describe
 
 
@@ -22,7 +22,7 @@ class OpenvinoEndToEnd(EndToEndModel):
 
     def __init__(self, source: str | os.PathLike[str] | OnnxFile, target: Target = Target()) -> None:  # noqa: B008
         super().__init__(open_onnx(source))
-        compiled = compile_network(self._path, target, str(self._path))
+        compiled = compile_network(read_network(self._path, str(self._path)), target, str(self._path))
         self._names = [output.any_name for output in compiled.outputs]
         self._request = InferRequest(compiled)
         self.description = describe(target)

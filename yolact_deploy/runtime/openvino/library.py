@@ -19,6 +19,7 @@ _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")  # which choose among, o
 _NOISE = re.compile(r"^(Exception from |Check '.*' failed at |FrontEnd API failed with |Summary:|To facilitate )")
 _SHOWN = 300  # characters of what it says
 _ELSEWHERE = 'With runtime="onnxruntime" (--runtime onnxruntime) it may run all the same; else export it again.'
+_ON_CPU = 'Give device="cpu" (--device cpu), or another of its devices.'
 
 
 class Target(NamedTuple):
@@ -70,38 +71,46 @@ def describe_openvino() -> str:
     return f"{openvino_name()} on {', '.join(devices)}"
 
 
-def compile_network(
+def read_network(
     source: Path | bytes,  # an ONNX file, or one's content
+    name: str,  # of the file, for errors
+) -> Any:
+    """The file as an openvino.Model, whose weights a model compiled of it shares. Raises ArtifactError for a file that OpenVINO
+    can't read."""
+    if isinstance(source, Path) and not is_file(source):
+        raise ArtifactError(f"{source} {what_is_there(source)}. Give an exported .onnx file.")
+    try:
+        return _core().read_model(str(source) if isinstance(source, Path) else source)
+    except Exception as exc:  # RuntimeError, and whatever its frontends raise
+        raise ArtifactError(f"OpenVINO can't read {name}: {told(exc)}. {_ELSEWHERE}") from exc
+
+
+def compile_network(
+    model: Any,  # that `read_network` gave; it stays as it is
     target: Target,
     name: str,  # of the file, for errors
     *,
     batch: int | None = None,  # that it is made for; None: any that the file takes
     is_profiled: bool = False,
 ) -> Any:
-    """The file as an openvino.CompiledModel; one that `is_profiled` counts the time of its layers.
+    """The model as an openvino.CompiledModel; one that `is_profiled` counts the time of its layers.
 
     The precision is always said: left to itself OpenVINO computes float32 layers in bfloat16 on a CPU that has it. Threads are
     not bound to cores: two Detectors, or two processes, would be bound to the same ones. Raises ArtifactError for a file that
     OpenVINO can't run, DeviceError for a device that there is not, or that has no such arithmetic.
     """
     check_target(target)
-    if isinstance(source, Path) and not is_file(source):
-        raise ArtifactError(f"{source} {what_is_there(source)}. Give an exported .onnx file.")
-    core = _core()
-    try:
-        model = core.read_model(str(source) if isinstance(source, Path) else source)
-    except Exception as exc:  # RuntimeError, and whatever its frontends raise
-        raise ArtifactError(f"OpenVINO can't read {name}: {told(exc)}. {_ELSEWHERE}") from exc
     try:
         if batch is not None:
+            model = model.clone()
             model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
-        return core.compile_model(
+        return _core().compile_model(
             model, target.device, _properties(target) | ({"PERF_COUNT": True} if is_profiled else {})
         )
     except Exception as exc:
         if target.device != CPU:
             raise DeviceError(
-                f"OpenVINO can't run {name} on its device {target.device}: {told(exc)}. {_ELSEWHERE}"
+                f"OpenVINO can't run {name} on its device {target.device}: {told(exc)}. {_ON_CPU}"
             ) from exc
         raise ArtifactError(f"OpenVINO can't run {name}: {told(exc)}. {_ELSEWHERE}") from exc
 

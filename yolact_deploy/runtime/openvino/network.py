@@ -14,7 +14,14 @@ from yolact_deploy.artifacts.names import INPUT, MASK_IOU_INPUT, MASK_IOU_OUTPUT
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, EngineError, SpecError
 from yolact_deploy.reference.postprocess import MaskIouModel
-from yolact_deploy.runtime.openvino.library import Target, compile_network, load_openvino, openvino_name, told
+from yolact_deploy.runtime.openvino.library import (
+    Target,
+    compile_network,
+    load_openvino,
+    openvino_name,
+    read_network,
+    told,
+)
 from yolact_deploy.runtime.protocols import HeadTensors
 from yolact_deploy.spec import ModelSpec
 
@@ -38,6 +45,8 @@ class OpenvinoNetwork:
         content = file.mask_iou
         self._shapes = file.spec.output_shapes()
         self._target = target
+        # read once: what is compiled later is the same model, whatever has become of the file
+        self._model = read_network(self._path, str(self._path))
         self._compiled: dict[int | None, _Compiled] = {}
         self._compiled_for(1)
         self._mask_iou = mask_iou_model(content, self._spec, str(self._path), target)
@@ -80,14 +89,14 @@ class OpenvinoNetwork:
             for request in compiled.requests:
                 request.end()
         self._compiled.clear()
-        self._mask_iou = None
+        self._model = self._mask_iou = None
 
     def _compiled_for(self, batch: int) -> _Compiled:
         """One image at a time is the usual way on a CPU: the file is compiled for it, which is faster than for any batch by a
         tenth where the network is small, and spares the first run its preparations. Another batch compiles it for any."""
         key = 1 if batch == 1 and self._max_batch is None else None
         if key not in self._compiled:
-            self._compiled[key] = _Compiled(compile_network(self._path, self._target, str(self._path), batch=key), [])
+            self._compiled[key] = _Compiled(compile_network(self._model, self._target, str(self._path), batch=key), [])
         return self._compiled[key]
 
 
@@ -178,7 +187,8 @@ def mask_iou_model(content: bytes | None, spec: ModelSpec, source: str, target: 
     if content is None:
         return None
     try:
-        compiled = compile_network(content, target, f"the mask-IoU network in {source}")
+        name = f"the mask-IoU network in {source}"
+        compiled = compile_network(read_network(content, name), target, name)
     except ArtifactError as exc:
         raise SpecError(str(exc)) from exc
     request = InferRequest(compiled)
