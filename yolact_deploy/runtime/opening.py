@@ -268,8 +268,7 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
     by some percent in speed, and by rounding in what they compute.
     """
     if request.runtime != "auto":
-        is_int8 = request.runtime == "openvino" and file.precision == "int8" and request.device == "CPU"
-        return _Choice(request.runtime, note=_SATURATES if is_int8 and is_int8_exact() is False else None)
+        return _Choice(request.runtime, note=_saturation(file, request) if request.runtime == "openvino" else None)
     if request.precision != "f32" or request.device != "CPU":
         return _Choice("openvino")
     has_onnxruntime = any(map(installed_version, ("onnxruntime", "onnxruntime-gpu")))
@@ -285,7 +284,7 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
         )
         return _Choice("onnxruntime", note=note)
     if not has_onnxruntime:
-        return _Choice("openvino", "onnxruntime is not installed")
+        return _Choice("openvino", "onnxruntime is not installed", _saturation(file, request))
     if not (exact := is_int8_exact()):
         why = (
             "OpenVINO's INT8 saturates on this CPU"
@@ -294,6 +293,12 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
         )
         return _Choice("onnxruntime", why)
     return _Choice("openvino", "the faster one in INT8")
+
+
+def _saturation(file: OnnxFile, request: _CpuRequest) -> str | None:
+    """What has to be known of a file in OpenVINO; None where it computes what the file says, or does not tell."""
+    is_doubtful = file.precision == "int8" and request.device == "CPU"
+    return _SATURATES if is_doubtful and is_int8_exact() is False else None
 
 
 def _open_in(runtime: OnnxRuntimeName, file: OnnxFile, request: _CpuRequest) -> Network | EndToEndModel:

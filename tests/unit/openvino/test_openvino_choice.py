@@ -13,6 +13,7 @@ import pytest
 from yolact_deploy import Detector
 from yolact_deploy.artifacts.onnx_file import OnnxFile, open_onnx
 from yolact_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, pip_install
+from yolact_deploy.runtime import opening
 from yolact_deploy.runtime.openvino import library, network
 
 pytest.importorskip("openvino")
@@ -59,6 +60,17 @@ def test_without_vnni_int8_stays_in_onnxruntime(int8: OnnxFile, monkeypatch: pyt
     assert "OpenVINO's INT8 saturates on this CPU" in detector.description
     (note,) = opened(int8, runtime="openvino").notes
     assert "no VNNI" in note
+
+
+def test_without_vnni_and_without_onnxruntime_int8_is_run_with_a_note(
+    int8: OnnxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_instructions", lambda: WITHOUT)
+    monkeypatch.setattr(opening, "installed_version", lambda package: None if "onnxruntime" in package else "1.0")
+    detector = opened(int8)
+    assert detector.description.endswith("onnxruntime is not installed")
+    (note,) = detector.notes
+    assert "saturates" in note
 
 
 def test_where_openvino_does_not_tell_int8_stays_in_onnxruntime(
