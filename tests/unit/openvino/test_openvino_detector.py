@@ -71,6 +71,7 @@ def test_an_end_to_end_file_finds_the_same_in_images_of_any_size(plus_gridsample
     generator = np.random.default_rng(0)
     sizes = ((48, 64), (48, 64), (77, 33))
     images = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    images[2].flags.writeable = False  # as what NumPy makes of an image of Pillow's
     ours, reference = (Detector(file, device="cpu", runtime=each, batch_size=3) for each in ("openvino", "onnxruntime"))
     assert ours.description.startswith("OpenVINO")
     for found, expected in zip(ours(images), reference(images), strict=True):
@@ -85,6 +86,14 @@ def test_a_stream_of_two_runs_at_once_gives_every_image_its_own_detections(shape
         expected = ours(photo, score_threshold=0.1)  # used in between, as it may be
         np.testing.assert_array_equal(found.scores, expected.scores)
         np.testing.assert_array_equal(found.masks, expected.masks)
+
+
+def test_an_input_that_may_not_be_written_to_is_read(shapes_onnx: Path) -> None:
+    batch = np.zeros((1, 3, 256, 256), np.float32)
+    expected = detector(shapes_onnx, "openvino").run_network(batch)
+    batch.flags.writeable = False
+    for found, heads in zip(detector(shapes_onnx, "openvino").run_network(batch), expected, strict=True):
+        np.testing.assert_array_equal(found, heads)
 
 
 def test_one_image_alone_and_among_others_gives_the_same_heads(shapes_onnx: Path) -> None:

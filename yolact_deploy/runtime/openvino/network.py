@@ -116,7 +116,8 @@ class _Compiled(NamedTuple):
 
 
 class InferRequest:
-    """A run of a compiled model at a time, from arrays into arrays, which are not copied: they are kept until it is over."""
+    """A run of a compiled model at a time, from arrays into arrays, which are kept until it is over, and not copied, but for
+    inputs that may not be written to."""
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
@@ -139,6 +140,8 @@ class InferRequest:
         """Return at once. Raises EngineError."""
         tensor = load_openvino().Tensor
         self._what = what
+        # OpenVINO shares no memory that it may not write to, as that of an image of Pillow's
+        inputs = {name: array if array.flags.writeable else array.copy() for name, array in inputs.items()}
         try:
             for name, array in (*inputs.items(), *outputs.items()):
                 self._request.set_tensor(name, tensor(array, shared_memory=True))
