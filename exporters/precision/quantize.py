@@ -296,8 +296,8 @@ class _Edit:
         for conv, bias, input_scale in biases:
             conv.replace_input_with(1, dequantize.outputs[0])
             if bias is not None:
-                # A multiple of both scales, which INT32 would hold: the sum of products is exact then, and the same in float32
-                # and integer kernels, whatever the order.
+                # A multiple of both scales, which INT32 holds: a runtime that makes biases integers rounds nothing of it, and one
+                # that leaves them in float32 adds the same number.
                 step = scales * input_scale
                 conv.replace_input_with(2, self._constant(f"{conv.name}:bias", np.rint(bias / step) * step))
 
