@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,31 @@ def test_a_stream_that_is_left_half_way_leaves_the_detector_usable(shapes_onnx: 
     first = next(stream)
     stream.close()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(ours(PHOTOS[0]).scores, first.scores)
+
+
+def test_a_stream_whose_detector_was_closed_says_so(shapes_onnx: Path) -> None:
+    ours = Detector(shapes_onnx, device="cpu", runtime="openvino", threads=1)
+    stream = ours.stream(PHOTOS)
+    next(stream)
+    ours.close()
+    with pytest.raises(EngineError, match="broken off: the Detector has been closed"):
+        next(stream)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process is forked here")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_process_is_told_to_open_its_own_and_does_not_wait_for_ever(shapes_onnx: Path) -> None:
+    ours = detector(shapes_onnx, "openvino")
+    batch = np.zeros((1, 3, 256, 256), np.float32)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        try:
+            ours.run_network(batch)
+        except EngineError as error:
+            os._exit(7 if "Open a Detector in each process" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_batch_is_run_in_the_file_that_was_opened_whatever_became_of_it(

@@ -123,6 +123,7 @@ class InferRequest:
         self._request = compiled.create_infer_request()
         self._arrays: tuple[Mapping[str, AnyArray], Mapping[str, AnyArray]] | None = None
         self._what = ""
+        self._process = os.getpid()
 
     @property
     def is_busy(self) -> bool:
@@ -138,6 +139,7 @@ class InferRequest:
         what: str,  # runs, for errors
     ) -> None:
         """Return at once. Raises EngineError."""
+        self._check_process(what)
         tensor = load_openvino().Tensor
         self._what = what
         # OpenVINO shares no memory that it may not write to, as that of an image of Pillow's
@@ -152,6 +154,9 @@ class InferRequest:
 
     def wait(self) -> None:
         """Until the outputs are there. Raises EngineError."""
+        self._check_process(self._what)
+        if not self.is_busy:
+            raise EngineError(f"{self._what} was broken off: the Detector has been closed. Open another one.")
         try:
             self._request.wait()
         except Exception as exc:  # RuntimeError
@@ -161,7 +166,7 @@ class InferRequest:
 
     def end(self) -> None:
         """Wait for a run that nobody wants any more."""
-        if self.is_busy:
+        if self.is_busy and self._process == os.getpid():
             self._request.cancel()
             with contextlib.suppress(Exception):  # it was cancelled, or failed
                 self._request.wait()
@@ -171,6 +176,14 @@ class InferRequest:
         """A copy of an output that was left to OpenVINO."""
         found: AnyArray = self._request.get_tensor(name).data.copy()
         return found
+
+    def _check_process(self, what: str) -> None:
+        """Raise EngineError in a forked process, where OpenVINO would wait for ever for threads that only the first one has."""
+        if self._process != os.getpid():
+            raise EngineError(
+                f"{what} can't be run in OpenVINO in a process that was forked after the model had been opened. "
+                "Open a Detector in each process."
+            )
 
     def _failed(self, exc: Exception) -> EngineError:
         return EngineError(f"OpenVINO failed to run {self._what}: {told(exc)}.")
