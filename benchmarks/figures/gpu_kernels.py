@@ -123,7 +123,7 @@ def measure_kernels(
     load: LoadSpecialized = load_kernels,
 ) -> dict[str, Any]:
     """{"image_hw", "detections", "candidates", "copies", "kernels": [{"kernel", "blocks", "cold_us", "warm_us"}], "cold_us",
-    "warm_us", "call_us", "least_bytes", "mask_copy_us", "mask_copy_bytes", "sm_mhz"}.
+    "warm_us", "call_us", "least_bytes", "mask_copy_us", "mask_copy_bytes", "sm_mhz", "notes"}.
 
     "cold_us" and "warm_us" of the whole are decode, FastNMS and masks, and the detections in pinned host memory, in a CUDA graph;
     "call_us" the same as a host sees it, from the graph's launch to the end of waiting for it, warm. "least_bytes" are each head
@@ -162,7 +162,8 @@ def measure_kernels(
         pinned = bench.memory.pinned(mask_bytes, "masks on the host")
         masks = one.at[program.mask_block]
         copy = partial(driver.copy_to_host, pinned, masks, mask_bytes)
-        return {**row, "mask_copy_us": timer.each([copy]) if mask_bytes else 0.0, "mask_copy_bytes": mask_bytes}
+        row["mask_copy_us"] = timer.each([copy]) if mask_bytes else 0.0
+        return {**row, "mask_copy_bytes": mask_bytes, "notes": timer.notes}
 
 
 @contextmanager
@@ -213,8 +214,8 @@ def measure_preprocess(
     *,
     load: LoadSpecialized = load_kernels,
 ) -> dict[str, Any]:
-    """{"image_hw", "input_size", "copies", "cold_us", "warm_us", "least_bytes", "sm_mhz"} of one uint8 image to the network's
-    input."""
+    """{"image_hw", "input_size", "copies", "cold_us", "warm_us", "least_bytes", "sm_mhz", "notes"} of one uint8 image to the
+    network's input."""
     size = spec.input_size
     rng = np.random.default_rng(0)
     program = BatchProgram(
@@ -243,4 +244,5 @@ def measure_preprocess(
             "sm_mhz": timer.sm_mhz,
             "warm_us": timer.each([works[0]] * settings.replays),
             "least_bytes": moved,
+            "notes": timer.notes,
         }

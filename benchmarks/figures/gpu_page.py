@@ -49,6 +49,10 @@ def _part_lines(report: Mapping[str, Any]) -> list[str]:
     for row in report.get("not_measured", []):
         told = ", ".join(str(value) for name, value in row.items() if name != "why_not")
         lines += [f"- not measured: {told}: {row['why_not']}"]
+    for table in ("preprocess", "kernels"):
+        for row in report.get(table, []):
+            scene = f"{row['scene']}, " if "scene" in row else ""
+            lines += [f"- {table}, {scene}{_size(row['image_hw'])}: {note}" for note in row.get("notes", [])]
     return [*lines, ""] if lines else []
 
 

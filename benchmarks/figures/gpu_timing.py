@@ -100,7 +100,7 @@ def _bus_id(index: int) -> str | None:
 
 class CudaGraphTimer:
     """Times work enqueued on a stream as a CUDA graph; where that can't be captured, as it is. `sm_mhz` are the clocks read
-    at the first and the last end of the last `each`."""
+    at the first and the last end of the last `each`; `notes` tell of times that hold the host's, in whichever `each`."""
 
     def __init__(
         self,
@@ -117,6 +117,7 @@ class CudaGraphTimer:
         self._capture = capture and driver.captures_cuda_graphs
         self._clock, self._kernels = clock, kernels
         self.sm_mhz: list[int] = []
+        self.notes: list[str] = []
 
     def spin(self, work: Work, seconds: float = SPIN_S) -> None:
         """Let the GPU do something for so long, so that its clocks are up."""
@@ -165,9 +166,13 @@ class CudaGraphTimer:
         return elapsed_ms
 
     def _behind_a_gate(self, stack: ExitStack, kernels: Kernels) -> Callable[[Callable[[], object]], float]:
-        stopwatch = Stopwatch(self._driver, kernels, self._stream)
+        stopwatch = Stopwatch(self._driver, kernels, self._stream, self._note)
         stack.callback(stopwatch.close)
         return lambda enqueue: stopwatch.time({"work": enqueue})["work"]
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def call(self, work: Work) -> float:
         """Median microseconds of the host, from the launch to the end of waiting for it."""

@@ -128,6 +128,7 @@ def test_the_page_tells_of_a_gpu_only_what_its_file_holds(tmp_path: Path) -> Non
     assert "checks: 1 of 2 claims hold" in page
     assert "  - boxes are equal: AssertionError" in page
     assert "ncu (failed with exit code 1)" in page
+    assert "- kernels, recorded, 550x550: times of work hold the host's own" in page
     assert gpu_section("some-gpu.json", _REPORT) in page
 
 
@@ -167,6 +168,7 @@ _REPORT: dict[str, Any] = {
             "mask_copy_bytes": 4_400_000,
             "sm_mhz": [1980, 1980],
             "kernels": [{"kernel": "decode", "blocks": 602, "cold_us": 5.0, "warm_us": 4.0}],
+            "notes": ["times of work hold the host's own"],
         }
     ],
     "preprocess": [

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from benchmarks.figures.gpu_timing import CudaGraphTimer
 from tests.emulator.driver import EmulatedDriver
 from tests.emulator.expectations import SMALL
 from yolact_deploy.cuda.stopwatch import Stopwatch
@@ -71,3 +72,16 @@ def test_a_gate_is_opened_when_enqueueing_fails() -> None:
         assert done == [1]
         assert watch.time({"work": lambda: None}) == {"work": 0}
         assert not watch.unheld
+
+
+def test_a_figure_of_work_that_waits_for_the_gpu_says_that_it_holds_the_hosts_time() -> None:
+    with watching() as (driver, _, stream):
+        kernels = driver.load_kernels(SMALL)
+        timer = CudaGraphTimer(driver, stream, repeats=2, capture=False, kernels=kernels)
+        timer.each([lambda on: driver.call(on, lambda: None)])
+        assert timer.notes == []
+        for _ in range(2):
+            timer.each([driver.synchronize])
+        kernels.close()
+    (note,) = timer.notes
+    assert "hold the host's own" in note
