@@ -228,6 +228,7 @@ def ncu(visit: Visit) -> None:
         visit.report.keep("ncu", {"why_not": "ncu is not installed"})
         return
     kept_heads(visit)  # made where nobody watches
+    found: dict[str, Any] = {}
     for name, (scene, size) in (_NCU_REHEARSAL if visit.rehearsal else _NCU_SCENES).items():
         command = [tool, "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(_NCU_METRICS)]
         command += [sys.executable, "-m", _THIS, "ncu-target", *visit.arguments(visit.seconds_left)]
@@ -235,9 +236,10 @@ def ncu(visit: Visit) -> None:
         left = max(visit.seconds_left, 1)
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=left)
         if done.returncode != 0 or "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
-            visit.report.keep("ncu", {"why_not": (done.stdout + done.stderr)[-1500:]})
+            visit.report.keep("ncu", {**found, "why_not": (done.stdout + done.stderr)[-1500:]})
             return
-        visit.report.keep("ncu", {**visit.report.read().get("ncu", {}), name: list(_ncu_rows(done.stdout))})
+        found[name] = list(_ncu_rows(done.stdout))
+        visit.report.keep("ncu", found)
 
 
 def ncu_target(visit: Visit) -> None:

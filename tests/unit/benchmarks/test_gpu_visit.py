@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.figures import gpu_timing
+from benchmarks.figures import gpu_parts, gpu_timing
 from benchmarks.figures.gpu import Part, run_parts
 from benchmarks.figures.gpu_page import gpu_section
 from benchmarks.figures.gpu_parts import Rows
@@ -135,6 +135,19 @@ def test_a_row_that_fails_costs_no_other_and_is_told(visit: Visit) -> None:
     assert "- not measured: kernels, 4K: DeviceMemoryError: not enough memory" in gpu_section(
         "gpu", {**report, "kernels": []}
     )
+
+
+def test_a_scene_that_ncu_can_not_count_costs_none_before_it(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = '"ID","Kernel Name"\n"",""\n"0","decode"\n'
+    runs = iter(
+        [SimpleNamespace(returncode=0, stdout=table, stderr=""), SimpleNamespace(returncode=1, stdout="", stderr="no")]
+    )
+    monkeypatch.setattr(gpu_parts, "find_tool", lambda name: name)
+    monkeypatch.setattr(gpu_parts, "kept_heads", lambda visit: None)
+    monkeypatch.setattr(gpu_parts.subprocess, "run", lambda *_, **__: next(runs))
+    gpu_parts.ncu(visit)
+    found = visit.report.read()["ncu"]
+    assert (found["550"], found["why_not"]) == ([{"Kernel Name": "decode"}], "no")
 
 
 def test_the_clock_is_nvmls_of_the_gpu_at_that_bus(monkeypatch: pytest.MonkeyPatch) -> None:
