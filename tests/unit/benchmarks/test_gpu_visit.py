@@ -144,7 +144,7 @@ def test_a_scene_that_ncu_can_not_count_costs_none_before_it(visit: Visit, monke
     )
     monkeypatch.setattr(gpu_parts, "find_tool", lambda name: name)
     monkeypatch.setattr(gpu_parts, "kept_heads", lambda visit: None)
-    monkeypatch.setattr(gpu_parts.subprocess, "run", lambda *_, **__: next(runs))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: next(runs))
     gpu_parts.ncu(visit)
     found = visit.report.read()["ncu"]
     assert (found["550"], found["why_not"]) == ([{"Kernel Name": "decode"}], "no")
