@@ -34,8 +34,8 @@ _FP16_FIELDS = dict(
 
 @dataclass(frozen=True)
 class Geometry:
-    """Threads of a block, and what each of them makes: multiples of a warp's 32, of a mask's a power of two, at most 1024.
-    Results are the same in every geometry."""
+    """Threads of a block, and what each of them makes: multiples of a warp's 32, of decode and of a mask a power of two, at most
+    1024. Results are the same in every geometry."""
 
     preprocess_columns: int = 32  # threads beside each other, a column of pixels each
     preprocess_lines: int = 8  # threads below each other

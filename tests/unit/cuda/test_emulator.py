@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tests.emulator.device_memory import EmulatedMemory, EmulatorMisuseError
-from tests.emulator.emulator import Array, Emulator, EmulatorError, compiled
+from tests.emulator.emulator import Array, Emulator, EmulatorError, compiled, emulator
 from tests.emulator.expectations import SMALL
 from yolact_deploy.cuda.launches import Launch
+from yolact_deploy.cuda.specialization import Geometry
 
 # Under the name and arguments of a kernel of ours; the first number says what it does wrong.
 FAULTY = """
@@ -90,3 +93,8 @@ def test_views_of_one_array_stay_views_of_one_array(faulty: Emulator) -> None:
     both = np.zeros(17, np.uint32)
     faulty.launch(LAUNCH, {"run_count": both, "run_start": both[1:]})
     assert both.tolist() == [0, 42, *[0] * 15]
+
+
+def test_blocks_whose_warps_would_leave_priors_out_are_not_compiled() -> None:
+    with pytest.raises(EmulatorError, match="share 32 priors evenly"):
+        emulator(dataclasses.replace(SMALL, geometry=Geometry(decode_threads=96)))

@@ -3,6 +3,7 @@
 #define DECODE_WARPS (DECODE_THREADS / 32)
 #define ROWS_PER_WARP (32 / DECODE_WARPS)                         // a block decides 32 priors: one word of bits
 #define ROWS_IN_FLIGHT (COLUMNS_PER_LANE <= 4 ? ROWS_PER_WARP : 1)  // loads issued before the first is used
+static_assert(DECODE_WARPS >= 1 && 32 % DECODE_WARPS == 0, "the warps of a block share 32 priors evenly");
 
 // The sum of elements START .. START + N - 1, element i in lane i % 32 of values[i / 32]; NumPy's pairwise order, so that
 // softmax agrees with the reference to the last bit.
