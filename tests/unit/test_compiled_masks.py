@@ -112,6 +112,25 @@ def test_numpy_makes_the_first_masks_of_a_process_and_the_kernel_the_rest(monkey
     assert isinstance(_after_many(monkeypatch), CompiledMasks)
 
 
+@pytest.mark.usefixtures("readiness")
+def test_a_fork_waits_until_the_kernel_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    before: list[Any] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: before.append(hooks["before"]))
+    go_on, is_loaded = threading.Event(), threading.Event()
+
+    def load() -> None:
+        go_on.wait()
+        is_loaded.set()
+
+    monkeypatch.setattr(compiled_masks, "load_kernel", load)
+    monkeypatch.setattr(compiled_masks, "_PATIENCE", 0)
+    choose_masks(random_scene(0, at_most=20))
+    threading.Timer(0.05, go_on.set).start()
+    for hook in before:
+        hook()
+    assert is_loaded.is_set()
+
+
 def _broken() -> Any:
     raise ImportError("Numba needs NumPy 2.4 or less. Got NumPy 3.0.")
 

@@ -93,8 +93,12 @@ class _Readiness:
                 begins = self._wanted > _PATIENCE and not self._begun
                 self._begun = self._begun or begins
             if begins:
+                loading = threading.Thread(target=self._load, name="yolact-deploy-masks")
                 with suppress(RuntimeError):  # at the end of the process no thread begins
-                    threading.Thread(target=self._load, name="yolact-deploy-masks").start()
+                    loading.start()
+                    if hasattr(os, "register_at_fork"):  # not on Windows
+                        # a process forked in the midst of the import would wait for ever when it imports numba itself
+                        os.register_at_fork(before=loading.join)
         return self._kernel
 
     def _load(self) -> None:
