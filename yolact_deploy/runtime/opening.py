@@ -285,7 +285,11 @@ def _choose_runtime(file: OnnxFile, request: _CpuRequest) -> _Choice:
         return _Choice("onnxruntime", note=note)
     if not has_onnxruntime:
         return _Choice("openvino", "onnxruntime is not installed", _saturation(file, request))
-    if not (exact := is_int8_exact()):
+    try:
+        exact = is_int8_exact()
+    except ImportError as exc:  # an install that is broken
+        return _Choice("onnxruntime", "OpenVINO can't be loaded", f"OpenVINO can't be loaded: {one_line(exc)}")
+    if not exact:
         why = (
             "OpenVINO's INT8 saturates on this CPU"
             if exact is False

@@ -92,6 +92,21 @@ def test_where_openvino_is_missing_int8_tells_what_it_would_bring(
     assert opened(shapes_onnx).notes == ()
 
 
+def test_an_openvino_that_can_not_be_loaded_leaves_int8_to_onnxruntime_with_a_note(
+    int8: OnnxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> str:
+        raise ImportError("libtbb.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(library, "_instructions", refuse)
+    detector = opened(int8)
+    assert detector.description.startswith("onnxruntime")
+    (note,) = detector.notes
+    assert "libtbb.so.12" in note
+    with pytest.raises(ImportError, match="libtbb"):
+        opened(int8, runtime="openvino")
+
+
 def test_a_missing_openvino_is_named_with_its_install(shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library.load_openvino.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
