@@ -50,5 +50,9 @@ def sigmoid(x: FloatArray) -> FloatArray:
 
 
 def fma(a: AnyArray, b: AnyArray, c: AnyArray) -> FloatArray:
-    """a * b + c of float32 values, shapes as they broadcast, rounded once: the product is exact in double."""
+    """a * b + c of float32 values, shapes as they broadcast, fused: the product is exact in double.
+
+    The sum is rounded there before it is rounded to float32, so that it is off by a last bit where the product is a tie of two
+    float32 and c less than 2^-28 of it.
+    """
     return (a.astype(np.float64) * b + c).astype(np.float32)
