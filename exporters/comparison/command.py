@@ -14,7 +14,7 @@ import yolact_deploy.arguments as arguments
 from yolact_deploy.arguments import given
 from yolact_deploy.artifacts.names import CpuPrecision, OnnxRuntimeChoice, StepProgress
 from yolact_deploy.errors import OptionError
-from yolact_deploy.files import check_writable
+from yolact_deploy.files import check_writable, refuse_overwriting
 from yolact_deploy.optional import require_export
 from yolact_deploy.reference.images import MAX_PIXELS, check_max_pixels, list_images
 
@@ -79,7 +79,12 @@ def compare(
     from exporters.comparison import compare as comparison
     from exporters.comparison.page import write_html
 
-    for target in given(html=html, **saved).values():
+    targets = given(html=html, **saved)
+    if len({Path(target).resolve() for target in targets.values()}) < len(targets):
+        raise OptionError(f"{' and '.join(targets)} are one file. Give each a name of its own.")
+    for target in targets.values():
+        for source in (a, b, *given(annotations=annotations, spec=spec).values()):
+            refuse_overwriting(target, source)
         check_writable(target)
     report = comparison.compare(
         a,

@@ -21,8 +21,8 @@ from onnx import numpy_helper
 
 from exporters.comparison.report import Side
 from yolact_deploy.arrays import AnyArray, FloatArray
-from yolact_deploy.artifacts.names import INPUT, OUTPUTS, StepProgress, module_of
-from yolact_deploy.artifacts.onnx_file import OnnxFile
+from yolact_deploy.artifacts.names import END_TO_END, INPUT, OUTPUTS, StepProgress, module_of
+from yolact_deploy.artifacts.onnx_file import OnnxFile, no_stages
 from yolact_deploy.artifacts.plan_file import PlanFile
 from yolact_deploy.errors import ArtifactError, ImageError, SpecError
 from yolact_deploy.files import write_text
@@ -184,6 +184,8 @@ class _Graph:
                 f"{side.info.path} is a checkpoint, which has no graph whose layers could be compared. Export it first: "
                 f"yolact-deploy export {side.info.path} -o {Path(side.info.path).stem}.onnx"
             )
+        if file.form == END_TO_END:
+            raise no_stages(file.path)
         model = onnx.load(str(file.path))
         if side.runs_in_openvino:
             options: dict[str, Any] = {

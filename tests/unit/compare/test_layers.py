@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from exporters.comparison.compare import compare
 from exporters.comparison.layers import LayerComparison
+from exporters.end_to_end.export import export_end_to_end
 from tests import goldens
 from tests.unit.compare.conftest import SPEC, WriteTiny, scaled
 from tests.unit.engines.tiny_network import Graph
 from yolact_deploy import Detector
 from yolact_deploy.cli import app
-from yolact_deploy.errors import ArtifactError, MissingDependencyError, SpecError
+from yolact_deploy.errors import ArtifactError, EngineError, MissingDependencyError, SpecError
 from yolact_deploy.reference.images import read_image
 from yolact_deploy.spec import FpnSpec
 
@@ -167,3 +168,42 @@ def test_a_checkpoint_has_no_layers_to_look_at(shapes_onnx: Path) -> None:
             spec_file=goldens.SHAPES_SPEC,
             layers=True,
         )
+
+
+def test_an_end_to_end_file_has_no_layers_to_look_at(write_tiny: WriteTiny, pictures: list[Path]) -> None:
+    model = write_tiny("a.onnx")
+    whole = model.with_name("whole.onnx")
+    export_end_to_end(model, whole, parity=False)
+    with pytest.raises(ArtifactError, match="is an end-to-end ONNX"):
+        layers_of(model, whole, pictures)
+
+
+def test_what_fails_in_a_runner_is_said_in_our_words_alone(
+    write_tiny: WriteTiny, pictures: list[Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_tiny("a.onnx")
+    monkeypatch.setattr("exporters.comparison.layers._Graph.feed", lambda *_: {"image": np.zeros((1, 1), np.uint8)})
+    with pytest.raises(EngineError, match="could not be run with its modules as outputs"):
+        layers_of(model, model, pictures)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("option", ["--save-inputs", "--save-outputs", "--html"])
+def test_no_input_is_overwritten(option: str, write_tiny: WriteTiny, pictures: list[Path]) -> None:
+    model = write_tiny("a.onnx")
+    content = model.read_bytes()
+    arguments = ["compare", str(model), str(model), "--images", str(pictures[0]), "--layers", option, str(model)]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 2
+    assert "is the input itself" in json.loads(result.stdout)["error"]["message"]
+    assert model.read_bytes() == content
+
+
+def test_two_files_to_write_have_two_names(write_tiny: WriteTiny, pictures: list[Path], tmp_path: Path) -> None:
+    model, target = write_tiny("a.onnx"), str(tmp_path / "x.json")
+    targets = ["--save-inputs", target, "--save-outputs", target]
+    result = CliRunner().invoke(
+        app, ["compare", str(model), str(model), "--images", str(pictures[0]), "--layers", *targets]
+    )
+    assert result.exit_code == 2
+    assert "are one file" in result.stderr
