@@ -187,6 +187,15 @@ def test_a_cache_that_can_not_be_written_is_none(tmp_path: Path) -> None:
     assert _compare(tmp_path / "file", scenes=1)[1:] == [0, None, 0, 1]
 
 
+@pytest.mark.slow
+@pytest.mark.needs("numba")
+def test_a_damaged_cache_is_done_without(tmp_path: Path) -> None:
+    kept_in = _compare(tmp_path, scenes=1)[2]
+    for index in Path(kept_in).glob("*.nbi"):
+        index.write_bytes(b"")  # as a machine that lost its power may leave it
+    assert _compare(tmp_path, scenes=1)[1:] == [0, None, 0, 1]
+
+
 def _compare(cache: Path, scenes: int) -> list[Any]:
     environment = {"NUMBA_DISABLE_JIT": "0", "NUMBA_CACHE_DIR": "", "YOLACT_DEPLOY_CACHE": str(cache)}
     command = [sys.executable, "-c", COMPARE, str(scenes)]

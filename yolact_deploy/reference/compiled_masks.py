@@ -47,8 +47,16 @@ def load_kernel() -> Kernel | None:
     not to compile (NUMBA_DISABLE_JIT). Raises what the import of a broken numba raises."""
     if find_spec("numba") is None or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return None
+    try:
+        return _compiled(is_kept=True)
+    except Exception:  # numba's, of a cache that is damaged, or on a full disk
+        return _compiled(is_kept=False)
+
+
+def _compiled(*, is_kept: bool) -> Kernel:
     kernel: Kernel = compiled_fill_words()
-    _keep_compiled(kernel)
+    if is_kept:
+        _keep_compiled(kernel)
     nothing = PrototypeMasks(
         np.zeros((1, 1, 1), np.float32), np.zeros((0, 1), np.float32), np.zeros((0, 4), np.float32), (1, 1), crop=True
     )
