@@ -109,8 +109,8 @@ class Run:
         """Take up the journal, or begin it. Raises OutputError where it is another run's, or overlays would be replaced."""
         journal = self.journal
         assert journal is not None
-        opened = {**self.detector.arguments, "gpu": None}  # which is no text
-        request = {**options, **opened, "detections listed": self.is_listed, "version": __version__}
+        arguments = {**self.detector.arguments, "gpu": None, "runtime": self.detector.description.partition(": ")[0]}
+        request = {**options, **arguments, "detections listed": self.is_listed, "version": __version__}
         if journal.path is not None:
             request |= {"artifact": self.detector.file.sha256, "images": _digest(self.files, self.ids)}
         try:

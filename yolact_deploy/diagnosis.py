@@ -85,8 +85,8 @@ def diagnose(
     when they can't be compiled or kept.
 
     >>> report = diagnose()
-    >>> [ability["name"] for ability in report["abilities"] if ability["name"].endswith("CPU")]
-    ['detect, eval, bench on CPU']
+    >>> next(ability["name"] for ability in report["abilities"] if ability["name"].endswith("CPU"))
+    'detect, eval, bench on CPU'
     """
     check_flags(warm=warm)
     check_text_lists(targets=targets)

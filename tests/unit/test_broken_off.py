@@ -156,6 +156,15 @@ def test_another_model_does_not_go_on_with_a_run(detector: Detector, shapes_onnx
         detect_files(detector, PHOTOS, coco="a.json", resume=True)
 
 
+def test_another_runtime_does_not_go_on_with_a_run(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" chooses may be installed in between, and finds a score that differs in its last digits."""
+    with pytest.raises(KeyboardInterrupt):
+        detect_files(detector, PHOTOS, coco="a.json", on_result=_broken_by(KeyboardInterrupt(), after=1))
+    monkeypatch.setattr(Detector, "description", "OpenVINO 2026.4 on the CPU")
+    with pytest.raises(OutputError, match=r"is of another run: runtime was 'onnxruntime"):
+        detect_files(detector, PHOTOS, coco="a.json", resume=True)
+
+
 def test_a_journal_is_replaced_only_when_asked_for(detector: Detector, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         detect_files(detector, PHOTOS, coco="a.json", on_result=_broken_by(KeyboardInterrupt(), after=2))

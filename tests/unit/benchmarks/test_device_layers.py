@@ -143,7 +143,7 @@ def test_an_onnxruntime_that_does_not_count_kernels_says_who_does(
     emulated: Callable[..., EmulatedGpu], shapes_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = emulated()
-    monkeypatch.setattr(layer_profiles, "choose_providers", lambda ort, device: [CPU_PROVIDER])
+    monkeypatch.setattr(layer_profiles, "choose_providers", lambda ort, device, **_: [CPU_PROVIDER])
     with (
         gpu.open(shapes_onnx) as detector,
         pytest.raises(BenchmarkError, match=r"only how long it takes to launch it.*build-engine.*--device cpu"),

@@ -106,7 +106,8 @@ class Lane:
             stages = self._watch.time(works)
             masks, copies = self._reader.plan_rest(prepared.results, None)
             if copies:
-                stages["device_to_host"] += self._watch.time({"masks": partial(_enqueue, copies)})["masks"]
+                rest = "the rest of the masks"
+                stages["device_to_host"] += self._watch.time({rest: partial(_enqueue, copies)})[rest]
             found = self._reader.build(prepared.results, masks)
             self._release()
         return _reorder(found, order), {stage: stages[stage] for stage in DEVICE_STAGES}
