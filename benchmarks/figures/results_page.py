@@ -99,7 +99,7 @@ def _readme_figures(cpu: dict[str, Any], side: dict[str, Any] | None, measured_o
             for name, key, digits, ratio_digits in rows
         ),
         "",
-        *([] if side is None else [*_side_table(side), ""]),
+        *([] if side is None else [*_side_table(side), "", *_side_origin(side)]),
         f"| shapes val, {ap['images']} images, AP | box | mask |",
         "|---|---|---|",
         *(f"| {name} | {100 * ap['bbox'][key]:.2f} | {100 * ap['segm'][key]:.2f} |" for name, key in precisions),
@@ -137,6 +137,15 @@ def _side_section(path: Path, report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _side_origin(report: dict[str, Any]) -> list[str]:
+    """That its times are of another run than those around it, and what was said of that run."""
+    return [
+        "This table is a run of its own (`python -m benchmarks.figures.side_by_side`): compare its times with each other, not "
+        f"with those above. {' '.join(note[:1].upper() + note[1:] for note in report['notes'])}".rstrip(),
+        "",
+    ]
 
 
 def _side_table(report: dict[str, Any]) -> list[str]:

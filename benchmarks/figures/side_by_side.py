@@ -11,8 +11,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -148,12 +148,8 @@ def _golden_files(folder: Path) -> dict[bool, Path]:
     return {False: plain, True: int8}
 
 
-@contextmanager
-def _open(ours: Ours, artifact: Path, threads: int) -> Iterator[Detector]:
-    with Detector(
-        artifact, device="cpu", runtime=ours.runtime, cpu_precision=ours.precision, threads=threads
-    ) as detector:
-        yield detector
+def _open(ours: Ours, artifact: Path, threads: int) -> Detector:
+    return Detector(artifact, device="cpu", runtime=ours.runtime, cpu_precision=ours.precision, threads=threads)
 
 
 def _torch(model: Any, image: Image, notes: list[str]) -> dict[str, Whole]:
